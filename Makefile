@@ -1,0 +1,38 @@
+# Everything from a machine with Python 3.11 or newer, pip, gcc, git and make; all of it lands in .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BACKEND ?= torch
+BIN := .venv/bin
+RUN ?= runs/demo-$(BACKEND)-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed-$(BACKEND)
+	$(BIN)/ict train --backend $(BACKEND) --preset digits --out $(RUN)
+	$(BIN)/ict sample $(RUN) --backend $(BACKEND) --num 100 --out $(RUN)/one-step.png
+	$(BIN)/ict sample $(RUN) --backend $(BACKEND) --num 100 --steps 2 --out $(RUN)/two-step.png
+	@echo
+	@$(BIN)/ict eval $(RUN) --backend $(BACKEND)
+	@echo "  for orientation: two halves of the data, 0.31; a plain 0.5 M-parameter U-Net by the same method, 0.67"
+	@echo "Pictures: $(RUN)/one-step.png, $(RUN)/two-step.png, and while it learnt: $(RUN)/samples/"
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv/installed-%: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e '.[$*,digits]'
+	touch $@

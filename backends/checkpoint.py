@@ -1,0 +1,123 @@
+"""Checkpoints: named arrays in safetensors and a small JSON beside them, the same for every backend.
+
+params/NAME, ema/NAME               float32; convolutions [out, in, h, w], dense layers [out, in]
+first_moment/NAME, second_moment/NAME   of RAdam
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ict_backends.errors import CheckpointError, NonFiniteError
+from ict_backends.files import whole_folder
+from ict_backends.rundir import RunDir
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+Arrays = dict[str, np.ndarray]
+FORMAT = "ict-checkpoint-1"
+_TENSORS, _STATE = "state.safetensors", "state.json"
+
+
+class Checkpoint(NamedTuple):
+    """The state of a run after `step` steps; each dict is from parameter name to array.
+
+    Attributes:
+        params: the weights in training.
+        ema: their moving average.
+        first_moment, second_moment: of the optimiser, whose own step count is `step`.
+    """
+
+    step: int
+    params: Arrays
+    ema: Arrays
+    first_moment: Arrays
+    second_moment: Arrays
+
+
+def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep` (0: remove none). Returns its folder.
+
+    It is written to a temporary name and renamed, so that a checkpoint is there whole or not at all.
+
+    Raises:
+        NonFiniteError: a weight is NaN or infinite; nothing is written, and the older checkpoints stay.
+    """
+    arrays = {
+        f"{group}/{name}": a for group in checkpoint._fields[1:] for name, a in getattr(checkpoint, group).items()
+    }
+    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        last = run.checkpoints()[-1:] or ["none"]
+        raise NonFiniteError(f"{bad[0]} is not finite after step {checkpoint.step}; last good checkpoint: {last[0]}")
+    folder = run.checkpoint_folder(checkpoint.step)
+    with whole_folder(folder) as temporary:
+        save_file(arrays, temporary / _TENSORS)
+        digest = hashlib.sha256((temporary / _TENSORS).read_bytes()).hexdigest()
+        state = {"format": FORMAT, "step": checkpoint.step, "sha256": digest}
+        (temporary / _STATE).write_text(json.dumps(state, indent=2) + "\n")
+    for old in run.checkpoints()[:-keep] if keep else []:
+        shutil.rmtree(old)
+    return folder
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint's folder.
+
+    Raises:
+        CheckpointError: in one line, that it is truncated, changed or not one of ours.
+    """
+    step, digest = _read_state(folder)
+    tensors = folder / _TENSORS
+    try:
+        content = tensors.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged: the contents of {_TENSORS} are not those that were written"
+        )
+    del content
+    try:
+        arrays = load_file(tensors)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
+    groups: dict[str, Arrays] = {group: {} for group in Checkpoint._fields[1:]}
+    for name, array in arrays.items():
+        group, _, parameter = name.partition("/")
+        if group not in groups:
+            raise CheckpointError(f"checkpoint {folder} is not one of ict's: it holds {name}")
+        groups[group][parameter] = array
+    return Checkpoint(step, **groups)
+
+
+def _read_state(folder: Path) -> tuple[int, str]:
+    try:
+        state = json.loads((folder / _STATE).read_text())
+        if state["format"] != FORMAT:
+            raise CheckpointError(f"checkpoint {folder} has format {state['format']!r}; this version reads {FORMAT!r}")
+        return int(state["step"]), str(state["sha256"])
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {folder} is not one of ict's: it has no {_STATE}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {_STATE} cannot be read ({error})") from error
+
+
+def check_arrays(what: str, expected: dict[str, tuple[int, ...]], found: Arrays) -> None:
+    """Raise CheckpointError, listing every difference, unless `found` has just the expected names and shapes."""
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    wrong = [
+        f"{name} is {list(found[name].shape)} and not {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != tuple(shape)
+    ]
+    problems = [f"missing: {', '.join(missing)}"] * bool(missing)
+    problems += [f"unknown: {', '.join(extra)}"] * bool(extra) + wrong
+    if problems:
+        raise CheckpointError(f"{what} does not fit the network: {'; '.join(problems)}")

@@ -1,0 +1,27 @@
+"""What can go wrong that is not a fault of the software: each message is one line for the user."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something about the data, a checkpoint, the disk or the run; the command line exits with 1."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """Something about what was asked for; the command line exits with 2."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Images or labels that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A run or a checkpoint that cannot be used."""
+
+
+class NonFiniteError(UserError):
+    """Training that has left the finite numbers."""

@@ -1,0 +1,52 @@
+"""What one training step is going to do, decided on the host from (seed, step): the same for every backend."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from ict_backends.randomness import batch_indices, step_generator
+
+from ict_core import Config, Grid, Levels, discretization_steps, make_grid
+
+
+class StepPlan(NamedTuple):
+    """The host's part of one training step.
+
+    Attributes:
+        n: number of noise levels, N(k).
+        indices: [b] images.
+        flips: [b] bool, mirror left to right.
+        levels: the drawn levels and weights, float64.
+        device_seed: seed of the backend's own generator, for z and the dropout masks.
+    """
+
+    n: int
+    indices: np.ndarray
+    flips: np.ndarray
+    levels: Levels
+    device_seed: int
+
+
+@lru_cache(maxsize=2)
+def _grid(n: int, noise: object) -> Grid:
+    return make_grid(
+        n,
+        sigma_min=noise.sigma_min,
+        sigma_max=noise.sigma_max,
+        rho=noise.rho,
+        p_mean=noise.noise_mean,
+        p_std=noise.noise_std,
+    )
+
+
+def plan_step(config: Config, step: int, count: int) -> StepPlan:
+    """The plan of step `step` in 0..total_steps-1, over a data set of `count` images."""
+    train = config.train
+    rng = step_generator(train.seed, step)
+    n = discretization_steps(step, train.total_steps, s0=config.curriculum.s0, s1=config.curriculum.s1)
+    levels = _grid(n, config.noise).draw(rng, train.batch_size)
+    flips = rng.random(train.batch_size) < (0.5 if config.data.flip else 0.0)
+    indices = batch_indices(train.seed, step, train.batch_size, count)
+    return StepPlan(n, indices, flips, levels, int(rng.integers(2**63)))

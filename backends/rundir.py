@@ -1,0 +1,111 @@
+"""A run's folder: what is where in it.
+
+RUN/config.toml                     the resolved configuration
+RUN/data.json                       count and sha256 of the images
+RUN/metrics.jsonl                   one JSON object a logged step
+RUN/samples/step_00000100.png       one-step samples from the EMA weights, always from the same noise
+RUN/checkpoints/step_00000100/      state.safetensors and state.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ict_backends.data import Dataset
+from ict_backends.errors import CheckpointError, UsageError
+from ict_backends.files import write_atomically
+
+from ict_core import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """RUN/config.toml."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """RUN/metrics.jsonl."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def data_file(self) -> Path:
+        """RUN/data.json."""
+        return self.path / "data.json"
+
+    def samples_file(self, step: int) -> Path:
+        """RUN/samples/step_N.png."""
+        return self.path / "samples" / f"step_{step:08d}.png"
+
+    def checkpoint_folder(self, step: int) -> Path:
+        """RUN/checkpoints/step_N."""
+        return self.path / "checkpoints" / f"step_{step:08d}"
+
+    def checkpoints(self) -> list[Path]:
+        """The folders of the checkpoints, oldest first."""
+        found = (self.path / "checkpoints").glob("step_*")
+        return sorted(p for p in found if re.fullmatch(r"step_\d{8,}", p.name) and p.is_dir())
+
+    def latest_checkpoint(self) -> Path:
+        """The newest checkpoint's folder. Raises CheckpointError where there is none."""
+        found = self.checkpoints()
+        if not found:
+            raise CheckpointError(f"run {self.path} has no checkpoints in {self.path / 'checkpoints'}")
+        return found[-1]
+
+    def load_config(self) -> Config:
+        """The run's configuration. Raises CheckpointError where this is no run."""
+        if not self.path.is_dir():
+            raise CheckpointError(f"run {self.path} does not exist")
+        if not self.config_file.is_file():
+            raise CheckpointError(f"{self.path} is not a run: it has no {self.config_file.name}")
+        try:
+            return Config.load(self.config_file)
+        except ConfigError as error:
+            raise CheckpointError(f"run {self.path}: {error}") from error
+
+
+def create_run(path: Path, config: Config, dataset: Dataset) -> RunDir:
+    """Make the folder of a new run. Raises UsageError where it holds another run, or other files."""
+    run = RunDir(path)
+    if run.config_file.exists():
+        raise UsageError(f"--out {path} holds another run; continue it with --resume or choose another folder")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"--out {path} is not an empty folder; choose another one")
+    write_atomically(run.data_file, (json.dumps(_describe_data(dataset)) + "\n").encode())
+    write_atomically(run.config_file, config.to_toml().encode())
+    return run
+
+
+def check_same_data(run: RunDir, dataset: Dataset) -> None:
+    """Raise CheckpointError unless the data set is the one that the run was started with."""
+    try:
+        known = json.loads(run.data_file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"run {run.path}: {run.data_file.name} cannot be read ({error})") from error
+    if known != _describe_data(dataset):
+        raise CheckpointError(
+            f"run {run.path} was started on other data; resuming needs the same images in the same order"
+        )
+
+
+def _describe_data(dataset: Dataset) -> dict[str, object]:
+    digest = hashlib.sha256(dataset.images)
+    if dataset.labels is not None:
+        digest.update(dataset.labels)
+    return {"count": len(dataset.images), "sha256": digest.hexdigest()}
+
+
+def free_run_path(parent: Path, name: str) -> Path:
+    """The first of parent/name-001, parent/name-002, ... that does not exist."""
+    return next(p for i in range(1, 10**6) if not (p := parent / f"{name}-{i:03d}").exists())

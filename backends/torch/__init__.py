@@ -1,0 +1,7 @@
+"""The torch backend."""
+
+from ict_backends.torch.device import check_device
+from ict_backends.torch.sample import Model, load_model
+from ict_backends.torch.train import train
+
+__all__ = ["Model", "check_device", "load_model", "train"]

@@ -1,0 +1,180 @@
+"""The layers of the networks, in torch: NCHW shapes, channels_last in memory, authors' initialisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from ict_backends.ncsnpp_spec import BlockSpec
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def variance_scaling_(weight: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Fill in place with U(-a, a), a = sqrt(3 scale / ((fan_in + fan_out) / 2)); scale 0 means 1e-10, as the
+    authors have it. `weight` is [out, in, ...]."""
+    fan_in = weight[0].numel()
+    fan_out = weight.shape[0] * math.prod(weight.shape[2:])
+    bound = math.sqrt(3.0 * max(scale, 1e-10) / ((fan_in + fan_out) / 2))
+    with torch.no_grad():
+        return weight.uniform_(-bound, bound)
+
+
+class Linear(nn.Linear):
+    """Dense layer [b, in] -> [b, out]."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        variance_scaling_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class Conv(nn.Conv2d):
+    """Biased convolution [b, in, h, w] -> [b, out, h, w] of an odd kernel size, zero padding."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, scale: float = 1.0) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        variance_scaling_(self.weight, scale=scale)
+        nn.init.zeros_(self.bias)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation with the authors' epsilon and min(channels // 4, 32) groups."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(min(channels // 4, 32), channels, eps=1e-6)
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels, one head; [b, c, h, w] -> the same, with its residual connection."""
+
+    def __init__(self, channels: int, *, skip_rescale: bool) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.query = Conv(channels, channels, 1)
+        self.key = Conv(channels, channels, 1)
+        self.value = Conv(channels, channels, 1)
+        self.out = Conv(channels, channels, 1, scale=0.0)
+        self.skip_rescale = skip_rescale
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (rearrange(layer(h), "b c h w -> b 1 (h w) c") for layer in (self.query, self.key, self.value))
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = self.out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+        return add(x, h, rescale=self.skip_rescale)
+
+
+def add(a: Tensor, b: Tensor, *, rescale: bool) -> Tensor:
+    """The sum of two branches, divided by sqrt 2 with `rescale`."""
+    return (a + b) * math.sqrt(0.5) if rescale else a + b
+
+
+def fir_kernel(taps: Sequence[float], *, gain: float = 1.0) -> Tensor:
+    """[n, n] outer product of the taps, of sum `gain`, float64."""
+    kernel = torch.outer(torch.tensor(taps, dtype=torch.float64), torch.tensor(taps, dtype=torch.float64))
+    return kernel * (gain / kernel.sum())
+
+
+def filter2d(x: Tensor, kernel: Tensor, *, stride: int, padding: int) -> Tensor:
+    """Correlate every channel of [b, c, h, w] with the same [n, n] kernel, turned by 180 degrees (a convolution)."""
+    weight = kernel.flip(0, 1).to(x).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(x, weight, stride=stride, padding=padding, groups=x.shape[1])
+
+
+def downsample(x: Tensor, taps: Sequence[float]) -> Tensor:
+    """Halve [b, c, h, w] by the FIR filter; the mean of 2x2 where there are no taps."""
+    if not taps:
+        return F.avg_pool2d(x, 2)
+    return filter2d(x, fir_kernel(taps), stride=2, padding=(len(taps) - 2) // 2)
+
+
+def upsample(x: Tensor, taps: Sequence[float]) -> Tensor:
+    """Double [b, c, h, w] by the FIR filter; repeat pixels where there are no taps."""
+    if not taps:
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    weight = fir_kernel(taps, gain=4.0).to(x).expand(x.shape[1], 1, -1, -1)
+    return F.conv_transpose2d(x, weight, stride=2, padding=(len(taps) - 2) // 2, groups=x.shape[1])
+
+
+class PyramidDownsample(nn.Module):
+    """Halve [b, in, h, w] by the FIR filter and a strided 3x3 convolution to `out` channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float]) -> None:
+        super().__init__()
+        self.conv = Conv(in_channels, out_channels)
+        self.taps = tuple(taps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.taps:  # as wide a border as lets the unpadded convolution return exactly half
+            x = filter2d(x, fir_kernel(self.taps), stride=1, padding=len(self.taps) // 2)
+        else:
+            x = F.pad(x, (0, 1, 0, 1))
+        return F.conv2d(x, self.conv.weight, self.conv.bias, stride=2)
+
+
+class ResidualBlock(nn.Module):
+    """BigGAN residual block: norm, swish, resample, conv; + embedding; norm, swish, dropout, conv; + shortcut.
+
+    [b, in, h, w], [b, e] -> [b, out, h', w'], where h' is h, h/2 (`spec.down`) or 2h (`spec.up`). `mask`, bool
+    [b, out, h', w'], says which elements dropout keeps; None keeps all, unscaled.
+    """
+
+    def __init__(
+        self, spec: BlockSpec, embedding: int, *, taps: Sequence[float], dropout: float, skip_rescale: bool
+    ) -> None:
+        super().__init__()
+        self.norm_0 = GroupNorm(spec.in_channels)
+        self.conv_0 = Conv(spec.in_channels, spec.out_channels)
+        self.embed = Linear(embedding, spec.out_channels)
+        self.norm_1 = GroupNorm(spec.out_channels)
+        self.conv_1 = Conv(spec.out_channels, spec.out_channels, scale=0.0)
+        self.shortcut = Conv(spec.in_channels, spec.out_channels, 1) if spec.has_shortcut else None
+        self.up, self.down, self.taps = spec.up, spec.down, tuple(taps)
+        self.dropout, self.skip_rescale = dropout, skip_rescale
+
+    def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
+        h = F.silu(self.norm_0(x))
+        if self.up:
+            h, x = upsample(h, self.taps), upsample(x, self.taps)
+        elif self.down:
+            h, x = downsample(h, self.taps), downsample(x, self.taps)
+        h = self.conv_0(h) + self.embed(F.silu(embedding))[:, :, None, None]
+        h = F.silu(self.norm_1(h))
+        if mask is not None:
+            h = h * mask / (1.0 - self.dropout)
+        h = self.conv_1(h)
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        return add(x, h, rescale=self.skip_rescale)
+
+
+class NoiseEmbedding(nn.Module):
+    """Features of c_noise and of the label through two dense layers: [b] -> [b, 4 channels].
+
+    Fourier: sin then cos of 2 pi W c_noise, with stored frequencies W ~ N(0, scale^2) that have no
+    gradient. Positional: sin then cos of scale c_noise at geometric frequencies from 1 to 1e-4.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int, *, kind: str, scale: float, num_classes: int) -> None:
+        super().__init__()
+        if kind == "fourier":
+            self.register_buffer("frequencies", torch.randn(channels) * scale)
+        else:
+            half = channels // 2
+            ramp = torch.arange(half, dtype=torch.float64) / max(half - 1, 1)
+            self.register_buffer("frequencies", scale * 10_000.0**-ramp, persistent=False)
+        self.turns = 2 * math.pi if kind == "fourier" else 1.0
+        self.dense_0 = Linear(2 * self.frequencies.shape[0], 4 * channels)
+        self.dense_1 = Linear(4 * channels, 4 * channels)
+        self.labels = nn.Embedding(num_classes, 4 * channels) if num_classes else None
+
+    def forward(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        angles = self.turns * c_noise[:, None] * self.frequencies.to(c_noise)
+        features = torch.cat([angles.sin(), angles.cos()], dim=1)
+        embedding = self.dense_1(F.silu(self.dense_0(features)))
+        return embedding if self.labels is None else embedding + self.labels(labels)

@@ -1,0 +1,5 @@
+"""`python -m ict_cli`."""
+
+from ict_cli.main import run
+
+run()

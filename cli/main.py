@@ -1,0 +1,82 @@
+"""The `ict` command: its subcommands, and the one place where errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+_COMMANDS = {
+    "train": "Train a model from images.",
+    "sample": "Draw images from a trained model.",
+    "eval": "Measure how far a model's images are from the data.",
+    "show": "Print the settings, size and stages of a preset or a run.",
+}
+_INTERRUPTED = 130
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when it is used, so that `ict --help` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"ict_cli.{cmd_name}"), f"{cmd_name}_command")
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ict")
+def ict() -> None:
+    """Train, sample and study consistency models by improved consistency training (arXiv 2310.14189).
+
+    Start with `ict train --preset digits`, then `ict sample RUN --out samples.png`.
+    """
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0, 1 for data, checkpoints and disks, 2 for usage, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(ict.main(args=arguments, prog_name="ict", standalone_mode=False) or 0)
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            raise
+        line, code = _explain(error)
+        if line is None:
+            raise
+        click.echo(line, err=True)
+        sys.exit(code)
+
+
+def _explain(error: BaseException) -> tuple[str | None, int]:
+    """The line and the exit code for an error of the user's; None for one of ours, which shows its traceback."""
+    from ict_backends.errors import UserError
+
+    from ict_core import ConfigError
+
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return "Interrupted.", _INTERRUPTED
+    if isinstance(error, click.ClickException):
+        return f"Error: {' '.join(error.format_message().split())}", error.exit_code
+    if isinstance(error, UserError):
+        return f"Error: {error}", error.exit_code
+    if isinstance(error, ConfigError):
+        return f"Error: {error}", 2
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has left; what Python would still flush at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "Error: the output was closed", 1
+    if isinstance(error, OSError) and error.strerror:
+        return f"Error: {error.filename or 'output'}: {error.strerror}", 1
+    return None, 1

@@ -1,0 +1,86 @@
+"""What several commands share: options, and how their values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+from ict_backends.errors import UsageError
+
+from ict_core import Config
+from ict_core.sampling import check_falling_sigmas
+
+backend_option = click.option("--backend", default="torch", show_default=True, help="What computes.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="Where: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the noise."
+)
+weights_option = click.option(
+    "--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Averaged or last weights."
+)
+batch_option = click.option(
+    "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images computed at a time."
+)
+# Read by `ict_cli.main.run` from the arguments; declared so that every command takes and documents it.
+debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+
+
+def steps_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --steps and --sigmas."""
+    command = click.option("--sigmas", help="Falling noise levels, one a step, such as 80,0.821.")(command)
+    return click.option(
+        "--steps", type=click.IntRange(min=1), help="1, or 2 with the preset's second level.  [default: 1]"
+    )(command)
+
+
+def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None) -> list[float]:
+    """The levels that --steps or --sigmas ask for. Raises UsageError, naming the option and what is allowed."""
+    first, second = config.noise.sigma_max, config.sample.second_sigma
+    if sigmas is None:
+        if steps not in (None, 1, 2):
+            raise UsageError(f"--steps {steps} needs its levels: --sigmas {first:g},... with {steps} falling values")
+        return [first, second][: steps or 1]
+    if steps is not None:
+        raise UsageError("--steps and --sigmas exclude each other")
+    try:
+        levels = [float(text) for text in sigmas.split(",")]
+        check_falling_sigmas(levels, sigma_min=config.noise.sigma_min, sigma_max=first)
+    except ValueError as error:
+        raise UsageError(f"--sigmas {sigmas}: {error}") from error
+    return levels
+
+
+def resolve_labels(config: Config, labels: str | None, num: int) -> np.ndarray | None:
+    """[num] class labels: those asked for, in turn, or all classes in turn; None for an unconditional model."""
+    classes = config.network.num_classes
+    if not classes:
+        if labels is not None:
+            raise UsageError(f"--labels {labels}: the model is unconditional (network.num_classes = 0)")
+        return None
+    try:
+        asked = list(range(classes)) if labels is None else [int(text) for text in labels.split(",")]
+    except ValueError:
+        raise UsageError(f"--labels {labels} must be integers such as 3 or 0,1,2") from None
+    bad = [label for label in asked if not 0 <= label < classes]
+    if bad:
+        raise UsageError(f"--labels {labels}: {bad[0]} is not in 0..{classes - 1}")
+    return np.resize(np.array(asked, dtype=np.int64), num)
+
+
+def check_output(out: Path, suffixes: Sequence[str], *, create: bool) -> None:
+    """Raise before any work unless `out` can become a file with one of the suffixes, or a new folder.
+
+    With `create`, the folder is made, so that one that cannot be made is found out now.
+    """
+    if out.suffix and out.suffix not in suffixes:
+        raise UsageError(f"--out {out} must end in {' or '.join(suffixes)}, or name a folder")
+    if out.suffix and out.is_dir():
+        raise UsageError(f"--out {out} is a folder")
+    if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not an empty folder; choose another one")
+    if create:
+        (out.parent if out.suffix else out).mkdir(parents=True, exist_ok=True)

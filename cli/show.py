@@ -1,0 +1,60 @@
+"""`ict show`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+from ict_backends.errors import UsageError
+from ict_cli.options import debug_option
+
+from ict_core import Config, load_preset, preset_names, stages
+
+
+@click.command("show")
+@click.argument("what", metavar="[PRESET|RUN]", required=False)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw levels, noise law, weights and curriculum into a PNG."
+)
+@debug_option
+def show_command(what: str | None, plot: Path | None) -> None:
+    """Print the settings, size and stages of a preset or a run; without an argument, the presets there are."""
+    if what is None:
+        click.echo("presets: " + ", ".join(preset_names()))
+        return
+    config = _find(what)
+    click.echo(config.to_toml())
+    click.echo(f"parameters: {_count_parameters(config):,}\n")
+    click.echo(_stage_table(config))
+    if plot is not None:
+        from ict_cli.plot import plot_method
+
+        if plot.suffix != ".png":
+            raise UsageError(f"--plot {plot} must end in .png")
+        plot_method(config, plot)
+        click.echo(f"plot: {plot}")
+
+
+def _find(what: str) -> Config:
+    from ict_backends.rundir import RunDir
+
+    if what in preset_names():
+        return load_preset(what)
+    if not Path(what).exists():
+        load_preset(what)  # raises, suggesting the nearest name
+    return RunDir(Path(what)).load_config()
+
+
+def _count_parameters(config: Config) -> int:
+    from ict_backends.ncsnpp_spec import ncsnpp_parameters
+
+    return sum(math.prod(shape) for shape in ncsnpp_parameters(config.network, config.data.shape).values())
+
+
+def _stage_table(config: Config) -> str:
+    curriculum = config.curriculum
+    rows = ["stage       N    steps"]
+    for i, stage in enumerate(stages(config.train.total_steps, s0=curriculum.s0, s1=curriculum.s1)):
+        rows.append(f"{i:5d} {stage.n:7d}    {stage.first}..{stage.last}")
+    return "\n".join(rows)

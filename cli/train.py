@@ -1,0 +1,150 @@
+"""`ict train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from ict_backends.errors import DataError, UsageError
+from ict_cli.options import backend_option, debug_option, device_option
+
+from ict_core import Config
+from ict_core.config import (
+    DataConfig,
+    Tree,
+    build_sections,
+    merge,
+    parse_assignment,
+    preset_tree,
+    read_toml,
+    replace,
+)
+
+# What may differ when a run is resumed: it changes what is written, not what is computed.
+_FREE_ON_RESUME = {
+    "data.source",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.sample_every",
+}
+
+
+@click.command("train")
+@backend_option
+@click.option("--preset", default="digits", show_default=True, help="Settings to start from; `ict show` knows them.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Your own TOML file, over the preset.")
+@click.option("--data", help='"digits", an .npz or .npy file of uint8 images, or a folder of images.')
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/PRESET-BACKEND-NNN]")
+@click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")
+@click.option("--steps", type=int, help="Training steps (train.total_steps).")
+@click.option("--seed", type=int, help="Of all randomness (train.seed).")
+@device_option
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its newest checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
+@debug_option
+@click.pass_context
+def train_command(
+    ctx: click.Context,
+    backend: str,
+    preset: str,
+    config_file: Path | None,
+    data: str | None,
+    out: Path | None,
+    assignments: tuple[str, ...],
+    steps: int | None,
+    seed: int | None,
+    device: str,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Train a model from images.
+
+    Settings come from the preset, then --config, then --set, then the other options; later ones win. They are
+    printed, and saved in the run's folder with metrics, sample pictures and checkpoints.
+    """
+    from ict_backends import load_backend
+    from ict_backends.data import load_data
+    from ict_backends.rundir import RunDir, check_same_data, create_run, free_run_path
+
+    engine = load_backend(backend)
+    engine.check_device(device)
+    asked = [_read_file(config_file)] if config_file else []
+    asked += [parse_assignment(text) for text in assignments]
+    asked.append(_flags(data=data, steps=steps, seed=seed))
+    if resume:
+        explicit = ctx.get_parameter_source("preset") != click.core.ParameterSource.DEFAULT
+        config = _resume_config(out, merge([preset_tree(preset)] * explicit + asked))
+        dataset = load_data(config.data.source)
+        check_same_data(RunDir(out), dataset)
+        RunDir(out).latest_checkpoint()
+    else:
+        sections = build_sections(merge([preset_tree(preset), *asked]))
+        dataset = load_data(sections.get("data", DataConfig()).source)
+        config = Config(**_fit_to_data(sections, merge(asked), dataset.shape))
+        out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
+    _check_labels(config, dataset.labels)
+
+    click.echo(
+        f"# {'resume' if resume else 'run'} {out} with {backend} on {len(dataset.images)} images\n{config.to_toml()}"
+    )
+    if dry_run:
+        return
+    run = RunDir(out) if resume else create_run(out, config, dataset)
+    engine.train(config, dataset, run, device=device, resume=resume)
+    click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
+
+
+def _read_file(path: Path) -> Tree:
+    try:
+        return read_toml(path)
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
+
+
+def _flags(*, data: str | None, steps: int | None, seed: int | None) -> Tree:
+    given = {"data": {"source": data}, "train": {"total_steps": steps, "seed": seed}}
+    return {section: {k: v for k, v in values.items() if v is not None} for section, values in given.items()}
+
+
+def _fit_to_data(sections: dict[str, Any], asked: Tree, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The sections with the shape of the data; a shape that the user has set must be that one."""
+    data = sections.get("data", DataConfig())
+    if "shape" in asked.get("data", {}) and data.shape != shape:
+        raise DataError(f"data {data.source} has images of {list(shape)}, but data.shape is set to {list(data.shape)}")
+    return sections | {"data": DataConfig(source=data.source, shape=shape, flip=data.flip)}
+
+
+def _resume_config(out: Path | None, asked: Tree) -> Config:
+    """The configuration of the run to resume, where nothing that was asked for contradicts it."""
+    from ict_backends.rundir import RunDir
+
+    if out is None:
+        raise UsageError("--resume needs --out RUN, the folder of the run to continue")
+    config = RunDir(out).load_config()
+    known = config.flat()
+    sections = build_sections(asked)
+    changed = {f"{s}.{key}": getattr(sections[s], key) for s, values in asked.items() for key in values}
+    refused = [
+        f"{name} is {known[name]} and not {value}"
+        for name, value in changed.items()
+        if value != known[name] and name not in _FREE_ON_RESUME
+    ]
+    if refused:
+        raise UsageError(f"--resume: the run in {out} has other settings: {'; '.join(refused)}")
+    free: dict[str, dict[str, Any]] = {s: {} for s in sections}
+    for name in changed.keys() & _FREE_ON_RESUME:
+        section, _, key = name.partition(".")
+        free[section][key] = changed[name]
+    return replace(config, **free)
+
+
+def _check_labels(config: Config, labels: Any) -> None:
+    classes = config.network.num_classes
+    if classes and labels is None:
+        raise DataError(f"data {config.data.source} has no labels, which network.num_classes = {classes} needs")
+    if classes and labels.max() >= classes:
+        raise DataError(
+            f"data {config.data.source}: label {labels.max()} is not in 0..{classes - 1} (network.num_classes)"
+        )

@@ -1,0 +1,63 @@
+"""The mathematics of improved consistency training, for any array library.
+
+schedule           karras_sigmas
+curriculum         discretization_steps, stages
+noise_law          interval_probabilities
+grid               make_grid: one stage's levels, law and weights, and the draw from them
+parameterization   scalings, consistency_output
+loss               pseudo_huber, huber_constant, loss_weight, consistency_loss
+sampling           multistep_sample
+config             the settings of a run, and the presets
+"""
+
+from ict_core.config import (
+    Config,
+    ConfigError,
+    CurriculumConfig,
+    DataConfig,
+    LossConfig,
+    NCSNppConfig,
+    NoiseConfig,
+    SampleConfig,
+    TrainConfig,
+    load_preset,
+    preset_names,
+)
+from ict_core.curriculum import Stage, discretization_steps, stages
+from ict_core.grid import Grid, Levels, make_grid
+from ict_core.loss import ConsistencyLoss, consistency_loss, huber_constant, loss_weight, pseudo_huber
+from ict_core.noise_law import interval_probabilities
+from ict_core.parameterization import Scalings, consistency_output, scalings
+from ict_core.sampling import multistep_sample
+from ict_core.schedule import karras_sigmas
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ConsistencyLoss",
+    "CurriculumConfig",
+    "DataConfig",
+    "Grid",
+    "Levels",
+    "LossConfig",
+    "NCSNppConfig",
+    "NoiseConfig",
+    "SampleConfig",
+    "Scalings",
+    "Stage",
+    "TrainConfig",
+    "consistency_loss",
+    "consistency_output",
+    "discretization_steps",
+    "huber_constant",
+    "interval_probabilities",
+    "karras_sigmas",
+    "load_preset",
+    "loss_weight",
+    "make_grid",
+    "multistep_sample",
+    "preset_names",
+    "pseudo_huber",
+    "scalings",
+    "stages",
+]

@@ -1,0 +1,107 @@
+"""What every core function asks of its array arguments: the namespace, the dtype, the shape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+# Arrays of any library that follows the array-API standard, and their namespaces. The standard
+# has no static type for either yet, so these aliases are documentation.
+Array = Any
+Namespace = Any
+
+
+def namespace(name: str, array: Array, xp: Namespace | None = None) -> Namespace:
+    """The array namespace of argument `name`, or `xp` where the caller has named it."""
+    if xp is not None:
+        return xp
+    try:
+        return array_namespace(array)
+    except TypeError:
+        raise TypeError(f"{name} must be an array, not {type(array).__name__}") from None
+
+
+def check_floating(name: str, array: Array, xp: Namespace) -> None:
+    """Raise TypeError unless `array` has a real floating dtype."""
+    dtype = getattr(array, "dtype", None)
+    if dtype is None or not xp.isdtype(dtype, "real floating"):
+        what = type(array).__name__ if dtype is None else dtype
+        raise TypeError(f"{name} must be an array of a real floating dtype, not {what}")
+
+
+def check_same(name_a: str, a: Array, name_b: str, b: Array) -> None:
+    """Raise unless the two arrays have one shape and one dtype: nothing is broadcast or promoted."""
+    if getattr(b, "dtype", None) != a.dtype:
+        raise TypeError(
+            f"{name_b} must have the dtype of {name_a}, {a.dtype}, not {getattr(b, 'dtype', type(b).__name__)}"
+        )
+    if tuple(b.shape) != tuple(a.shape):
+        raise ValueError(f"{name_b} must have the shape of {name_a}, {tuple(a.shape)}, not {tuple(b.shape)}")
+
+
+def check_per_sample(name: str, values: Array, batch_name: str, batch: Array) -> None:
+    """Raise unless `values` is [b] in the dtype of `batch`, which is [b, *event]."""
+    if batch.ndim < 1:
+        raise ValueError(f"{batch_name} must be [b, *event], not a scalar")
+    if getattr(values, "dtype", None) != batch.dtype:
+        found = getattr(values, "dtype", type(values).__name__)
+        raise TypeError(f"{name} must have the dtype of {batch_name}, {batch.dtype}, not {found}")
+    if tuple(values.shape) != tuple(batch.shape[:1]):
+        raise ValueError(f"{name} must be [b] = {tuple(batch.shape[:1])}, not {tuple(values.shape)}")
+
+
+def check_number(name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf) -> None:
+    """Raise unless `value` is a finite real number within the bounds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, not {value}")
+    if not value > above:
+        raise ValueError(f"{name} must be > {above:g}, not {value}")
+    if not value >= at_least:
+        raise ValueError(f"{name} must be >= {at_least:g}, not {value}")
+
+
+def check_count(name: str, value: int, *, at_least: int = 0) -> None:
+    """Raise unless `value` is an integer >= `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if value < at_least:
+        raise ValueError(f"{name} must be >= {at_least}, not {value}")
+
+
+def check_level_range(sigma_min: float, sigma_max: float) -> None:
+    """Raise unless 0 < sigma_min < sigma_max."""
+    check_number("sigma_min", sigma_min, above=0.0)
+    check_number("sigma_max", sigma_max, above=0.0)
+    if not sigma_min < sigma_max:
+        raise ValueError(f"sigma_max must be > sigma_min = {sigma_min}, not {sigma_max}")
+
+
+def per_sample(values: Array, like: Array, xp: Namespace) -> Array:
+    """View [b] as [b, 1, ...], with as many axes as `like`."""
+    return xp.reshape(values, tuple(values.shape) + (1,) * (like.ndim - 1))
+
+
+def constant(value: float, like: Array, xp: Namespace) -> Array:
+    """A scalar array in the dtype and on the device of `like`.
+
+    A bare Python number would do in most places, but torch evaluates `half_tensor - number` in
+    float32, and then sigma - sigma_min is not exactly 0 at sigma_min.
+    """
+    return xp.asarray(value, dtype=like.dtype, device=device(like))
+
+
+def full_batch(value: float, like: Array, xp: Namespace) -> Array:
+    """[b] filled with `value`, in the dtype and on the device of `like`, [b, *event]."""
+    return xp.broadcast_to(constant(value, like, xp), tuple(like.shape[:1]))
+
+
+def to_host(array: Array) -> np.ndarray[Any, Any]:
+    """A float64 NumPy copy of any array, wherever it lives."""
+    if hasattr(array, "detach"):  # torch: NumPy cannot read tensors with a graph, off the CPU or in bfloat16
+        array = array.detach().cpu().double()
+    return np.array(array, dtype=np.float64)

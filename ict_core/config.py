@@ -1,0 +1,386 @@
+"""The settings of a run: frozen dataclasses, their ranges, and the presets.
+
+A configuration is made of sections of plain values, so that every value has one dotted name
+(`train.learning_rate`), in TOML files, on the command line and in the printed result alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type or out of range; the message is one line."""
+
+
+def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} must be {allowed}, not {_literal(value)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images come from and what they are.
+
+    Attributes:
+        source: "digits" (embedded) or a path: .npz, .npy or a folder of images.
+        shape: [channels, height, width] of an image.
+        flip: mirror images left to right at random.
+    """
+
+    source: str = "digits"
+    shape: tuple[int, ...] = (1, 8, 8)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.source != "", "data.source", self.source, '"digits" or a path')
+        ok = len(self.shape) == 3 and all(s >= 1 for s in self.shape)
+        _require(ok, "data.shape", self.shape, "[channels, height, width], each >= 1")
+
+    @property
+    def dim(self) -> int:
+        """D, the number of elements of an image."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NCSNppConfig:
+    """The NCSN++ network; the defaults are those of the authors' CIFAR-10 model.
+
+    Attributes:
+        family: "ncsnpp".
+        channels: nf, the width that `channel_mult` multiplies; a multiple of 4.
+        channel_mult: width of each level in units of `channels`; each level halves the image.
+        blocks: residual blocks a level on the way down (one more on the way up).
+        attention_resolutions: image heights at which self-attention follows.
+        dropout: rate in [0, 1), between the two convolutions of a block.
+        embedding: "fourier" or "positional" features of c_noise = log(sigma) / 4.
+        embedding_scale: fourier: standard deviation of the frequencies; positional: the factor on
+            c_noise (1000 gives the authors' 250 log sigma).
+        fir_kernel: the resampling filter; empty for nearest-neighbour and mean pooling.
+        input_pyramid: feed the downsampled input to every level ("residual").
+        skip_rescale: divide sums of two branches by sqrt 2.
+        num_classes: 0 for an unconditional model.
+    """
+
+    family: str = "ncsnpp"
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    blocks: int = 4
+    attention_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.3
+    embedding: str = "fourier"
+    embedding_scale: float = 0.02
+    fir_kernel: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
+    input_pyramid: bool = True
+    skip_rescale: bool = True
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.family == "ncsnpp", "network.family", self.family, '"ncsnpp"')
+        ok = self.channels >= 4 and self.channels % 4 == 0
+        _require(ok, "network.channels", self.channels, "a multiple of 4, >= 4")
+        ok = len(self.channel_mult) > 0 and all(m >= 1 for m in self.channel_mult)
+        _require(ok, "network.channel_mult", self.channel_mult, "a list of integers >= 1")
+        for width in {m * self.channels for m in self.channel_mult}:
+            ok = width % min(width // 4, 32) == 0
+            _require(ok, "network.channels", self.channels, f"such that {width} channels divide into 32 groups")
+        _require(self.blocks >= 1, "network.blocks", self.blocks, ">= 1")
+        ok = all(r >= 1 for r in self.attention_resolutions)
+        _require(ok, "network.attention_resolutions", self.attention_resolutions, "a list of integers >= 1")
+        _require(0 <= self.dropout < 1, "network.dropout", self.dropout, "in [0, 1)")
+        ok = self.embedding in ("fourier", "positional")
+        _require(ok, "network.embedding", self.embedding, '"fourier" or "positional"')
+        _require(self.embedding_scale > 0, "network.embedding_scale", self.embedding_scale, "> 0")
+        ok = len(self.fir_kernel) == 0 or (len(self.fir_kernel) % 2 == 0 and sum(self.fir_kernel) > 0)
+        _require(ok, "network.fir_kernel", self.fir_kernel, "empty, or of even length with a positive sum")
+        _require(self.num_classes >= 0, "network.num_classes", self.num_classes, ">= 0 (0: unconditional)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """The noise levels and their law in training.
+
+    Attributes:
+        sigma_min, sigma_max, rho: of `karras_sigmas`.
+        sigma_data: standard deviation of the data that `scalings` assumes.
+        noise_mean, noise_std: of log sigma, the `p_mean` and `p_std` of `interval_probabilities`.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    sigma_data: float = 0.5
+    noise_mean: float = -1.1
+    noise_std: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require(self.sigma_min > 0, "noise.sigma_min", self.sigma_min, "> 0")
+        allowed = f"> noise.sigma_min = {self.sigma_min}"
+        _require(self.sigma_max > self.sigma_min, "noise.sigma_max", self.sigma_max, allowed)
+        _require(self.rho > 0, "noise.rho", self.rho, "> 0")
+        _require(self.sigma_data > 0, "noise.sigma_data", self.sigma_data, "> 0")
+        _require(self.noise_std > 0, "noise.noise_std", self.noise_std, "> 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """The number of noise levels over time: `discretization_steps`.
+
+    Attributes:
+        s0, s1: the first and the last number of intervals.
+    """
+
+    s0: int = 10
+    s1: int = 1280
+
+    def __post_init__(self) -> None:
+        _require(self.s0 >= 1, "curriculum.s0", self.s0, ">= 1")
+        _require(self.s1 >= self.s0, "curriculum.s1", self.s1, f">= curriculum.s0 = {self.s0}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The distance between neighbouring levels.
+
+    Attributes:
+        huber_factor: the Pseudo-Huber constant is c = huber_factor * sqrt(D).
+    """
+
+    huber_factor: float = 0.00054
+
+    def __post_init__(self) -> None:
+        _require(self.huber_factor > 0, "loss.huber_factor", self.huber_factor, "> 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimisation, and what a run leaves behind while it goes.
+
+    Attributes:
+        seed: all randomness of the run is a function of it and the step.
+        total_steps: K, over which the curriculum is spread.
+        batch_size: images a step.
+        learning_rate, betas: of RAdam.
+        ema_decay: of the weights that samples are made from; the teacher has no EMA.
+        log_every, sample_every, checkpoint_every: in steps; the last two 0 for never, but the last step
+            always leaves samples and a checkpoint.
+        keep_checkpoints: how many of the newest to keep; 0 for all.
+    """
+
+    seed: int = 0
+    total_steps: int = 400_000
+    batch_size: int = 1024
+    learning_rate: float = 1e-4
+    betas: tuple[float, ...] = (0.9, 0.999)
+    ema_decay: float = 0.99993
+    log_every: int = 50
+    sample_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, "train.seed", self.seed, "in [0, 2^63)")
+        _require(self.total_steps >= 1, "train.total_steps", self.total_steps, ">= 1")
+        _require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "> 0")
+        ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        _require(ok, "train.betas", self.betas, "two numbers in [0, 1)")
+        _require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "in [0, 1)")
+        _require(self.log_every >= 1, "train.log_every", self.log_every, ">= 1")
+        for name, zero in (("sample_every", "never"), ("checkpoint_every", "never"), ("keep_checkpoints", "all")):
+            value = getattr(self, name)
+            _require(value >= 0, f"train.{name}", value, f">= 0 (0: {zero})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Sampling defaults.
+
+    Attributes:
+        second_sigma: the second level of two-step sampling, which the literature tunes per data set.
+    """
+
+    second_sigma: float = 0.821
+
+    def __post_init__(self) -> None:
+        _require(self.second_sigma > 0, "sample.second_sigma", self.second_sigma, "> 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run. Sections check themselves; this checks what they must agree on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NCSNppConfig = field(default_factory=NCSNppConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        _, height, width = self.data.shape
+        _require(height == width, "data.shape", self.data.shape, "square")
+        factor = 2 ** (len(self.network.channel_mult) - 1)
+        levels = len(self.network.channel_mult)
+        allowed = f"of a size that divides by {factor}, since network.channel_mult has {levels} levels"
+        _require(height % factor == 0, "data.shape", self.data.shape, allowed)
+        lo, hi = self.noise.sigma_min, self.noise.sigma_max
+        _require(
+            lo <= self.sample.second_sigma < hi, "sample.second_sigma", self.sample.second_sigma, f"in [{lo:g}, {hi:g})"
+        )
+
+    def to_toml(self) -> str:
+        """The configuration as a TOML document that `Config.load` reads back to an equal one."""
+        blocks = []
+        for section in fields(self):
+            value = getattr(self, section.name)
+            lines = [f"{f.name} = {_literal(getattr(value, f.name))}" for f in fields(value)]
+            blocks.append("\n".join([f"[{section.name}]", *lines]))
+        return "\n\n".join(blocks) + "\n"
+
+    @staticmethod
+    def load(path: Path) -> Config:
+        """The configuration that a TOML file holds over the defaults."""
+        return build_config(read_toml(path))
+
+    def flat(self) -> dict[str, Any]:
+        """Every value under its dotted name."""
+        return {
+            f"{section.name}.{f.name}": getattr(getattr(self, section.name), f.name)
+            for section in fields(self)
+            for f in fields(getattr(self, section.name))
+        }
+
+
+Tree = Mapping[str, Mapping[str, Any]]
+
+
+def preset_names() -> list[str]:
+    """The names that `load_preset` takes."""
+    return sorted(p.stem for p in PRESETS.glob("*.toml"))
+
+
+def load_preset(name: str) -> Config:
+    """A preset's configuration. Raises ConfigError, naming the presets there are."""
+    return build_config(preset_tree(name))
+
+
+def preset_tree(name: str) -> Tree:
+    """A preset's TOML as nested dicts, to be merged with others before `build_config`."""
+    if name not in preset_names():
+        raise ConfigError(
+            f"unknown preset {_literal(name)}{_suggest(name, preset_names())}; there are {', '.join(preset_names())}"
+        )
+    return read_toml(PRESETS / f"{name}.toml")
+
+
+def read_toml(path: Path) -> Tree:
+    """A TOML file of sections as nested dicts. Raises ConfigError where it is no such file."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    for name, section in tree.items():
+        if not isinstance(section, dict):
+            raise ConfigError(f"{path}: {name} must stand in a section such as [train]")
+    return tree
+
+
+def parse_assignment(text: str) -> Tree:
+    """The `a.b=value` of the command line; the value is TOML, or else a bare string."""
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set {_literal(text)} must be SECTION.KEY=VALUE, such as train.batch_size=64")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return {section: {key: parsed}}
+
+
+def merge(trees: Iterable[Tree]) -> Tree:
+    """One tree in which later values replace earlier ones."""
+    merged: dict[str, dict[str, Any]] = {}
+    for tree in trees:
+        for section, values in tree.items():
+            merged.setdefault(section, {}).update(values)
+    return merged
+
+
+def build_config(tree: Tree) -> Config:
+    """The configuration of nested dicts: names, types and ranges checked, defaults filled in.
+
+    Raises:
+        ConfigError: for an unknown name (with the nearest known one), a wrong type, a bad value.
+    """
+    return Config(**build_sections(tree))
+
+
+def build_sections(tree: Tree) -> dict[str, Any]:
+    """The sections that `tree` names, each checked by itself; `Config` checks what they must agree on."""
+    types = typing.get_type_hints(Config)
+    for section in tree:
+        if section not in types:
+            raise ConfigError(f"unknown section [{section}]{_suggest(section, types)}")
+    return {name: _build_section(name, types[name], tree[name]) for name in tree}
+
+
+def _build_section(section: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
+    types = typing.get_type_hints(kind)
+    every_name = [f"{s}.{f.name}" for s, t in typing.get_type_hints(Config).items() for f in fields(t)]
+    for key in values:
+        if key not in types:
+            name = f"{section}.{key}"
+            raise ConfigError(f"unknown key {name}{_suggest(name, every_name)}")
+    return kind(**{key: _coerce(f"{section}.{key}", types[key], value) for key, value in values.items()})
+
+
+def _coerce(name: str, kind: Any, value: Any) -> Any:
+    """`value` as `kind`; integers become floats and lists become tuples, nothing else is converted."""
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        _require(isinstance(value, (list, tuple)), name, value, f"a list of {_KINDS[item]}s")
+        return tuple(_coerce(name, item, v) for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    _require(type(value) is kind, name, value, f"a{'n' if kind is int else ''} {_KINDS[kind]}")
+    if kind is float:
+        _require(math.isfinite(value), name, value, "finite")
+    return value
+
+
+_KINDS = {int: "integer", float: "number", str: "string", bool: "boolean (true or false)"}
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _literal(value: object) -> str:
+    """A TOML literal: JSON's notation for these types, where the number is finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, tuple):
+        value = list(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def replace(config: Config, **sections: Mapping[str, Any]) -> Config:
+    """A copy with some values changed: `replace(config, train={"seed": 1})`."""
+    changed = {s: dataclasses.replace(getattr(config, s), **values) for s, values in sections.items()}
+    return dataclasses.replace(config, **changed)

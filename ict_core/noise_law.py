@@ -1,0 +1,88 @@
+"""The law of the noise level in training: a lognormal, discretised on the levels of a stage."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ict_core._arrays import Array, Namespace, check_floating, check_number, constant, namespace, to_host
+
+
+def interval_probabilities(
+    sigmas: Array, *, p_mean: float = -1.1, p_std: float = 2.0, xp: Namespace | None = None
+) -> Array:
+    """The probability of each interval between neighbouring levels.
+
+        p(i) ~ erf((log s_{i+1} - Pm) / (sqrt2 Ps)) - erf((log s_i - Pm) / (sqrt2 Ps))    iCT sec. 3.5
+             = P(s_i < s <= s_{i+1}) for log s ~ N(Pm, Ps^2), renormalised over [s_1, s_N]
+
+    Computed on the host in float64 and cast once; it is set up once per stage and is not meant to
+    be traced by a compiler.
+
+    Args:
+        sigmas: [n] levels, > 0, strictly rising, n >= 2.
+        p_mean, p_std: mean and standard deviation (> 0) of log sigma.
+        xp: array namespace; inferred from `sigmas` when omitted.
+
+    Returns:
+        [n-1], >= 0, summing to 1, in the dtype and on the device of `sigmas`.
+
+    Raises:
+        TypeError, ValueError: naming the argument; also where the law has no mass between the ends.
+    """
+    xp = namespace("sigmas", sigmas, xp)
+    check_floating("sigmas", sigmas, xp)
+    check_number("p_mean", p_mean)
+    check_number("p_std", p_std, above=0.0)
+    if sigmas.ndim != 1 or sigmas.shape[0] < 2:
+        raise ValueError(f"sigmas must be [n] with n >= 2, not {tuple(sigmas.shape)}")
+    levels = to_host(sigmas)
+    if not (levels[0] > 0 and np.all(np.diff(levels) > 0) and np.isfinite(levels[-1])):
+        raise ValueError("sigmas must be positive, finite and strictly rising")
+    mass = _lognormal_mass(levels, p_mean, p_std)
+    total = mass.sum()
+    if not total > 0:
+        raise ValueError(
+            f"p_mean = {p_mean}, p_std = {p_std} put no mass between sigmas {levels[0]:g} and {levels[-1]:g}"
+        )
+    return constant(mass / total, sigmas, xp)
+
+
+def interval_cdf(probabilities: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """[n-1] cumulated probabilities, float64, the last one exactly 1."""
+    cdf = np.cumsum(np.asarray(probabilities, dtype=np.float64))
+    cdf /= cdf[-1]
+    return cdf
+
+
+def interval_index(uniforms: np.ndarray[Any, Any], cdf: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The interval that each uniform falls into: index i with cdf[i-1] <= u < cdf[i].
+
+    Args:
+        uniforms: [b] float64 in [0, 1).
+        cdf: [n-1] from `interval_cdf`.
+
+    Returns:
+        [b] integers in 0..n-2. An interval of probability 0 is never returned.
+    """
+    if uniforms.size and not (uniforms.min() >= 0.0 and uniforms.max() < 1.0):
+        raise ValueError("uniforms must be in [0, 1)")
+    index: np.ndarray[Any, Any] = np.searchsorted(cdf, uniforms, side="right")
+    return index
+
+
+def _lognormal_mass(levels: np.ndarray[Any, Any], p_mean: float, p_std: float) -> np.ndarray[Any, Any]:
+    """2 P(s_i < s <= s_{i+1}) by complementary error functions of the nearer tail, which keep their
+    relative precision where 1 - erf would round to 0."""
+    u = (np.log(levels) - p_mean) / (math.sqrt(2.0) * p_std)
+    lo, hi = u[:-1], u[1:]
+    upper = lo > 0
+    near, far = np.where(upper, lo, -hi), np.where(upper, hi, -lo)
+    mass: np.ndarray[Any, Any] = _erfc(near) - _erfc(far)
+    return mass
+
+
+def _erfc(u: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.array([math.erfc(v) for v in u])

@@ -1,0 +1,68 @@
+"""One-step and multi-step sampling from a consistency function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from ict_core._arrays import Array, Namespace, check_floating, check_number, constant, full_batch, namespace
+from ict_core.loss import ConsistencyFunction
+
+
+def multistep_sample(
+    f: ConsistencyFunction,
+    noises: Array | Sequence[Array],
+    sigmas: Sequence[float],
+    *,
+    sigma_min: float = 0.002,
+    clip: bool = True,
+    xp: Namespace | None = None,
+) -> Array:
+    """Sample in len(sigmas) evaluations of f; one level is one-step sampling.
+
+        x <- f(smax z_1, smax);  x <- f(x + sqrt(t_j^2 - smin^2) z_j, t_j)           CM algorithm 1
+
+    Args:
+        f: the consistency function, f(x [b, *event], sigma [b]) -> [b, *event].
+        noises: one [b, *event] standard normal array a step: a sequence, or one stacked array.
+        sigmas: falling levels smax > t_1 > ... >= sigma_min, the first one the model's sigma_max.
+        sigma_min: > 0.
+        clip: clip the result to [-1, 1].
+        xp: array namespace; inferred from the noise when omitted.
+
+    Returns:
+        [b, *event] in the dtype of the noise.
+
+    Raises:
+        TypeError, ValueError: naming the argument: no level, levels not falling or below sigma_min, as
+            many noises as levels not given.
+    """
+    check_falling_sigmas(sigmas, sigma_min=sigma_min)
+    if len(noises) != len(sigmas):
+        raise ValueError(f"noises must hold one array a level: {len(sigmas)}, not {len(noises)}")
+    z = noises[0]
+    xp = namespace("noises", z, xp)
+    check_floating("noises", z, xp)
+    if z.ndim < 1:
+        raise ValueError("noises must be [b, *event] each, not scalars")
+    x = f(sigmas[0] * z, full_batch(sigmas[0], z, xp))
+    for j in range(1, len(sigmas)):
+        noise_std = math.sqrt(sigmas[j] ** 2 - sigma_min**2)
+        x = f(x + noise_std * noises[j], full_batch(sigmas[j], z, xp))
+    if not clip:
+        return x
+    return xp.clip(x, constant(-1.0, x, xp), constant(1.0, x, xp))
+
+
+def check_falling_sigmas(sigmas: Sequence[float], *, sigma_min: float = 0.002, sigma_max: float = math.inf) -> None:
+    """Raise ValueError unless `sigmas` is a falling list of levels in [sigma_min, sigma_max], one at least."""
+    check_number("sigma_min", sigma_min, above=0.0)
+    if len(sigmas) == 0:
+        raise ValueError("sigmas must hold at least one level")
+    for sigma in sigmas:
+        check_number("sigmas", sigma)
+        if not sigma_min <= sigma <= sigma_max:
+            raise ValueError(f"sigmas must lie in [{sigma_min:g}, {sigma_max:g}]; {sigma:g} does not")
+    if any(later >= earlier for earlier, later in pairwise(sigmas)):
+        raise ValueError(f"sigmas must fall from each step to the next, not {', '.join(f'{s:g}' for s in sigmas)}")

@@ -1,0 +1,64 @@
+"""Randomness is a function of its key, and the plan of a step a function of seed and step."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ict_backends.plan import plan_step
+from ict_backends.randomness import batch_indices, image_noises, step_generator
+from ict_core import discretization_steps, karras_sigmas
+
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+@given(seed=SEEDS, count=st.integers(1, 50), batch=st.integers(1, 30), steps=st.integers(1, 12))
+def test_every_epoch_has_every_image_once(seed, count, batch, steps):
+    order = np.concatenate([batch_indices(seed, step, batch, count) for step in range(steps)])
+    assert len(order) == steps * batch
+    for first in range(0, len(order) - count + 1, count):
+        assert np.array_equal(np.sort(order[first : first + count]), np.arange(count))
+
+
+@given(seed=SEEDS, step=st.integers(0, 10**9))
+def test_streams_repeat_and_differ(seed, step):
+    draw = step_generator(seed, step).random(4)
+    assert np.array_equal(draw, step_generator(seed, step).random(4))
+    assert not np.array_equal(draw, step_generator(seed, step + 1).random(4))
+    assert not np.array_equal(draw, step_generator(seed ^ 1, step).random(4))
+
+
+@given(seed=SEEDS, first=st.integers(0, 10**6), batch=st.integers(1, 5), steps=st.integers(1, 3))
+def test_noise_of_an_image_depends_on_seed_and_index_alone(seed, first, batch, steps):
+    together = image_noises(seed, range(first, first + batch), steps, (2, 3, 3))
+    assert together.shape == (steps, batch, 2, 3, 3)
+    assert together.dtype == np.float32
+    for i in range(batch):
+        assert np.array_equal(image_noises(seed, [first + i], steps, (2, 3, 3))[:, 0], together[:, i])
+    assert np.array_equal(image_noises(seed, [first], steps + 1, (2, 3, 3))[:steps, 0], together[:, 0])
+
+
+def test_sampling_noise_is_standard_normal_and_not_the_training_stream():
+    noise = image_noises(0, range(2000), 1, (8, 8)).ravel()
+    assert abs(noise.mean()) < 5 / len(noise) ** 0.5
+    assert abs(noise.var() - 1) < 5 * (2 / len(noise)) ** 0.5
+    assert not np.allclose(step_generator(0, 0).standard_normal(4, dtype=np.float32), image_noises(0, [0], 1, (4,))[0, 0])
+
+
+def test_a_plan_repeats_and_draws_from_its_stage(tiny_config):
+    config = tiny_config()
+    for step in range(10):
+        a, b = plan_step(config, step, 10), plan_step(config, step, 10)
+        assert a.device_seed == b.device_seed
+        assert all(np.array_equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
+        assert a.n == discretization_steps(step, 10, s0=2, s1=8)
+        grid = karras_sigmas(a.n)
+        index = np.searchsorted(grid, a.levels.sigma_lo)
+        assert np.array_equal(grid[index], a.levels.sigma_lo)
+        assert np.array_equal(grid[index + 1], a.levels.sigma_hi)
+    assert plan_step(config, 0, 10).device_seed != plan_step(config, 1, 10).device_seed
+
+
+def test_flips_happen_half_of_the_time_or_never(tiny_config):
+    flips = plan_step(tiny_config(train={"batch_size": 4000}), 0, 10).flips
+    assert abs(flips.mean() - 0.5) < 0.05
+    assert not plan_step(tiny_config(data={"flip": False}, train={"batch_size": 4000}), 0, 10).flips.any()

@@ -1,0 +1,176 @@
+"""The commands as a user types them, on small real runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import TINY
+
+from ict_core import Config, load_preset, preset_names
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def test_train_prints_and_saves_the_resolved_settings_and_leaves_pictures(ict, tmp_path):
+    result = ict("train", "--out", tmp_path / "run", *TINY, "--seed", 7)
+    assert result.code == 0
+    config = Config.load(tmp_path / "run" / "config.toml")
+    assert (config.train.seed, config.train.total_steps, config.network.channels) == (7, 2, 8)
+    assert config.to_toml() in result.out
+    picture = tmp_path / "run" / "samples" / "step_00000002.png"
+    assert str(picture) in result.out
+    assert Image.open(picture).size == (8 * 9 * 4, 8 * 9 * 4)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2]
+
+
+def test_the_bar_shows_step_stage_loss_and_speed(ict, tmp_path):
+    result = ict("train", "--out", tmp_path / "run", *TINY)
+    for part in ("2/2", "N=161", "loss=", "images/s", "<"):
+        assert part in result.err
+
+
+def test_later_settings_win(ict, tmp_path):
+    """Preset < file < --set < flags."""
+    file = tmp_path / "own.toml"
+    file.write_text("[train]\nseed = 1\nbatch_size = 5\ntotal_steps = 50\nlearning_rate = 0.5\n")
+    sets = ["--set", "train.batch_size=6", "--set", "train.total_steps=60"]
+    result = ict("train", "--dry-run", "--config", file, *sets, "--steps", 70)
+    settings = Config.load(_written(tmp_path, result.out)).train
+    assert (settings.seed, settings.learning_rate, settings.batch_size, settings.total_steps) == (1, 0.5, 6, 70)
+    assert settings.ema_decay == load_preset("digits").train.ema_decay
+
+
+def _written(tmp_path, text):
+    path = tmp_path / "printed.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_dry_run_writes_nothing(ict, tmp_path, digits_run):
+    assert ict("train", "--dry-run", "--out", tmp_path / "run").code == 0
+    assert ict("sample", digits_run, "--dry-run", "--out", tmp_path / "new" / "x.png").code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_folder_is_numbered(ict, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits-torch-001", "digits-torch-002"):
+        assert ict("train", *TINY).code == 0
+        assert (tmp_path / "runs" / name / "config.toml").is_file()
+
+
+def test_own_images_bring_their_own_shape(ict, tmp_path, images_file):
+    result = ict("train", "--dry-run", "--data", images_file)
+    assert "shape = [3, 8, 8]" in result.out
+
+
+def test_resume_finishes_a_stopped_run(ict, tmp_path):
+    common = ["--set=train.checkpoint_every=1", *TINY]
+    assert ict("train", "--out", tmp_path / "run", *common).code == 0
+    last = tmp_path / "run" / "checkpoints" / "step_00000002"
+    whole = (last / "state.safetensors").read_bytes()
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    result = ict("train", "--resume", "--out", tmp_path / "run", "--device=cpu", "--set=train.log_every=7")
+    assert result.code == 0
+    assert (last / "state.safetensors").read_bytes() == whole
+    assert ict("train", "--resume", "--out", tmp_path / "run", *common).code == 0
+
+
+def test_samples_do_not_depend_on_the_batch_size_and_do_on_the_seed(ict, tmp_path, digits_run):
+    for name, extra in {"a": (), "b": ("--batch-size", 3), "c": ("--seed", 1), "d": ("--num", 5)}.items():
+        extra = extra if "--num" in extra else (*extra, "--num", 10)
+        assert ict("sample", digits_run, "--out", tmp_path / f"{name}.npz", *extra).code == 0
+    a, b, c, d = (arrays(tmp_path / f"{name}.npz")["arr_0"].astype(int) for name in "abcd")
+    assert a.shape == (10, 8, 8, 1)
+    # One grey level: convolution libraries add in another order at another batch size.
+    assert np.abs(a - b).max() <= 1
+    assert np.abs(a[:5] - d).max() <= 1
+    assert np.abs(a - c).max() > 50
+
+
+def test_samples_go_into_a_grid_a_file_or_a_folder(ict, tmp_path, digits_run):
+    for out in ("x.png", "x.npz", "folder"):
+        assert ict("sample", digits_run, "--num", 6, "--out", tmp_path / out).code == 0
+    images = arrays(tmp_path / "x.npz")["arr_0"]
+    files = sorted((tmp_path / "folder").iterdir())
+    assert [f.name for f in files] == [f"{i:06d}.png" for i in range(6)]
+    assert np.array_equal(np.stack([np.asarray(Image.open(f)) for f in files]), images[..., 0])
+    assert np.asarray(Image.open(tmp_path / "x.png"))[0, 0] == images[0, 0, 0, 0]
+
+
+def test_steps_sigmas_and_weights_change_the_samples(ict, tmp_path, digits_run):
+    options = {"a": (), "b": ("--steps", 2), "c": ("--sigmas", "80,0.821"), "d": ("--sigmas", "80,5,0.5")}
+    options["e"] = ("--weights", "raw")
+    for name, extra in options.items():
+        assert ict("sample", digits_run, "--num", 4, "--out", tmp_path / f"{name}.npz", *extra).code == 0
+    a, b, c, d, e = (arrays(tmp_path / f"{name}.npz")["arr_0"] for name in "abcde")
+    assert np.array_equal(b, c)
+    assert all(not np.array_equal(x, y) for x, y in ((a, b), (b, d), (a, e)))
+
+
+def test_labels_are_taken_in_turn_and_stored(ict, tmp_path, labelled_run):
+    for name, extra, expected in (
+        ("a", (), [0, 1, 2, 0, 1]),
+        ("b", ("--labels", "2"), [2] * 5),
+        ("c", ("--labels", "2,0"), [2, 0, 2, 0, 2]),
+    ):
+        assert ict("sample", labelled_run, "--num", 5, "--out", tmp_path / f"{name}.npz", *extra).code == 0
+        assert arrays(tmp_path / f"{name}.npz")["arr_1"].tolist() == expected
+
+
+def test_eval_prints_the_distance_and_what_the_data_allow(ict, digits_run):
+    result = ict("eval", digits_run, "--num", 100)
+    assert result.code == 0
+    assert "100 one-step samples against 1797 images" in result.out
+    assert "between two random halves of the data: 0." in result.out
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_show_prints_settings_size_and_stages_of_presets(ict, preset):
+    result = ict("show", preset)
+    assert result.code == 0
+    assert load_preset(preset).to_toml() in result.out
+    assert "parameters: " in result.out
+    assert f"..{load_preset(preset).train.total_steps - 1}" in result.out
+
+
+def test_show_counts_what_the_network_has(ict, digits_run):
+    from ict_backends import load_backend
+
+    result = ict("show", digits_run)
+    module = load_backend("torch").load_model(digits_run, device="cpu").module
+    count = sum(value.numel() for value in module.state_dict().values())
+    assert f"parameters: {count:,}" in result.out
+
+
+def test_show_draws_the_method(ict, tmp_path):
+    assert ict("show", "digits", "--plot", tmp_path / "p.png").code == 0
+    picture = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
+    assert picture.shape[0] > 500
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["eval"], ["show"]])
+def test_every_command_has_help(ict, command):
+    result = ict(*command, "--help")
+    assert result.code == 0
+    assert result.out.startswith("Usage: ict")
+
+
+@pytest.mark.parametrize("start", [[sys.executable, "-m", "ict_cli"], [str(Path(sys.executable).with_name("ict"))]])
+def test_both_ways_to_start_it(start):
+    done = subprocess.run([*start, "show"], capture_output=True, text=True, check=True)
+    assert "digits" in done.stdout
+    failed = subprocess.run([*start, "show", "digitz"], capture_output=True, text=True, check=False)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.count("\n") == 1

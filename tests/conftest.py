@@ -1,0 +1,43 @@
+"""Hypothesis profiles and the fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import LIBRARIES, Library
+from hypothesis import HealthCheck, settings
+
+# Speed is no property under test: neither deadlines nor the check on slow draws may fail a busy machine.
+_UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=20, **_UNTIMED)
+settings.register_profile("ci", max_examples=100, derandomize=True, print_blob=True, **_UNTIMED)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
+
+
+# Session scope: Hypothesis runs many examples in one test call, which rules out per-function fixtures.
+@pytest.fixture(scope="session", params=LIBRARIES, ids=lambda library: library.name)
+def lib(request: pytest.FixtureRequest) -> Library:
+    """Each array library in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    """Each floating dtype in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def schedules() -> Mapping[str, np.ndarray]:
+    """The official schedules, by key; conventions in the README beside the file."""
+    path = REFERENCE / "schedules_open.npz"
+    if not path.is_file():
+        pytest.skip(f"reference fixtures are not here: {path}")
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
