@@ -72,9 +72,10 @@ def _load_digits() -> Dataset:
 
 def _load_arrays(path: Path) -> Dataset:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {name: loaded[name] for name in loaded.files} if path.suffix == ".npz" else {"images": loaded}
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {name: loaded[name] for name in loaded.files} if path.suffix == ".npz" else {"images": loaded}
+    except (AttributeError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"data {path} is not a readable {path.suffix} file of plain arrays: {error}") from error
     images = next((arrays[name] for name in ("images", "arr_0") if name in arrays), None)
     if images is None:

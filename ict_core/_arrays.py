@@ -32,12 +32,18 @@ def check_floating(name: str, array: Array, xp: Namespace) -> None:
         raise TypeError(f"{name} must be an array of a real floating dtype, not {what}")
 
 
+def check_dtype(name: str, array: Array, like_name: str, like: Array) -> None:
+    """Raise TypeError unless `array` is an array of the dtype of `like`."""
+    found = getattr(array, "dtype", None)
+    # None is asked for by itself: NumPy takes it for float64 when it compares dtypes.
+    if found is None or found != like.dtype:
+        what = type(array).__name__ if found is None else found
+        raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, not {what}")
+
+
 def check_same(name_a: str, a: Array, name_b: str, b: Array) -> None:
     """Raise unless the two arrays have one shape and one dtype: nothing is broadcast or promoted."""
-    if getattr(b, "dtype", None) != a.dtype:
-        raise TypeError(
-            f"{name_b} must have the dtype of {name_a}, {a.dtype}, not {getattr(b, 'dtype', type(b).__name__)}"
-        )
+    check_dtype(name_b, b, name_a, a)
     if tuple(b.shape) != tuple(a.shape):
         raise ValueError(f"{name_b} must have the shape of {name_a}, {tuple(a.shape)}, not {tuple(b.shape)}")
 
@@ -46,23 +52,26 @@ def check_per_sample(name: str, values: Array, batch_name: str, batch: Array) ->
     """Raise unless `values` is [b] in the dtype of `batch`, which is [b, *event]."""
     if batch.ndim < 1:
         raise ValueError(f"{batch_name} must be [b, *event], not a scalar")
-    if getattr(values, "dtype", None) != batch.dtype:
-        found = getattr(values, "dtype", type(values).__name__)
-        raise TypeError(f"{name} must have the dtype of {batch_name}, {batch.dtype}, not {found}")
+    check_dtype(name, values, batch_name, batch)
     if tuple(values.shape) != tuple(batch.shape[:1]):
         raise ValueError(f"{name} must be [b] = {tuple(batch.shape[:1])}, not {tuple(values.shape)}")
 
 
-def check_number(name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf) -> None:
-    """Raise unless `value` is a finite real number within the bounds."""
+def check_number(name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf) -> float:
+    """`value` as a Python float, which promotes no array; raise unless it is finite and within the bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond float64
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, not {value}")
-    if not value > above:
+    if not number > above:
         raise ValueError(f"{name} must be > {above:g}, not {value}")
-    if not value >= at_least:
+    if not number >= at_least:
         raise ValueError(f"{name} must be >= {at_least:g}, not {value}")
+    return number
 
 
 def check_count(name: str, value: int, *, at_least: int = 0) -> None:
@@ -73,12 +82,13 @@ def check_count(name: str, value: int, *, at_least: int = 0) -> None:
         raise ValueError(f"{name} must be >= {at_least}, not {value}")
 
 
-def check_level_range(sigma_min: float, sigma_max: float) -> None:
-    """Raise unless 0 < sigma_min < sigma_max."""
-    check_number("sigma_min", sigma_min, above=0.0)
-    check_number("sigma_max", sigma_max, above=0.0)
-    if not sigma_min < sigma_max:
+def check_level_range(sigma_min: float, sigma_max: float) -> tuple[float, float]:
+    """Both as Python floats; raise unless 0 < sigma_min < sigma_max."""
+    low = check_number("sigma_min", sigma_min, above=0.0)
+    high = check_number("sigma_max", sigma_max, above=0.0)
+    if not low < high:
         raise ValueError(f"sigma_max must be > sigma_min = {sigma_min}, not {sigma_max}")
+    return low, high
 
 
 def per_sample(values: Array, like: Array, xp: Namespace) -> Array:
@@ -103,5 +113,5 @@ def full_batch(value: float, like: Array, xp: Namespace) -> Array:
 def to_host(array: Array) -> np.ndarray[Any, Any]:
     """A float64 NumPy copy of any array, wherever it lives."""
     if hasattr(array, "detach"):  # torch: NumPy cannot read tensors with a graph, off the CPU or in bfloat16
-        array = array.detach().cpu().double()
+        array = array.detach().cpu().double().numpy()
     return np.array(array, dtype=np.float64)

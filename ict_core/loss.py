@@ -59,7 +59,7 @@ def pseudo_huber(a: Array, b: Array, /, *, c: float, xp: Namespace | None = None
     xp = namespace("a", a, xp)
     check_floating("a", a, xp)
     check_same("a", a, "b", b)
-    check_number("c", c, above=0.0)
+    c = check_number("c", c, above=0.0)
     if a.ndim < 1:
         raise ValueError("a must be [b, *event], not a scalar")
     squared = xp.reshape((a - b) ** 2, (a.shape[0], math.prod(a.shape[1:])))
@@ -77,8 +77,7 @@ def huber_constant(dim: int, *, factor: float = 0.00054) -> float:
         factor: > 0.
     """
     check_count("dim", dim, at_least=1)
-    check_number("factor", factor, above=0.0)
-    return factor * math.sqrt(dim)
+    return check_number("factor", factor, above=0.0) * math.sqrt(dim)
 
 
 def loss_weight(sigma_lo: Array, sigma_hi: Array, /, *, xp: Namespace | None = None) -> Array:

@@ -34,12 +34,12 @@ def interval_probabilities(
     """
     xp = namespace("sigmas", sigmas, xp)
     check_floating("sigmas", sigmas, xp)
-    check_number("p_mean", p_mean)
-    check_number("p_std", p_std, above=0.0)
+    p_mean = check_number("p_mean", p_mean)
+    p_std = check_number("p_std", p_std, above=0.0)
     if sigmas.ndim != 1 or sigmas.shape[0] < 2:
         raise ValueError(f"sigmas must be [n] with n >= 2, not {tuple(sigmas.shape)}")
     levels = to_host(sigmas)
-    if not (levels[0] > 0 and np.all(np.diff(levels) > 0) and np.isfinite(levels[-1])):
+    if not (np.isfinite(levels).all() and levels[0] > 0 and np.all(np.diff(levels) > 0)):
         raise ValueError("sigmas must be positive, finite and strictly rising")
     mass = _lognormal_mass(levels, p_mean, p_std)
     total = mass.sum()

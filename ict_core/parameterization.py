@@ -57,8 +57,8 @@ def scalings(
     """
     xp = namespace("sigma", sigma, xp)
     check_floating("sigma", sigma, xp)
-    check_number("sigma_data", sigma_data, above=0.0)
-    check_number("sigma_min", sigma_min, above=0.0)
+    sigma_data = check_number("sigma_data", sigma_data, above=0.0)
+    sigma_min = check_number("sigma_min", sigma_min, above=0.0)
     above_min = sigma - constant(sigma_min, sigma, xp)
     variance = sigma_data**2
     # 1 / (1 + (s/sd)^2), not sd^2 / (s^2 + sd^2): exactly 1 at s = 0 in the narrow dtypes too.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
-from ict_core._arrays import Array, Namespace, check_floating, check_number, constant, full_batch, namespace
+from ict_core._arrays import Array, Namespace, check_floating, check_number, check_same, constant, full_batch, namespace
 from ict_core.loss import ConsistencyFunction
 
 
@@ -38,31 +39,43 @@ def multistep_sample(
         TypeError, ValueError: naming the argument: no level, levels not falling or below sigma_min, as
             many noises as levels not given.
     """
-    check_falling_sigmas(sigmas, sigma_min=sigma_min)
-    if len(noises) != len(sigmas):
-        raise ValueError(f"noises must hold one array a level: {len(sigmas)}, not {len(noises)}")
-    z = noises[0]
+    levels = check_falling_sigmas(sigmas, sigma_min=sigma_min)
+    zs = _unstack(noises)
+    if len(zs) != len(levels):
+        raise ValueError(f"noises must hold one array a level: {len(levels)}, not {len(zs)}")
+    z = zs[0]
     xp = namespace("noises", z, xp)
     check_floating("noises", z, xp)
     if z.ndim < 1:
         raise ValueError("noises must be [b, *event] each, not scalars")
-    x = f(sigmas[0] * z, full_batch(sigmas[0], z, xp))
-    for j in range(1, len(sigmas)):
-        noise_std = math.sqrt(sigmas[j] ** 2 - sigma_min**2)
-        x = f(x + noise_std * noises[j], full_batch(sigmas[j], z, xp))
+    for j in range(1, len(levels)):
+        check_same("noises[0]", z, f"noises[{j}]", zs[j])
+    x = f(levels[0] * z, full_batch(levels[0], z, xp))
+    for j in range(1, len(levels)):
+        noise_std = math.sqrt(levels[j] ** 2 - sigma_min**2)
+        x = f(x + noise_std * zs[j], full_batch(levels[j], z, xp))
     if not clip:
         return x
     return xp.clip(x, constant(-1.0, x, xp), constant(1.0, x, xp))
 
 
-def check_falling_sigmas(sigmas: Sequence[float], *, sigma_min: float = 0.002, sigma_max: float = math.inf) -> None:
-    """Raise ValueError unless `sigmas` is a falling list of levels in [sigma_min, sigma_max], one at least."""
+def _unstack(noises: Any) -> list[Array]:
+    if not hasattr(noises, "shape"):
+        return list(noises)
+    return [noises[j, ...] for j in range(noises.shape[0])]  # the standard has neither len(array) nor array[j]
+
+
+def check_falling_sigmas(
+    sigmas: Sequence[float], *, sigma_min: float = 0.002, sigma_max: float = math.inf
+) -> list[float]:
+    """`sigmas` as Python floats; raise ValueError unless they fall within [sigma_min, sigma_max], one at least."""
     check_number("sigma_min", sigma_min, above=0.0)
-    if len(sigmas) == 0:
+    levels = [check_number("sigmas", sigma) for sigma in sigmas]
+    if not levels:
         raise ValueError("sigmas must hold at least one level")
-    for sigma in sigmas:
-        check_number("sigmas", sigma)
-        if not sigma_min <= sigma <= sigma_max:
-            raise ValueError(f"sigmas must lie in [{sigma_min:g}, {sigma_max:g}]; {sigma:g} does not")
-    if any(later >= earlier for earlier, later in pairwise(sigmas)):
-        raise ValueError(f"sigmas must fall from each step to the next, not {', '.join(f'{s:g}' for s in sigmas)}")
+    for level in levels:
+        if not sigma_min <= level <= sigma_max:
+            raise ValueError(f"sigmas must lie in [{sigma_min:g}, {sigma_max:g}]; {level:g} does not")
+    if any(later >= earlier for earlier, later in pairwise(levels)):
+        raise ValueError(f"sigmas must fall from each step to the next, not {', '.join(f'{s:g}' for s in levels)}")
+    return levels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,15 @@ def karras_sigmas(
             do not fit between the ends as distinct float64 numbers.
     """
     check_count("n", n, at_least=2)
-    check_level_range(sigma_min, sigma_max)
-    check_number("rho", rho, above=0.0)
-    # As powers of the ratio smax / smin, so that no intermediate leaves float64 for small rho.
-    ramp = np.arange(n) / (n - 1)
-    top = np.log(sigma_max / sigma_min) / rho
-    sigmas: np.ndarray[Any, Any] = sigma_min * np.exp(rho * np.log1p(ramp * np.expm1(top)))
-    sigmas[0], sigmas[-1] = sigma_min, sigma_max
-    if not np.all(np.isfinite(sigmas)) or not np.all(np.diff(sigmas) > 0):
+    sigma_min, sigma_max = check_level_range(sigma_min, sigma_max)
+    rho = check_number("rho", rho, above=0.0)
+    # In logarithms of (s_i / smin)^(1/rho), so that no power leaves float64, however small rho is.
+    ramp = np.arange(1, n - 1) / (n - 1)
+    top = (math.log(sigma_max) - math.log(sigma_min)) / rho
+    growth = np.log1p(ramp * math.expm1(top)) if top < 700 else np.logaddexp(np.log1p(-ramp), np.log(ramp) + top)
+    inner = np.exp(math.log(sigma_min) + rho * growth)
+    sigmas: np.ndarray[Any, Any] = np.concatenate([[sigma_min], inner, [sigma_max]])
+    if not np.all(np.diff(sigmas) > 0):
         raise ValueError(
             f"n = {n} levels between {sigma_min} and {sigma_max} at rho = {rho} are not distinct in float64"
         )

@@ -118,4 +118,3 @@ def levels(draw: st.DrawFn, n: st.SearchStrategy[int] = st.integers(2, 60)) -> n
     rho = draw(rhos)
     ramp = np.linspace(low ** (1 / rho), high ** (1 / rho), draw(n))
     return ramp**rho
-

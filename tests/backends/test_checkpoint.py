@@ -5,11 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
-
 from ict_backends.checkpoint import Checkpoint, check_arrays, load_checkpoint, save_checkpoint
 from ict_backends.errors import CheckpointError, NonFiniteError
 from ict_backends.rundir import RunDir
+from safetensors.numpy import save_file
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}
 
@@ -124,7 +123,6 @@ def test_a_run_without_checkpoints_is_refused(tmp_path):
 
 def test_moments_of_another_network_do_not_load(tiny_config):
     import torch
-
     from ict_backends.torch.step import init_state
     from ict_backends.torch.weights import from_checkpoint, to_checkpoint
 
@@ -134,6 +132,8 @@ def test_moments_of_another_network_do_not_load(tiny_config):
     short = whole._replace(second_moment={})
     with pytest.raises(CheckpointError, match="it: second_moment does not fit the network: missing: conv_in.bias"):
         from_checkpoint(config, short, cpu, "it")
-    other = SimpleNamespace(**{k: getattr(tiny_config(network={"channels": 16}), k) for k in ("network", "data", "train")})
+    other = SimpleNamespace(
+        **{k: getattr(tiny_config(network={"channels": 16}), k) for k in ("network", "data", "train")}
+    )
     with pytest.raises(CheckpointError, match=r"params does not fit.*conv_in.weight is \[8, 3, 3, 3\] and not \[16,"):
         from_checkpoint(other, whole, cpu, "it")

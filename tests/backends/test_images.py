@@ -4,11 +4,15 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from ict_backends.files import write_atomically
 from ict_backends.images import encode_png, grid, save_folder, save_npz, to_float, to_uint8
 from ict_backends.metrics import frechet_distance, halves_distances
+from PIL import Image
+
+
+def pixels(file):
+    with Image.open(file) as image:
+        return np.asarray(image)
 
 
 def test_uint8_and_floats_are_inverse():
@@ -33,13 +37,14 @@ def test_a_grid_shows_every_image_enlarged_in_rows():
 def test_files_hold_the_images(tmp_path, channels):
     images = np.random.default_rng(0).integers(0, 256, (3, channels, 4, 4), dtype=np.uint8)
     save_folder(tmp_path / "d", images)
-    read = [np.asarray(Image.open(p)).reshape(4, 4, channels) for p in sorted((tmp_path / "d").iterdir())]
+    read = [pixels(p).reshape(4, 4, channels) for p in sorted((tmp_path / "d").iterdir())]
     assert np.array_equal(np.stack(read), images.transpose(0, 2, 3, 1))
     save_npz(tmp_path / "x.npz", images, np.arange(3))
     with np.load(tmp_path / "x.npz") as file:
         assert np.array_equal(file["arr_0"], images.transpose(0, 2, 3, 1))
         assert np.array_equal(file["arr_1"], np.arange(3))
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_png(np.zeros((2, 2, 3), np.uint8))))), np.zeros((2, 2, 3)))
+    png = encode_png(images[0].transpose(1, 2, 0))
+    assert np.array_equal(pixels(io.BytesIO(png)).reshape(4, 4, channels), read[0])
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):

@@ -3,9 +3,9 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-
 from ict_backends.plan import plan_step
 from ict_backends.randomness import batch_indices, image_noises, step_generator
+
 from ict_core import discretization_steps, karras_sigmas
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -41,7 +41,9 @@ def test_sampling_noise_is_standard_normal_and_not_the_training_stream():
     noise = image_noises(0, range(2000), 1, (8, 8)).ravel()
     assert abs(noise.mean()) < 5 / len(noise) ** 0.5
     assert abs(noise.var() - 1) < 5 * (2 / len(noise)) ** 0.5
-    assert not np.allclose(step_generator(0, 0).standard_normal(4, dtype=np.float32), image_noises(0, [0], 1, (4,))[0, 0])
+    assert not np.allclose(
+        step_generator(0, 0).standard_normal(4, dtype=np.float32), image_noises(0, [0], 1, (4,))[0, 0]
+    )
 
 
 def test_a_plan_repeats_and_draws_from_its_stage(tiny_config):

@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-
 from ict_backends.plan import plan_step
 from ict_backends.torch.step import batch_loss, consistency_function, init_state, make_batch, train_step
+
 from ict_core import pseudo_huber
 
 DEVICES = [

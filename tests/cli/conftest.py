@@ -2,17 +2,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-
 from ict_cli.main import run
-
-TINY = [
-    "--set=network.channels=8",
-    "--set=network.channel_mult=[1,1]",
-    "--set=train.batch_size=4",
-    "--set=train.log_every=1",
-    "--device=cpu",
-    "--steps=2",
-]
+from tiny import TINY
 
 
 class Result(NamedTuple):
@@ -45,21 +36,25 @@ def images_file(tmp_path_factory):
     return path
 
 
+# Enough steps for samples that differ visibly from seed to seed.
+LEARN = ["--steps=30", "--set=train.learning_rate=1e-2", "--set=train.ema_decay=0.5"]
+
+
 def trained(path, *arguments):
     with pytest.raises(SystemExit) as stop:
-        run(["train", "--out", str(path), *TINY, *arguments])
+        run(["train", "--out", str(path), *TINY, *LEARN, *arguments])
     assert stop.value.code == 0
     return path
 
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
-    """A run of two steps on the digits. Tests must not change it."""
+    """A short run on the digits. Tests must not change it."""
     return trained(tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="session")
 def labelled_run(tmp_path_factory, images_file):
-    """A conditional run of two steps on the twelve images. Tests must not change it."""
+    """A short conditional run on the twelve images. Tests must not change it."""
     path = tmp_path_factory.mktemp("runs") / "labelled"
     return trained(path, f"--data={images_file}", "--set=network.num_classes=3")

@@ -50,7 +50,7 @@ def test_a_shape_that_broadcasts_fails(lib: Library, dtype: str) -> None:
         assert_same(lib.asarray(np.ones(()), dtype), lib.asarray(np.ones(3), dtype))
 
 
-@pytest.mark.parametrize(("one", "other"), permutations(LIBRARIES, 2), ids=lambda library: library.name)
+@pytest.mark.parametrize(("one", "other"), list(permutations(LIBRARIES, 2)), ids=lambda library: library.name)
 def test_wrong_kind_fails(one: Library, other: Library, dtype: str) -> None:
     with pytest.raises(AssertionError, match="kind"):
         assert_same(one.asarray(VALUES, dtype), other.asarray(VALUES, dtype))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_never_decreases_and_stays_within_its_ends(total: int, ends: tuple[int, 
     n = [discretization_steps(k, total, s0=s0, s1=s1) for k in range(total + 1)]
     assert n[0] == s0 + 1
     assert max(n) <= s1 + 1
-    assert all(later >= earlier for earlier, later in zip(n, n[1:], strict=False))
+    assert all(later >= earlier for earlier, later in pairwise(n))
 
 
 @given(s0=st.integers(1, 50), doublings=st.integers(0, 9), total=totals)
@@ -70,7 +71,7 @@ def test_stages_cover_the_run_without_gap_or_overlap(total: int, ends: tuple[int
     assert found[0].first == 0
     assert found[-1].last == total - 1
     assert all(stage.first <= stage.last for stage in found)
-    for stage, following in zip(found, found[1:], strict=False):
+    for stage, following in pairwise(found):
         assert following.first == stage.last + 1
         assert following.n > stage.n
 

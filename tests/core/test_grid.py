@@ -34,9 +34,7 @@ def grids(draw: st.DrawFn, n: st.SearchStrategy[int] = st.integers(2, 200)) -> G
     return make_grid(draw(n), sigma_min=low, sigma_max=high, rho=draw(rhos), p_mean=p_mean, p_std=p_std)
 
 
-@given(
-    n=st.integers(2, 300), ends=sigma_ranges, rho=rhos, p_mean=st.floats(-2.0, 1.0), p_std=st.floats(1.0, 4.0)
-)
+@given(n=st.integers(2, 300), ends=sigma_ranges, rho=rhos, p_mean=st.floats(-2.0, 1.0), p_std=st.floats(1.0, 4.0))
 def test_is_made_of_the_public_parts(
     n: int, ends: tuple[float, float], rho: float, p_mean: float, p_std: float
 ) -> None:

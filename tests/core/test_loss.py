@@ -122,9 +122,7 @@ def test_huber_forgets_the_order_and_the_shape_of_the_event(
 
 
 @given(shape=batch_shapes, seed=seeds, c=constants)
-def test_huber_judges_each_sample_alone(
-    lib: Library, dtype: str, shape: tuple[int, ...], seed: int, c: float
-) -> None:
+def test_huber_judges_each_sample_alone(lib: Library, dtype: str, shape: tuple[int, ...], seed: int, c: float) -> None:
     a, b = pair(lib, seed, shape, dtype, 1.0)
     together = to_numpy(pseudo_huber(a, b, c=c))
     for i in range(shape[0]):
@@ -400,9 +398,7 @@ def test_loss_matches_the_formula(lib: Library, dtype: str, shape: tuple[int, ..
 
 
 @given(shape=batch_shapes, seed=seeds, c=constants)
-def test_loss_is_the_mean_of_its_samples(
-    lib: Library, dtype: str, shape: tuple[int, ...], seed: int, c: float
-) -> None:
+def test_loss_is_the_mean_of_its_samples(lib: Library, dtype: str, shape: tuple[int, ...], seed: int, c: float) -> None:
     batch = Batch(lib, seed, shape, dtype)
     found = consistency_loss(shrink, identity, *batch.arguments, c=c)
     assert_same(found.mean, lib.asarray(to_numpy(found.per_sample).mean(), dtype), rtol=8 * eps(dtype))

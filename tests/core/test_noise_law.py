@@ -26,9 +26,7 @@ def normal_mass(sigmas: np.ndarray, p_mean: float, p_std: float) -> np.ndarray:
 
 
 @given(sigmas=levels(), p_mean=means, p_std=stds)
-def test_is_a_law_on_the_intervals(
-    lib: Library, dtype: str, sigmas: np.ndarray, p_mean: float, p_std: float
-) -> None:
+def test_is_a_law_on_the_intervals(lib: Library, dtype: str, sigmas: np.ndarray, p_mean: float, p_std: float) -> None:
     """Kind, shape and dtype of the levels; non-negative; sum 1; the telescoping differences of a normal CDF."""
     given_levels = lib.asarray(sigmas, dtype)
     actual = interval_probabilities(given_levels, p_mean=p_mean, p_std=p_std)
@@ -66,7 +64,7 @@ def test_tails_keep_their_relative_precision(side: int, p_mean: float, p_std: fl
 
 @pytest.mark.parametrize("n", [41, 161, 1281])
 def test_default_median_is_exp_minus_1_1(n: int) -> None:
-    """A law centred on e^{+1.1} = 3.0 has its median a decade above e^{-1.1} = 0.33; cutting at the ends moves it 0.6%."""
+    """A law centred on e^{+1.1} = 3.0 has its median far above e^{-1.1} = 0.33; cutting at the ends moves it 0.6%."""
     sigmas = karras_sigmas(n)
     cdf = np.append(0.0, np.cumsum(interval_probabilities(sigmas)))
     assert np.interp(0.5, cdf, np.log(sigmas)) == pytest.approx(-1.1, abs=0.01)
