@@ -1,0 +1,118 @@
+"""Who may import whom: cli -> ict_backends.<name> -> ict_backends.* -> ict_core, never back."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# The installed name of each top folder.
+PACKAGES = {"ict_core": "ict_core", "backends": "ict_backends", "cli": "ict_cli"}
+BACKENDS = {"torch", "jax"}
+FRAMEWORKS = {"torch", "jax", "flax", "optax"}
+# What the mathematics may import beside the standard library and itself.
+CORE_NEEDS = {"numpy", "array_api_compat"}
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    """Every source file as (installed module name, text)."""
+    for folder, package in PACKAGES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            yield ".".join((package, *(p for p in parts if p != "__init__"))), path.read_text(encoding="utf-8")
+
+
+def imported(text: str) -> set[str]:
+    """The modules that a source text imports anywhere, functions included; relative imports as they stand."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." * node.level + (node.module or ""))
+            names |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "ict_backends"}
+    return names
+
+
+def faults(module: str, text: str) -> list[str]:
+    """What a module imports and must not."""
+    package, _, rest = module.partition(".")
+    inside = rest.split(".")[0] if package == "ict_backends" else ""
+    found = []
+    for name in sorted(imported(text)):
+        top, _, below = name.partition(".")
+        backend = below.split(".")[0] if top == "ict_backends" else ""
+        wrong = {
+            "relative": name.startswith("."),
+            "core": package == "ict_core"
+            and top not in {*sys.stdlib_module_names, *CORE_NEEDS, "ict_core", "__future__"},
+            "back": package == "ict_backends" and top == "ict_cli",
+            "other backend": inside in BACKENDS and backend in BACKENDS - {inside},
+            "backend": inside not in BACKENDS and backend in BACKENDS,
+            "framework": inside not in BACKENDS and top in FRAMEWORKS,
+            "other framework": inside == "torch" and top in FRAMEWORKS - {"torch"},
+        }
+        wrong["other framework"] |= inside == "jax" and top == "torch"
+        found += [f"{module} imports {name} ({reason})" for reason, bad in wrong.items() if bad]
+    return found
+
+
+def test_every_import_points_down() -> None:
+    assert [fault for module, text in modules() for fault in faults(module, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("ict_core.loss", "import torch"),
+        ("ict_core.loss", "from ict_backends.data import load_data"),
+        ("ict_core.loss", "import scipy"),
+        ("ict_core.loss", "from .config import Config"),
+        ("ict_backends.data", "import ict_cli.main"),
+        ("ict_backends.data", "from ict_backends import torch"),
+        ("ict_backends.data", "def f():\n    import jax"),
+        ("ict_backends.torch.step", "import ict_backends.jax.step"),
+        ("ict_backends.torch.step", "import optax"),
+        ("ict_backends.jax.step", "from torch import nn"),
+        ("ict_cli.train", "from ict_backends.torch import train"),
+        ("ict_cli.train", "import torch"),
+    ],
+)
+def test_the_check_finds_a_wrong_import(module: str, text: str) -> None:
+    assert len(faults(module, text)) >= 1
+
+
+def test_only_load_backend_knows_the_backends_names() -> None:
+    """Outside ict_backends/__init__.py and the backend's own folder, no text is compared with a backend's name."""
+    found = []
+    for module, text in modules():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Compare):
+                sides = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+                found += [module] * bool(sides & BACKENDS)
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "allowed"),
+    [
+        ("import ict_core", {"numpy", "array_api_compat"}),
+        ("import ict_cli.main, ict_cli.train, ict_cli.sample, ict_cli.show, ict_cli.eval", None),
+        ("from ict_core import load_preset; load_preset('digits')", {"numpy", "array_api_compat"}),
+        ("import ict_backends", None),
+    ],
+)
+def test_imports_load_no_framework(statement: str, allowed: set[str] | None) -> None:
+    """In a process of its own, with site-packages at hand."""
+    script = f"import sys; before = set(sys.modules); {statement}; print('\\n'.join(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    tops = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not tops & {*FRAMEWORKS, "sklearn", "matplotlib", "scipy"}
+    if allowed is not None:
+        installed = {name for name in tops if name not in sys.stdlib_module_names and not name.startswith("_")}
+        assert installed <= {*allowed, "ict_core"}
