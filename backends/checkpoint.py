@@ -47,6 +47,7 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int) -> Path:
 
     Raises:
         NonFiniteError: a weight is NaN or infinite; nothing is written, and the older checkpoints stay.
+        CheckpointError, OSError: it cannot be written, as on a full disk; the older checkpoints stay.
     """
     arrays = {
         f"{group}/{name}": a for group in checkpoint._fields[1:] for name, a in getattr(checkpoint, group).items()
@@ -57,7 +58,10 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int) -> Path:
         raise NonFiniteError(f"{bad[0]} is not finite after step {checkpoint.step}; last good checkpoint: {last[0]}")
     folder = run.checkpoint_folder(checkpoint.step)
     with whole_folder(folder) as temporary:
-        save_file(arrays, temporary / _TENSORS)
+        try:
+            save_file(arrays, temporary / _TENSORS)
+        except SafetensorError as error:  # what the library makes of an OSError
+            raise CheckpointError(f"checkpoint {folder} cannot be written: {error}") from error
         digest = hashlib.sha256((temporary / _TENSORS).read_bytes()).hexdigest()
         state = {"format": FORMAT, "step": checkpoint.step, "sha256": digest}
         (temporary / _STATE).write_text(json.dumps(state, indent=2) + "\n")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ict_core import NCSNppConfig
+from ict_core import Config, ConfigError, NCSNppConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -77,7 +78,11 @@ class NCSNppSpec(NamedTuple):
 
 
 def ncsnpp_spec(config: NCSNppConfig, shape: Sequence[int]) -> NCSNppSpec:
-    """The blocks of a configuration for images of `shape` [channels, height, width]."""
+    """The blocks of a configuration for images of `shape` [channels, height, width].
+
+    Raises:
+        ConfigError: a block has a number of channels that does not divide into its groups.
+    """
     image_channels, height, _ = shape
     widths = [mult * config.channels for mult in config.channel_mult]
     channels, pyramid, skips, down = config.channels, image_channels, [config.channels], []
@@ -98,7 +103,26 @@ def ncsnpp_spec(config: NCSNppConfig, shape: Sequence[int]) -> NCSNppSpec:
             channels = width
         step = BlockSpec(width, width, 2 * size, up=True) if i > 0 else None
         up.append(UpSpec(tuple(blocks), size in config.attention_resolutions, step))
-    return NCSNppSpec(image_channels, tuple(down), (bottom, bottom), tuple(up), channels)
+    spec = NCSNppSpec(image_channels, tuple(down), (bottom, bottom), tuple(up), channels)
+    for name, block in spec.blocks():
+        for width in (block.in_channels, block.out_channels):
+            if width % groups(width):
+                raise ConfigError(
+                    f"network.channels = {config.channels} with network.channel_mult = {list(config.channel_mult)} "
+                    f"gives {name} {width} channels, which do not divide into {groups(width)} groups; "
+                    "above 128 they must be multiples of 32"
+                )
+    return spec
+
+
+def groups(channels: int) -> int:
+    """The number of groups that a normalisation of so many channels has: the authors' min(channels // 4, 32)."""
+    return min(channels // 4, 32)
+
+
+def count_parameters(config: Config) -> int:
+    """The number of stored values of a configuration's network. Raises ConfigError where it cannot be built."""
+    return sum(math.prod(shape) for shape in ncsnpp_parameters(config.network, config.data.shape).values())
 
 
 def ncsnpp_parameters(config: NCSNppConfig, shape: Sequence[int]) -> Shapes:

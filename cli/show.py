@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import click
@@ -23,9 +22,11 @@ def show_command(what: str | None, plot: Path | None) -> None:
     if what is None:
         click.echo("presets: " + ", ".join(preset_names()))
         return
+    from ict_backends.ncsnpp_spec import count_parameters
+
     config = _find(what)
     click.echo(config.to_toml())
-    click.echo(f"parameters: {_count_parameters(config):,}\n")
+    click.echo(f"parameters: {count_parameters(config):,}\n")
     click.echo(_stage_table(config))
     if plot is not None:
         from ict_cli.plot import plot_method
@@ -44,12 +45,6 @@ def _find(what: str) -> Config:
     if not Path(what).exists():
         load_preset(what)  # raises, suggesting the nearest name
     return RunDir(Path(what)).load_config()
-
-
-def _count_parameters(config: Config) -> int:
-    from ict_backends.ncsnpp_spec import ncsnpp_parameters
-
-    return sum(math.prod(shape) for shape in ncsnpp_parameters(config.network, config.data.shape).values())
 
 
 def _stage_table(config: Config) -> str:

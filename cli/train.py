@@ -66,6 +66,7 @@ def train_command(
     """
     from ict_backends import load_backend
     from ict_backends.data import load_data
+    from ict_backends.ncsnpp_spec import count_parameters
     from ict_backends.rundir import RunDir, check_same_data, create_run, free_run_path
 
     engine = load_backend(backend)
@@ -86,9 +87,10 @@ def train_command(
         out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
     _check_labels(config, dataset.labels)
 
-    click.echo(
-        f"# {'resume' if resume else 'run'} {out} with {backend} on {len(dataset.images)} images\n{config.to_toml()}"
-    )
+    parameters = count_parameters(config)
+    verb = "resume" if resume else "run"
+    click.echo(f"# {verb} {out} with {backend}: {parameters:,} parameters, {len(dataset.images):,} images")
+    click.echo(config.to_toml())
     if dry_run:
         return
     run = RunDir(out) if resume else create_run(out, config, dataset)

@@ -93,9 +93,6 @@ class NCSNppConfig:
         _require(ok, "network.channels", self.channels, "a multiple of 4, >= 4")
         ok = len(self.channel_mult) > 0 and all(m >= 1 for m in self.channel_mult)
         _require(ok, "network.channel_mult", self.channel_mult, "a list of integers >= 1")
-        for width in {m * self.channels for m in self.channel_mult}:
-            ok = width % min(width // 4, 32) == 0
-            _require(ok, "network.channels", self.channels, f"such that {width} channels divide into 32 groups")
         _require(self.blocks >= 1, "network.blocks", self.blocks, ">= 1")
         ok = all(r >= 1 for r in self.attention_resolutions)
         _require(ok, "network.attention_resolutions", self.attention_resolutions, "a list of integers >= 1")

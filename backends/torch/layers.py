@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from ict_backends.ncsnpp_spec import BlockSpec
+from ict_backends.ncsnpp_spec import BlockSpec, groups
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,10 +47,10 @@ class Conv(nn.Conv2d):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation with the authors' epsilon and min(channels // 4, 32) groups."""
+    """Group normalisation with the authors' epsilon and number of groups."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(min(channels // 4, 32), channels, eps=1e-6)
+        super().__init__(groups(channels), channels, eps=1e-6)
 
 
 class Attention(nn.Module):

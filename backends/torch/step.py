@@ -41,7 +41,10 @@ def init_state(config: Config, device: torch.device) -> TrainState:
         params = NCSNpp(config.network, config.data.shape)
     params = params.to(device)
     ema = copy.deepcopy(params).requires_grad_(False)
-    optimizer = torch.optim.RAdam(params.parameters(), lr=config.train.learning_rate, betas=config.train.betas)
+    # foreach: on the CPU, where it is not the default, the step takes a third of the time.
+    optimizer = torch.optim.RAdam(
+        params.parameters(), lr=config.train.learning_rate, betas=config.train.betas, foreach=True
+    )
     return TrainState(0, params, ema, optimizer)
 
 

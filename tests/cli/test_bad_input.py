@@ -1,0 +1,333 @@
+"""What a user can get wrong: one clear line, the right exit code, no traceback, and nothing on disk changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import TINY
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def refused(ict, tmp_path):
+    """Run a command that must fail in one line that matches every pattern, and leave tmp_path as it is."""
+
+    def check(code: int, patterns: str | list[str], *arguments: object) -> None:
+        before = contents(tmp_path)
+        result = ict(*arguments)
+        assert result.code == code, result
+        assert result.err.count("\n") == 1, result.err
+        assert result.err.startswith("Error: ")
+        assert "Traceback" not in result.err
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            assert re.search(pattern, result.err), (pattern, result.err)
+        assert contents(tmp_path) == before
+
+    return check
+
+
+@pytest.fixture
+def run_copy(tmp_path, digits_run):
+    """A run of one's own, to spoil."""
+    return Path(shutil.copytree(digits_run, tmp_path / "copy"))
+
+
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").iterdir())[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "patterns"),
+    [
+        (["--preset", "digitz"], ['unknown preset "digitz"', "did you mean digits", "there are .*digits"]),
+        (["--backend", "tensorflow"], ["unknown backend 'tensorflow'", "there are .*torch"]),
+        (["--set", "train.batchsize=3"], ["unknown key train.batchsize", "did you mean train.batch_size"]),
+        (["--set", "trian.seed=3"], [r"unknown section \[trian\]", "did you mean train"]),
+        (["--set", "seed=3"], ["--set", "seed=3", "SECTION.KEY=VALUE"]),
+        (["--set", "train.seed=abc"], ["train.seed must be an integer", '"abc"']),
+        (["--set", "train.seed=1.5"], ["train.seed must be an integer", "1.5"]),
+        (["--set", "train.learning_rate=inf"], ["train.learning_rate must be finite"]),
+        (["--set", "train.learning_rate=0"], ["train.learning_rate must be > 0, not 0"]),
+        (["--set", "data.flip=1"], ["data.flip must be a boolean"]),
+        (["--set", "network.channel_mult=2"], ["network.channel_mult must be a list of integers"]),
+        (["--set", "curriculum.s0=20", "--set", "curriculum.s1=10"], ["curriculum.s1 must be >= curriculum.s0 = 20"]),
+        (["--set", "curriculum.s0=0"], ["curriculum.s0 must be >= 1, not 0"]),
+        (["--set", "noise.sigma_min=0"], ["noise.sigma_min must be > 0, not 0"]),
+        (["--set", "noise.sigma_max=-1"], ["noise.sigma_max must be > noise.sigma_min = 0.002, not -1"]),
+        (["--set", "noise.sigma_min=80"], ["noise.sigma_max must be > noise.sigma_min = 80"]),
+        (["--set", "noise.noise_std=0"], ["noise.noise_std must be > 0"]),
+        (["--set", "sample.second_sigma=100"], ["sample.second_sigma must be in", "not 100"]),
+        (["--set", "train.batch_size=0"], ["train.batch_size must be >= 1, not 0"]),
+        (["--steps", "0"], ["train.total_steps must be >= 1, not 0"]),
+        (["--seed", "-1"], ["train.seed must be in", "not -1"]),
+        (["--set", "network.dropout=1"], [r"network.dropout must be in \[0, 1\)"]),
+        (["--set", "network.channels=10"], ["network.channels must be a multiple of 4"]),
+        (["--set", "network.channels=80"], ["network.channels = 80", "240 channels", "multiples of 32"]),
+        (["--set", "network.channel_mult=[1,1,1,1,1]"], ["data.shape", "divides by 16", "5 levels"]),
+        (["--set", "data.shape=[1,8,4]"], ["images of .1, 8, 8.", "data.shape is set to .1, 8, 4."]),
+        (["--device", "warp"], ["--device warp", "allowed"]),
+        (["--device", "cuda:77"], ["--device cuda:77"]),
+        (["--steps", "many"], ["--steps", "many"]),
+        (["--sample-every", "3"], ["--sample-every"]),
+        (["--config", "absent.toml"], ["--config absent.toml", "No such file"]),
+        (["--resume"], ["--resume needs --out"]),
+    ],
+)
+def test_settings_are_refused(refused, tmp_path, arguments, patterns):
+    code = 1 if "data.shape=[1,8,4]" in arguments else 2
+    out = [] if "--resume" in arguments else ["--out", tmp_path / "run"]
+    refused(code, patterns, "train", *out, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[train", "not a TOML file"),
+        ("seed = 1", "must stand in a section"),
+        ("[train]\nsed = 1", "unknown key train.sed"),
+    ],
+)
+def test_a_bad_settings_file_is_refused(refused, tmp_path, text, says):
+    file = tmp_path / "own.toml"
+    file.write_text(text)
+    refused(2, says, "train", "--config", file, "--out", tmp_path / "run")
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def bad_data(folder: Path, how: str) -> Path:
+    path = folder / how
+    match how:
+        case "empty":
+            path.mkdir()
+        case "mixed":
+            save_png(path / "a.png", PIXELS[0])
+            save_png(path / "b.png", PIXELS[0, :4])
+        case "unreadable":
+            save_png(path / "a.png", PIXELS[0])
+            (path / "a.png").write_bytes((path / "a.png").read_bytes()[:50])
+        case "float.npy":
+            np.save(path, PIXELS / 255)
+        case "wide.npy":
+            np.save(path, PIXELS[:, :, :4])
+        case "odd.npy":
+            np.save(path, PIXELS[:, :7, :7])
+        case "unlabelled.npy":
+            np.save(path, PIXELS)
+        case "labels.npz":
+            np.savez(path, images=PIXELS, labels=np.arange(6))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "says"),
+    [
+        ("missing", 1, "missing does not exist"),
+        ("empty", 1, "holds no images"),
+        ("mixed", 1, "a.png is 8x8 RGB and b.png is 8x4 RGB"),
+        ("unreadable", 1, "a.png cannot be read"),
+        ("float.npy", 1, "must be uint8.*not float64"),
+        ("wide.npy", 2, "data.shape must be square"),
+        ("odd.npy", 2, "divides by 2"),
+    ],
+)
+def test_data_are_refused(refused, tmp_path, how, code, says):
+    refused(code, says, "train", "--data", bad_data(tmp_path, how), "--out", tmp_path / "run", *TINY)
+
+
+def test_labels_of_the_data_must_fit_the_network(refused, tmp_path):
+    command = ["train", "--out", tmp_path / "run", *TINY, "--set", "network.num_classes=5", "--data"]
+    refused(1, ["has no labels", "num_classes = 5"], *command, bad_data(tmp_path, "unlabelled.npy"))
+    refused(1, ["label 5 is not in 0..4"], *command, bad_data(tmp_path, "labels.npz"))
+
+
+def test_a_backend_that_is_not_installed_names_its_extra(refused, digits_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for command in (["train", "--out", tmp_path / "run"], ["sample", digits_run, "--out", tmp_path / "x.png"]):
+        refused(2, ["backend 'torch' is not installed", r"pip install 'ict\[torch\]'"], *command)
+
+
+def test_data_need_their_extra(refused, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    refused(2, r"ict\[digits\]", "train", "--out", tmp_path / "run")
+
+
+def test_a_plot_needs_its_extra_and_a_png(refused, tmp_path, monkeypatch):
+    refused(2, [r"--plot .*x\.pdf must end in \.png"], "show", "digits", "--plot", tmp_path / "x.pdf")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    refused(2, [r"ict\[plot\]"], "show", "digits", "--plot", tmp_path / "x.png")
+
+
+def test_a_folder_with_another_run_or_other_files_is_left_alone(refused, tmp_path, run_copy):
+    refused(2, ["--out .*copy holds another run", "--resume"], "train", "--out", run_copy, *TINY)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    refused(2, "not an empty folder", "train", "--out", tmp_path / "other", *TINY)
+    refused(2, "not an empty folder", "train", "--out", tmp_path / "other" / "thesis.tex", *TINY)
+    refused(2, "not an empty folder", "sample", run_copy, "--out", tmp_path / "other")
+
+
+def test_resuming_with_other_settings_or_data_is_refused(refused, tmp_path, run_copy):
+    resume = ["train", "--resume", "--out", run_copy]
+    refused(2, ["train.seed is 0 and not 3"], *resume, "--seed", 3)
+    refused(2, ["network.channels is 8 and not 32"], *resume, "--preset", "digits")
+    np.save(tmp_path / "other.npy", PIXELS[..., 0])
+    refused(1, "other data", *resume, "--data", tmp_path / "other.npy")
+    refused(1, "does not exist", "train", "--resume", "--out", tmp_path / "absent")
+
+
+def test_what_is_no_run_is_refused(refused, tmp_path, run_copy):
+    out = ["--out", tmp_path / "x.png"]
+    refused(1, "absent does not exist", "sample", tmp_path / "absent", *out)
+    refused(2, 'unknown preset "absent"', "show", "absent")
+    (tmp_path / "folder").mkdir()
+    for command in (
+        ["sample", tmp_path / "folder", *out],
+        ["show", tmp_path / "folder"],
+        ["eval", tmp_path / "folder"],
+    ):
+        refused(1, "folder is not a run: it has no config.toml", *command)
+    (run_copy / "config.toml").write_text("[train]\nsed = 1\n")
+    refused(1, ["copy", "unknown key train.sed"], "sample", run_copy, *out)
+
+
+def test_a_run_without_checkpoints_is_refused(refused, tmp_path, run_copy):
+    shutil.rmtree(run_copy / "checkpoints")
+    for command in (
+        ["sample", run_copy, "--out", tmp_path / "x.png"],
+        ["eval", run_copy],
+        ["train", "--resume", "--out", run_copy],
+    ):
+        refused(1, "copy has no checkpoints", *command)
+
+
+@pytest.mark.parametrize("how", ["truncated", "foreign", "other network"])
+def test_a_bad_checkpoint_is_refused(refused, tmp_path, run_copy, labelled_run, how):
+    checkpoint = newest(run_copy)
+    tensors = checkpoint / "state.safetensors"
+    if how == "truncated":
+        tensors.write_bytes(tensors.read_bytes()[:-100])
+        says = ["step_00000030 is damaged"]
+    elif how == "foreign":
+        (checkpoint / "state.json").write_text(json.dumps({"format": "other", "step": 3}))
+        says = ["step_00000030 has format 'other'", "ict-checkpoint-1"]
+    else:
+        shutil.rmtree(checkpoint)
+        shutil.copytree(newest(labelled_run), checkpoint)
+        says = ["does not fit the network", "unknown: embedding.labels.weight", r"conv_in.weight is \[8, 3, 3, 3\]"]
+    refused(1, says, "sample", run_copy, "--out", tmp_path / "x.png")
+    refused(1, says, "train", "--resume", "--out", run_copy)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [("3", "3 is not in 0..2"), ("0,-1", "-1 is not in 0..2"), ("cat", "must be integers"), ("", "must be integers")],
+)
+def test_labels_are_refused(refused, tmp_path, labelled_run, labels, says):
+    refused(2, ["--labels", says], "sample", labelled_run, "--out", tmp_path / "x.png", "--labels", labels)
+
+
+def test_labels_for_an_unconditional_model_are_refused(refused, tmp_path, digits_run):
+    refused(2, ["--labels 1", "unconditional"], "sample", digits_run, "--out", tmp_path / "x.png", "--labels", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--sigmas", "80,1,2"], "must fall"),
+        (["--sigmas", "80,80"], "must fall"),
+        (["--sigmas", "81"], r"must lie in \[0.002, 80\]; 81 does not"),
+        (["--sigmas", "80,0.001"], "0.001 does not"),
+        (["--sigmas", "80,-1"], "-1 does not"),
+        (["--sigmas", "80,nan"], "finite"),
+        (["--sigmas", "80,x"], "x"),
+        (["--sigmas", ""], "--sigmas"),
+        (["--steps", "2", "--sigmas", "80,1"], "exclude each other"),
+        (["--steps", "3"], "--steps 3 needs its levels: --sigmas 80,"),
+        (["--steps", "0"], "--steps"),
+        (["--num", "0"], "--num"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--seed", "-1"], "--seed"),
+        (["--weights", "best"], "--weights"),
+        (["--backend", "tensorflow"], "unknown backend"),
+        (["--device", "warp"], "--device warp"),
+    ],
+)
+def test_sampling_options_are_refused(refused, tmp_path, digits_run, arguments, says):
+    refused(2, says, "sample", digits_run, "--out", tmp_path / "x.png", *arguments)
+
+
+def test_outputs_of_samples_are_checked_before_the_work(refused, tmp_path, digits_run):
+    refused(2, ["--out .*x.jpg must end in .png or .npz"], "sample", digits_run, "--out", tmp_path / "x.jpg")
+    (tmp_path / "d.png").mkdir()
+    refused(2, "is a folder", "sample", digits_run, "--out", tmp_path / "d.png")
+    (tmp_path / "file").write_text("")
+    refused(1, ["file", "Not a directory|File exists"], "sample", digits_run, "--out", tmp_path / "file" / "x.png")
+    refused(2, "--out", "sample", digits_run)
+
+
+def test_eval_needs_images_like_the_runs(refused, tmp_path, digits_run):
+    np.save(tmp_path / "rgb.npy", PIXELS)
+    np.save(tmp_path / "few.npy", PIXELS[:3, ..., 0])
+    refused(1, [r"images of \[3, 8, 8\]", r"run's are \[1, 8, 8\]"], "eval", digits_run, "--data", tmp_path / "rgb.npy")
+    refused(1, "data has 3 images", "eval", digits_run, "--data", tmp_path / "few.npy")
+    refused(2, "--num", "eval", digits_run, "--num", 1)
+
+
+def test_an_output_that_cannot_be_made_is_refused(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(1, ["file", "Not a directory|File exists"], "train", "--out", tmp_path / "file" / "run", *TINY)
+    refused(1, "/proc/run", "train", "--out", "/proc/run", *TINY)
+
+
+def limited(*arguments: object, size: int) -> subprocess.CompletedProcess[str]:
+    """Run a command that can write no file larger than `size` bytes, as on a disk that fills up."""
+    return subprocess.run(
+        [sys.executable, "-m", "ict_cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )
+
+
+def test_a_disk_that_fills_up_loses_nothing_that_was_there(tmp_path, run_copy):
+    before = contents(run_copy)
+    done = limited("sample", run_copy, "--out", tmp_path / "x.npz", "--num", "200", size=5_000)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert not list(tmp_path.glob("*x.npz*"))
+    # The settings and pictures fit, the checkpoint does not.
+    done = limited("train", "--out", tmp_path / "run", *TINY, size=50_000)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert contents(run_copy) == before
+
+
+def test_debug_shows_the_traceback(ict, tmp_path):
+    from ict_cli.main import run
+
+    with pytest.raises(ValueError, match="unknown preset"):
+        run(["train", "--preset", "digitz", "--debug"])
