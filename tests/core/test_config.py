@@ -1,0 +1,227 @@
+"""Settings: ranges, names, the order of sources, and the presets with the numbers of the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ict_core import (
+    Config,
+    ConfigError,
+    CurriculumConfig,
+    DataConfig,
+    LossConfig,
+    NCSNppConfig,
+    NoiseConfig,
+    SampleConfig,
+    TrainConfig,
+    load_preset,
+    preset_names,
+)
+from ict_core.config import build_config, merge, parse_assignment, preset_tree, read_toml, replace
+
+SECTIONS = {f.name: f for f in dataclasses.fields(Config)}
+
+
+def test_the_defaults_are_the_papers_cifar10() -> None:
+    """Method section 3; each number that the recipe fixes."""
+    config = build_config({"data": {"shape": [3, 32, 32]}})
+    network, noise, train = config.network, config.noise, config.train
+    assert (network.channels, network.channel_mult, network.blocks) == (128, (2, 2, 2), 4)
+    assert (network.attention_resolutions, network.dropout) == ((16,), 0.3)
+    assert (network.embedding, network.embedding_scale, network.fir_kernel) == ("fourier", 0.02, (1, 3, 3, 1))
+    assert network.input_pyramid
+    assert network.skip_rescale
+    assert (noise.sigma_min, noise.sigma_max, noise.rho, noise.sigma_data) == (0.002, 80, 7, 0.5)
+    assert (noise.noise_mean, noise.noise_std) == (-1.1, 2.0)
+    assert (config.curriculum.s0, config.curriculum.s1, config.loss.huber_factor) == (10, 1280, 0.00054)
+    assert (train.total_steps, train.batch_size, train.learning_rate) == (400_000, 1024, 1e-4)
+    assert (train.betas, train.ema_decay, config.sample.second_sigma) == ((0.9, 0.999), 0.99993, 0.821)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_keep_what_the_method_fixes(name: str) -> None:
+    """Sizes, rates and stages are tuned for a data set; the law, the levels and the distance are not."""
+    config = load_preset(name)
+    assert config.noise == NoiseConfig()
+    assert config.loss == LossConfig()
+    assert config.train.betas == (0.9, 0.999)
+
+
+def test_digits_is_a_preset() -> None:
+    assert {"digits", "digits-long"} <= set(preset_names())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_printed_configuration_reads_back_equal(name: str, tmp_path: Path) -> None:
+    config = load_preset(name)
+    file = tmp_path / "config.toml"
+    file.write_text(config.to_toml(), encoding="utf-8")
+    assert Config.load(file) == config
+
+
+@given(
+    source=st.text(min_size=1).filter(lambda s: "\x7f" not in s and not any("\ud800" <= c <= "\udfff" for c in s)),
+    rate=st.floats(1e-12, 1e6),
+    mult=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+)
+def test_any_value_reads_back_equal(source: str, rate: float, mult: list[int]) -> None:
+    tree = {
+        "data": {"source": source, "shape": [1, 16, 16]},
+        "train": {"learning_rate": rate},
+        "network": {"channel_mult": mult},
+    }
+    config = build_config(tree)
+    assert build_config(tomllib.loads(config.to_toml())) == config
+
+
+def test_flat_names_every_value() -> None:
+    flat = Config().flat()
+    assert flat["train.learning_rate"] == 1e-4
+    assert len(flat) == sum(len(dataclasses.fields(getattr(Config(), name))) for name in SECTIONS)
+
+
+def test_later_sources_replace_earlier_ones_key_by_key() -> None:
+    tree = merge([{"train": {"seed": 1, "batch_size": 2}}, {"train": {"seed": 3}}, {"data": {"flip": True}}])
+    assert tree == {"train": {"seed": 3, "batch_size": 2}, "data": {"flip": True}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("train.seed=3", 3),
+        ("train.seed = 3", 3),
+        ("train.seed=1e-3", 1e-3),
+        ("train.seed=[1, 2]", [1, 2]),
+        ("train.seed=true", True),
+        ("train.seed=digits", "digits"),
+        ('train.seed="a b"', "a b"),
+        ("train.seed=/data/a=b.npz", "/data/a=b.npz"),
+        ("train.seed=", ""),
+    ],
+)
+def test_assignments_are_toml_or_bare_strings(text: str, value: object) -> None:
+    assert parse_assignment(text) == {"train": {"seed": value}}
+
+
+@pytest.mark.parametrize("text", ["train.seed", "seed=3", "=3", "train.=3", ".seed=3"])
+def test_what_is_no_assignment_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="must be SECTION.KEY=VALUE"):
+        parse_assignment(text)
+
+
+def test_numbers_are_converted_only_where_nothing_is_lost() -> None:
+    config = build_config({"train": {"learning_rate": 1}, "noise": {"rho": 5}})
+    assert (config.train.learning_rate, type(config.train.learning_rate)) == (1.0, float)
+    for tree in (
+        {"train": {"seed": 1.0}},
+        {"train": {"seed": True}},
+        {"train": {"seed": "1"}},
+        {"train": {"learning_rate": True}},
+        {"train": {"learning_rate": "fast"}},
+        {"data": {"flip": 0}},
+        {"data": {"source": 3}},
+        {"data": {"shape": 8}},
+        {"data": {"shape": [1, 8.0, 8]}},
+    ):
+        ((section, values),) = tree.items()
+        (key,) = values
+        with pytest.raises(ConfigError, match=f"^{section}.{key} must be a"):
+            build_config(tree)
+
+
+@pytest.mark.parametrize(
+    ("section", "bad"),
+    [
+        (DataConfig, {"source": ""}),
+        (DataConfig, {"shape": (8, 8)}),
+        (DataConfig, {"shape": (0, 8, 8)}),
+        (NCSNppConfig, {"family": "unet"}),
+        (NCSNppConfig, {"channels": 0}),
+        (NCSNppConfig, {"channels": 6}),
+        (NCSNppConfig, {"channel_mult": ()}),
+        (NCSNppConfig, {"channel_mult": (1, 0)}),
+        (NCSNppConfig, {"blocks": 0}),
+        (NCSNppConfig, {"attention_resolutions": (0,)}),
+        (NCSNppConfig, {"dropout": -0.1}),
+        (NCSNppConfig, {"dropout": 1.0}),
+        (NCSNppConfig, {"embedding": "learned"}),
+        (NCSNppConfig, {"embedding_scale": 0.0}),
+        (NCSNppConfig, {"fir_kernel": (1.0, 2.0, 1.0)}),
+        (NCSNppConfig, {"fir_kernel": (1.0, -1.0)}),
+        (NCSNppConfig, {"num_classes": -1}),
+        (NoiseConfig, {"sigma_min": 0.0}),
+        (NoiseConfig, {"sigma_max": 0.002}),
+        (NoiseConfig, {"rho": 0.0}),
+        (NoiseConfig, {"sigma_data": -0.5}),
+        (NoiseConfig, {"noise_std": 0.0}),
+        (CurriculumConfig, {"s0": 0}),
+        (CurriculumConfig, {"s1": 9}),
+        (LossConfig, {"huber_factor": 0.0}),
+        (TrainConfig, {"seed": -1}),
+        (TrainConfig, {"seed": 2**63}),
+        (TrainConfig, {"total_steps": 0}),
+        (TrainConfig, {"batch_size": 0}),
+        (TrainConfig, {"learning_rate": 0.0}),
+        (TrainConfig, {"betas": (0.9,)}),
+        (TrainConfig, {"betas": (0.9, 1.0)}),
+        (TrainConfig, {"ema_decay": 1.0}),
+        (TrainConfig, {"log_every": 0}),
+        (TrainConfig, {"sample_every": -1}),
+        (TrainConfig, {"checkpoint_every": -1}),
+        (TrainConfig, {"keep_checkpoints": -1}),
+        (SampleConfig, {"second_sigma": 0.0}),
+    ],
+)
+def test_values_out_of_range_are_named(section: type, bad: dict[str, object]) -> None:
+    (key,) = bad
+    with pytest.raises(ConfigError, match=f"^[a-z]+.{key} must be .*, not ") as error:
+        section(**bad)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": {"shape": (1, 8, 4)}}, "data.shape must be square"),
+        ({"data": {"shape": (1, 6, 6)}}, "divides by 4, since network.channel_mult has 3 levels"),
+        ({"sample": {"second_sigma": 80.0}}, "sample.second_sigma must be in .0.002, 80.,? ?"),
+        ({"noise": {"sigma_min": 1.0}}, "sample.second_sigma must be in"),
+    ],
+)
+def test_sections_must_agree(changes: dict[str, dict[str, object]], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        replace(Config(), **changes)
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    for tree, says in (
+        ({"trian": {}}, r"unknown section \[trian\]; did you mean train"),
+        ({"train": {"lerning_rate": 1.0}}, "unknown key train.lerning_rate; did you mean train.learning_rate"),
+        ({"train": {"sigma_min": 1.0}}, "unknown key train.sigma_min; did you mean noise.sigma_min"),
+        ({"train": {"qqqqqqqq": 1.0}}, "unknown key train.qqqqqqqq$"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            build_config(tree)
+    with pytest.raises(ConfigError, match='unknown preset "digist"; did you mean digits'):
+        preset_tree("digist")
+
+
+@pytest.mark.parametrize("content", [b"[train", b"\xff\xfe", b"seed = 1"])
+def test_files_that_are_no_settings_are_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "x.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"x\.toml"):
+        read_toml(file)
+
+
+def test_settings_cannot_be_changed_or_given_by_position() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.seed = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        TrainConfig(3)  # type: ignore[misc]
