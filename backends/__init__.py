@@ -7,8 +7,8 @@ from types import ModuleType
 
 from ict_backends.errors import UsageError
 
-# The framework that each backend needs, under the name that Python imports it by.
-BACKENDS = {"torch": "torch"}
+# The frameworks that each backend needs, under the names that Python imports them by.
+BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 
 
 def load_backend(name: str) -> ModuleType:
@@ -26,7 +26,8 @@ def load_backend(name: str) -> ModuleType:
     if name not in BACKENDS:
         raise UsageError(f"unknown backend {name!r}; there are {', '.join(BACKENDS)}")
     try:
-        importlib.import_module(BACKENDS[name])
+        for framework in BACKENDS[name]:
+            importlib.import_module(framework)
     except ImportError as error:
         raise UsageError(f"backend {name!r} is not installed ({error}): pip install 'ict[{name}]'") from error
     return importlib.import_module(f"ict_backends.{name}")

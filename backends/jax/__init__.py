@@ -1,0 +1,7 @@
+"""The JAX backend."""
+
+from ict_backends.jax.device import check_device
+from ict_backends.jax.sample import Model, load_model
+from ict_backends.jax.train import train
+
+__all__ = ["Model", "check_device", "load_model", "train"]

@@ -1,0 +1,251 @@
+"""The layers of the networks, in JAX: NHWC, authors' initialisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from ict_backends.ncsnpp_spec import BlockSpec, groups
+from jax import Array
+
+Initializer = jax.nn.initializers.Initializer
+
+
+def variance_scaling(scale: float = 1.0) -> Initializer:
+    """U(-a, a), a = sqrt(3 scale / ((fan_in + fan_out) / 2)); scale 0 means 1e-10, as the authors have it."""
+    return jax.nn.initializers.variance_scaling(max(scale, 1e-10), "fan_avg", "uniform")
+
+
+class Linear(nnx.Linear):
+    """Dense layer [b, in] -> [b, out]."""
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs) -> None:
+        super().__init__(in_features, out_features, kernel_init=variance_scaling(), rngs=rngs)
+
+
+class Conv(nnx.Conv):
+    """Biased convolution [b, h, w, in] -> [b, h, w, out] of an odd kernel size, zero padding."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        scale: float = 1.0,
+        stride: int = 1,
+        padding: str = "SAME",
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            (kernel_size, kernel_size),
+            strides=stride,
+            padding=padding,
+            kernel_init=variance_scaling(scale),
+            rngs=rngs,
+        )
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Group normalisation with the authors' epsilon and number of groups."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
+        # The fast variance, E x^2 - (E x)^2, loses in float32 the digits that the backends must agree on.
+        super().__init__(channels, num_groups=groups(channels), epsilon=1e-6, use_fast_variance=False, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Self-attention over the pixels, one head; [b, h, w, c] -> the same, with its residual connection."""
+
+    def __init__(self, channels: int, *, skip_rescale: bool, rngs: nnx.Rngs) -> None:
+        self.norm = GroupNorm(channels, rngs=rngs)
+        self.query = Conv(channels, channels, 1, rngs=rngs)
+        self.key = Conv(channels, channels, 1, rngs=rngs)
+        self.value = Conv(channels, channels, 1, rngs=rngs)
+        self.out = Conv(channels, channels, 1, scale=0.0, rngs=rngs)
+        self.skip_rescale = skip_rescale
+
+    def __call__(self, x: Array) -> Array:
+        h = self.norm(x)
+        q, k, v = (rearrange(layer(h), "b h w c -> b (h w) c") for layer in (self.query, self.key, self.value))
+        # Not jax.nn.dot_product_attention, which rounds float64 scores to float32.
+        scores = jax.nn.softmax(jnp.einsum("bqc,bkc->bqk", q, k) * q.shape[-1] ** -0.5)
+        h = jnp.einsum("bqk,bkc->bqc", scores, v)
+        h = self.out(rearrange(h, "b (h w) c -> b h w c", h=x.shape[1]))
+        return add(x, h, rescale=self.skip_rescale)
+
+
+def add(a: Array, b: Array, *, rescale: bool) -> Array:
+    """The sum of two branches, divided by sqrt 2 with `rescale`."""
+    return (a + b) * math.sqrt(0.5) if rescale else a + b
+
+
+def fir_taps(taps: Sequence[float], *, gain: float = 1.0) -> np.ndarray:
+    """[n] taps of sum `gain`, float64: the kernel is the outer product of them, so it is applied axis by axis."""
+    values = np.array(taps, dtype=np.float64)
+    return values * (gain / values.sum())
+
+
+def filter_axis(x: Array, taps: np.ndarray, axis: int, *, stride: int, padding: int) -> Array:
+    """Convolve one axis of an array with [n] taps after zero padding, and take every `stride`-th result.
+
+    A sum of shifted slices: XLA fuses it, where its convolution of each channel by itself is slow on the CPU.
+    """
+    widths = [(padding, padding) if a == axis else (0, 0) for a in range(x.ndim)]
+    padded = jnp.pad(x, widths)
+    last = padded.shape[axis] - len(taps)
+    shifted = (
+        jax.lax.slice_in_dim(padded, k, k + last + 1, stride=stride, axis=axis) * float(tap)
+        for k, tap in enumerate(taps[::-1])
+    )
+    return sum(shifted)
+
+
+def double_axis(x: Array, taps: np.ndarray, axis: int) -> Array:
+    """Put zeros between the elements of one axis and convolve: twice as long.
+
+    Each result is a sum over the elements that are not zero, so even and odd ones are computed apart.
+    """
+    padding = (len(taps) // 2 + 1) // 2
+    # Result m is the sum over k of taps[k] u[m - k + n / 2 - 1], where u[2 j] = x[j].
+    offset = len(taps) // 2 - 1
+    phases = []
+    for phase in (0, 1):
+        terms = [((phase - k + offset) // 2, tap) for k, tap in enumerate(taps) if (phase - k + offset) % 2 == 0]
+        padded = jnp.pad(x, [(padding, padding) if a == axis else (0, 0) for a in range(x.ndim)])
+        n = x.shape[axis]
+        phases.append(
+            sum(
+                jax.lax.slice_in_dim(padded, padding + shift, padding + shift + n, axis=axis) * float(tap)
+                for shift, tap in terms
+            )
+        )
+    stacked = jnp.stack(phases, axis=axis + 1)
+    return stacked.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+
+
+def downsample(x: Array, taps: Sequence[float]) -> Array:
+    """Halve [b, h, w, c] by the FIR filter; the mean of 2x2 where there are no taps."""
+    if not taps:
+        return rearrange(x, "b (h p) (w q) c -> b h w c (p q)", p=2, q=2).mean(axis=-1)
+    for axis in (1, 2):
+        x = filter_axis(x, fir_taps(taps), axis, stride=2, padding=(len(taps) - 2) // 2)
+    return x
+
+
+def upsample(x: Array, taps: Sequence[float]) -> Array:
+    """Double [b, h, w, c] by the FIR filter; repeat pixels where there are no taps."""
+    if not taps:
+        return x.repeat(2, axis=1).repeat(2, axis=2)
+    for axis in (1, 2):
+        x = double_axis(x, fir_taps(taps, gain=2.0), axis)
+    return x
+
+
+class PyramidDownsample(nnx.Module):
+    """Halve [b, h, w, in] by the FIR filter and a strided 3x3 convolution to `out` channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float], *, rngs: nnx.Rngs) -> None:
+        self.conv = Conv(in_channels, out_channels, stride=2, padding="VALID", rngs=rngs)
+        self.taps = tuple(taps)
+
+    def __call__(self, x: Array) -> Array:
+        if self.taps:  # as wide a border as lets the unpadded convolution return exactly half
+            for axis in (1, 2):
+                x = filter_axis(x, fir_taps(self.taps), axis, stride=1, padding=len(self.taps) // 2)
+        else:
+            x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+        return self.conv(x)
+
+
+class ResidualBlock(nnx.Module):
+    """BigGAN residual block: norm, swish, resample, conv; + embedding; norm, swish, dropout, conv; + shortcut.
+
+    [b, h, w, in], [b, e] -> [b, h', w', out], where h' is h, h/2 (`spec.down`) or 2h (`spec.up`). `mask`, bool
+    [b, h', w', out], says which elements dropout keeps; None keeps all, unscaled.
+    """
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        embedding: int,
+        *,
+        taps: Sequence[float],
+        dropout: float,
+        skip_rescale: bool,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.norm_0 = GroupNorm(spec.in_channels, rngs=rngs)
+        self.conv_0 = Conv(spec.in_channels, spec.out_channels, rngs=rngs)
+        self.embed = Linear(embedding, spec.out_channels, rngs=rngs)
+        self.norm_1 = GroupNorm(spec.out_channels, rngs=rngs)
+        self.conv_1 = Conv(spec.out_channels, spec.out_channels, scale=0.0, rngs=rngs)
+        self.shortcut = Conv(spec.in_channels, spec.out_channels, 1, rngs=rngs) if spec.has_shortcut else None
+        self.up, self.down, self.taps = spec.up, spec.down, tuple(taps)
+        self.dropout, self.skip_rescale = dropout, skip_rescale
+
+    def __call__(self, x: Array, embedding: Array, mask: Array | None) -> Array:
+        h = jax.nn.silu(self.norm_0(x))
+        if self.up:
+            h, x = upsample(h, self.taps), upsample(x, self.taps)
+        elif self.down:
+            h, x = downsample(h, self.taps), downsample(x, self.taps)
+        h = self.conv_0(h) + self.embed(jax.nn.silu(embedding))[:, None, None, :]
+        h = jax.nn.silu(self.norm_1(h))
+        if mask is not None:
+            h = h * mask / (1.0 - self.dropout)
+        h = self.conv_1(h)
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        return add(x, h, rescale=self.skip_rescale)
+
+
+class Embedding(nnx.Embed):
+    """A row of [classes, features], normally distributed at first, for each of [b] labels."""
+
+    def __init__(self, classes: int, features: int, *, rngs: nnx.Rngs) -> None:
+        super().__init__(classes, features, embedding_init=jax.nn.initializers.normal(1.0), rngs=rngs)
+
+    def __call__(self, labels: Array) -> Array:
+        return self.embedding[...][labels]  # flax's own casts to the dtype that the weights were created in
+
+
+class Frequencies(nnx.Variable):
+    """Stored with the weights, but not trained."""
+
+
+class NoiseEmbedding(nnx.Module):
+    """Features of c_noise and of the label through two dense layers: [b] -> [b, 4 channels].
+
+    Fourier: sin then cos of 2 pi W c_noise, with stored frequencies W ~ N(0, scale^2) that have no
+    gradient. Positional: sin then cos of scale c_noise at geometric frequencies from 1 to 1e-4.
+    """
+
+    def __init__(self, channels: int, *, kind: str, scale: float, num_classes: int, rngs: nnx.Rngs) -> None:
+        half = channels // 2
+        if kind == "fourier":
+            self.frequencies = Frequencies(jax.random.normal(rngs.params(), (channels,)) * scale)
+        else:
+            ramp = np.arange(half, dtype=np.float64) / max(half - 1, 1)
+            self.positions = tuple(float(f) for f in scale * 10_000.0**-ramp)
+        self.kind = kind
+        features = 2 * channels if kind == "fourier" else 2 * half
+        self.dense_0 = Linear(features, 4 * channels, rngs=rngs)
+        self.dense_1 = Linear(4 * channels, 4 * channels, rngs=rngs)
+        self.labels = Embedding(num_classes, 4 * channels, rngs=rngs) if num_classes else None
+
+    def __call__(self, c_noise: Array, labels: Array | None) -> Array:
+        if self.kind == "fourier":
+            angles = 2 * math.pi * c_noise[:, None] * self.frequencies[...].astype(c_noise.dtype)
+        else:
+            angles = c_noise[:, None] * jnp.asarray(self.positions, dtype=c_noise.dtype)
+        features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+        embedding = self.dense_1(jax.nn.silu(self.dense_0(features)))
+        return embedding if self.labels is None else embedding + self.labels(labels)

@@ -1,0 +1,150 @@
+"""NCSN++ in JAX: the U-Net of the CIFAR-10 models (Song et al. 2021, as consistency models use it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ict_backends.jax.layers import (
+    Attention,
+    Conv,
+    GroupNorm,
+    NoiseEmbedding,
+    PyramidDownsample,
+    ResidualBlock,
+    add,
+)
+from ict_backends.ncsnpp_spec import BlockSpec, DownSpec, UpSpec, ncsnpp_spec
+from jax import Array
+
+from ict_core import NCSNppConfig
+
+MakeBlock = Callable[[BlockSpec], ResidualBlock]
+MakeAttention = Callable[[int], Attention]
+
+
+class DownLevel(nnx.Module):
+    """One resolution on the way down: its blocks, attention after each, and the step to the next."""
+
+    def __init__(
+        self, spec: DownSpec, block: MakeBlock, attention: MakeAttention, taps: Sequence[float], rngs: nnx.Rngs
+    ) -> None:
+        self.blocks = nnx.List([block(b) for b in spec.blocks])
+        self.attention = nnx.List([attention(b.out_channels) for b in spec.blocks if spec.attention])
+        self.down = block(spec.down) if spec.down else None
+        self.pyramid = PyramidDownsample(*spec.pyramid, taps, rngs=rngs) if spec.pyramid else None
+
+
+class Middle(nnx.Module):
+    """Block, attention and block at the lowest resolution."""
+
+    def __init__(self, spec: tuple[BlockSpec, BlockSpec], block: MakeBlock, attention: MakeAttention) -> None:
+        self.block_0 = block(spec[0])
+        self.attention = attention(spec[0].out_channels)
+        self.block_1 = block(spec[1])
+
+
+class UpLevel(nnx.Module):
+    """One resolution on the way up: its blocks, attention after the last, and the step to the next."""
+
+    def __init__(self, spec: UpSpec, block: MakeBlock, attention: MakeAttention) -> None:
+        self.blocks = nnx.List([block(b) for b in spec.blocks])
+        self.attention = attention(spec.blocks[-1].out_channels) if spec.attention else None
+        self.up = block(spec.up) if spec.up else None
+
+
+class NCSNpp(nnx.Module):
+    """The free network F of the consistency function.
+
+    A function of its arguments alone: there is no training mode. Dropout happens where masks are given, so
+    passes that must share their masks are given the same ones.
+
+    Args:
+        config: the network's settings.
+        shape: [channels, height, width] of an image, square, divisible by 2^(levels - 1).
+        rngs: of the initial weights.
+
+    Attributes:
+        mask_shapes: [channels, height, width] of each dropout mask, in the order of use.
+    """
+
+    def __init__(self, config: NCSNppConfig, shape: Sequence[int], *, rngs: nnx.Rngs) -> None:
+        spec = ncsnpp_spec(config, shape)
+        self.config = config
+        self.mask_shapes = tuple(spec.mask_shapes())
+        block = partial(
+            ResidualBlock,
+            embedding=4 * config.channels,
+            taps=config.fir_kernel,
+            dropout=config.dropout,
+            skip_rescale=config.skip_rescale,
+            rngs=rngs,
+        )
+        attention = partial(Attention, skip_rescale=config.skip_rescale, rngs=rngs)
+        self.embedding = NoiseEmbedding(
+            config.channels,
+            kind=config.embedding,
+            scale=config.embedding_scale,
+            num_classes=config.num_classes,
+            rngs=rngs,
+        )
+        self.conv_in = Conv(spec.image_channels, config.channels, rngs=rngs)
+        self.down = nnx.List([DownLevel(level, block, attention, config.fir_kernel, rngs) for level in spec.down])
+        self.middle = Middle(spec.middle, block, attention)
+        self.up = nnx.List([UpLevel(level, block, attention) for level in spec.up])
+        self.norm_out = GroupNorm(spec.out_channels, rngs=rngs)
+        self.conv_out = Conv(spec.out_channels, spec.image_channels, scale=0.0, rngs=rngs)
+
+    def __call__(
+        self,
+        x_in: Array,
+        c_noise: Array,
+        labels: Array | None = None,
+        masks: Sequence[Array] | None = None,
+    ) -> Array:
+        """F(x_in, c_noise, labels).
+
+        Args:
+            x_in: [b, h, w, c] scaled noisy images.
+            c_noise: [b] log(sigma) / 4.
+            labels: [b] integers in 0..num_classes-1; None for an unconditional network.
+            masks: dropout masks, bool, one [b, h, w, c] for each of `mask_shapes`; None for no dropout.
+
+        Returns:
+            [b, h, w, c].
+        """
+        next_mask = iter(masks if masks is not None else [None] * len(self.mask_shapes)).__next__
+        embedding = self.embedding(c_noise, labels)
+        h, skips = self._go_down(x_in, embedding, next_mask)
+        h = self.middle.block_0(h, embedding, next_mask())
+        h = self.middle.attention(h)
+        h = self.middle.block_1(h, embedding, next_mask())
+        for level in self.up:
+            for block in level.blocks:
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), embedding, next_mask())
+            if level.attention is not None:
+                h = level.attention(h)
+            if level.up is not None:
+                h = level.up(h, embedding, next_mask())
+        return self.conv_out(jax.nn.silu(self.norm_out(h)))
+
+    def _go_down(
+        self, x_in: Array, embedding: Array, next_mask: Callable[[], Array | None]
+    ) -> tuple[Array, list[Array]]:
+        h, pyramid = self.conv_in(x_in), x_in
+        skips = [h]
+        for level in self.down:
+            for i, block in enumerate(level.blocks):
+                h = block(h, embedding, next_mask())
+                if len(level.attention):
+                    h = level.attention[i](h)
+                skips.append(h)
+            if level.down is not None:
+                h = level.down(h, embedding, next_mask())
+                if level.pyramid is not None:
+                    h = pyramid = add(level.pyramid(pyramid), h, rescale=self.config.skip_rescale)
+                skips.append(h)
+        return h, skips

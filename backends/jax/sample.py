@@ -1,0 +1,115 @@
+"""Inference in JAX behind an interface of NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ict_backends.checkpoint import load_checkpoint
+from ict_backends.jax.device import check_device, split
+from ict_backends.jax.step import consistency_function, init_state, network_graph
+from ict_backends.jax.weights import load_arrays
+from ict_backends.rundir import RunDir
+from jax import Array
+from jax.sharding import Mesh
+
+from ict_core import Config, multistep_sample
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model. Arrays are NumPy, NCHW, float32; labels are [b] integers, None for an unconditional model."""
+
+    config: Config
+    params: nnx.State
+    constants: nnx.State
+    mesh: Mesh
+
+    def network(self, x_in: np.ndarray, c_noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+        """The free network F: [b, c, h, w] scaled images and [b] log(sigma) / 4 -> [b, c, h, w]."""
+        return self._run(_network, len(x_in), _nhwc(x_in), _float(c_noise), labels)
+
+    def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+        """The consistency function f: [b, c, h, w] noisy images and their [b] levels -> [b, c, h, w] clean ones."""
+        return self._run(_consistency, len(x), _nhwc(x), _float(sigma), labels)
+
+    def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None = None) -> np.ndarray:
+        """Multi-step sampling from given noise: [steps, b, c, h, w] -> [b, c, h, w] in [-1, 1]."""
+        function = partial(_sample, sigmas=tuple(float(s) for s in sigmas))
+        batch_first = np.moveaxis(_nhwc(noises), 0, 1)
+        return self._run(function, len(batch_first), batch_first, labels)
+
+    def _run(self, function: Callable[..., Array], batch: int, *arrays: np.ndarray | None) -> np.ndarray:
+        """`function` of [b, ...] arrays, padded to a power of two and a multiple of the devices: few sizes compile."""
+        size = -(-(1 << (batch - 1).bit_length()) // self.mesh.size) * self.mesh.size
+        padded = [None if a is None else jax.device_put(_pad(np.asarray(a), size), split(self.mesh)) for a in arrays]
+        images = function(self.config, self.params, self.constants, *padded)
+        return np.ascontiguousarray(np.asarray(images)[:batch].transpose(0, 3, 1, 2))
+
+
+@partial(jax.jit, static_argnames="config")
+def _network(
+    config: Config, params: nnx.State, constants: nnx.State, x_in: Array, c_noise: Array, labels: Array | None
+) -> Array:
+    return nnx.merge(network_graph(config), params, constants)(x_in, c_noise, labels)
+
+
+@partial(jax.jit, static_argnames="config")
+def _consistency(
+    config: Config, params: nnx.State, constants: nnx.State, x: Array, sigma: Array, labels: Array | None
+) -> Array:
+    return consistency_function(nnx.merge(network_graph(config), params, constants), config, labels)(x, sigma)
+
+
+@partial(jax.jit, static_argnames=("config", "sigmas"))
+def _sample(
+    config: Config,
+    params: nnx.State,
+    constants: nnx.State,
+    noises: Array,
+    labels: Array | None,
+    *,
+    sigmas: tuple[float, ...],
+) -> Array:
+    f = consistency_function(nnx.merge(network_graph(config), params, constants), config, labels)
+    return multistep_sample(f, jnp.moveaxis(noises, 1, 0), sigmas, sigma_min=config.noise.sigma_min, xp=jnp)
+
+
+def _float(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, dtype=np.float32)
+
+
+def _nhwc(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(_float(array), -3, -1)
+
+
+def _pad(array: np.ndarray, size: int) -> np.ndarray:
+    """The first axis made `size` long by repeating the last element."""
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+
+
+def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:
+    """The model of a run's newest checkpoint.
+
+    Args:
+        path: the run's folder.
+        weights: "ema" or "raw".
+        device: "auto", or a platform such as "cpu" or "cuda", or one of its devices such as "cuda:1".
+
+    Raises:
+        CheckpointError, UsageError: in one line, what is missing, damaged or does not fit.
+    """
+    run = RunDir(Path(path))
+    config, mesh = run.load_config(), check_device(device)
+    folder = run.latest_checkpoint()
+    checkpoint = load_checkpoint(folder)
+    arrays = checkpoint.ema if weights == "ema" else checkpoint.params
+    state = init_state(config, mesh)
+    params, constants = load_arrays((state.params, state.constants), arrays, f"checkpoint {folder}")
+    return Model(config, params, constants, mesh)

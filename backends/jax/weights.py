@@ -1,0 +1,88 @@
+"""Between JAX's training state and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays
+from ict_backends.jax.step import TrainState, init_state
+from jax.sharding import Mesh
+
+from ict_core import Config
+
+# A layer's arrays in flax -> in checkpoints.
+_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+def _name(path: Sequence[Any]) -> str:
+    """The name in checkpoints of the array at a path of a state."""
+    return ".".join(map(str, (*path[:-1], _NAMES.get(path[-1], path[-1]))))
+
+
+def _to_layout(path: Sequence[Any], array: np.ndarray) -> np.ndarray:
+    """HWIO to OIHW, [in, out] to [out, in]; all else is stored as it is."""
+    if path[-1] != "kernel":
+        return array
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def _from_layout(path: Sequence[Any], array: np.ndarray) -> np.ndarray:
+    """The inverse of `_to_layout`."""
+    if path[-1] != "kernel":
+        return array
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def to_arrays(*states: nnx.State) -> Arrays:
+    """Every array of the states, as a copy on the host."""
+    return {
+        _name(path): np.array(_to_layout(path, np.asarray(variable.get_value())), order="C")
+        for state in states
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def load_arrays(states: Sequence[nnx.State], arrays: Arrays, what: str) -> list[nnx.State]:
+    """States like these with other values. Raises CheckpointError, naming `what`, where names or shapes differ."""
+    flat = [list(nnx.to_flat_state(state)) for state in states]
+    expected = {
+        _name(path): _to_layout(path, np.empty(variable.get_value().shape, bool)).shape
+        for state in flat
+        for path, variable in state
+    }
+    check_arrays(what, expected, arrays)
+
+    def filled(path: Sequence[Any], variable: nnx.Variable) -> nnx.Variable:
+        like, array = variable.get_value(), _from_layout(path, arrays[_name(path)])
+        return variable.replace(jax.device_put(array.astype(like.dtype), like.sharding))
+
+    return [nnx.from_flat_state([(path, filled(path, variable)) for path, variable in state]) for state in flat]
+
+
+def to_checkpoint(state: TrainState) -> Checkpoint:
+    """The whole training state, on the host."""
+    return Checkpoint(
+        int(state.step),
+        to_arrays(state.params, state.constants),
+        to_arrays(state.ema, state.constants),
+        to_arrays(optax.tree_utils.tree_get(state.optimizer, "mu")),
+        to_arrays(optax.tree_utils.tree_get(state.optimizer, "nu")),
+    )
+
+
+def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: str) -> TrainState:
+    """The training state that a checkpoint holds. Raises CheckpointError, naming `what`, where it does not fit."""
+    state = init_state(config, mesh)
+    weights = [state.params, state.constants]
+    params, constants = load_arrays(weights, checkpoint.params, f"{what}: params")
+    ema, _ = load_arrays(weights, checkpoint.ema, f"{what}: ema")
+    (mu,) = load_arrays([state.params], checkpoint.first_moment, f"{what}: first_moment")
+    (nu,) = load_arrays([state.params], checkpoint.second_moment, f"{what}: second_moment")
+    step = jax.device_put(np.int32(checkpoint.step), state.step.sharding)
+    optimizer = optax.tree_utils.tree_set(state.optimizer, mu=mu, nu=nu, count=step)
+    return TrainState(step, params, ema, optimizer, constants)
