@@ -179,3 +179,19 @@ def test_both_ways_to_start_it(start):
     failed = subprocess.run([*start, "show", "digitz"], capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.count("\n") == 1
+
+
+def test_the_jax_backend_takes_the_same_commands(ict, tmp_path, digits_run):
+    """Trains, samples what torch has trained to the same pictures, and says the same of what is wrong."""
+    run, jax = tmp_path / "run", ("--backend", "jax")
+    assert ict("train", *jax, "--out", run, *TINY).code == 0
+    assert ict("train", *jax, "--out", run, *TINY, "--resume").code == 0
+    assert pixels(run / "samples" / "step_00000002.png").shape == (8 * 9 * 4, 8 * 9 * 4)
+    for backend in ("torch", "jax"):
+        out = tmp_path / f"{backend}.npz"
+        assert ict("sample", digits_run, "--backend", backend, "--device", "cpu", "--num", 4, "--out", out).code == 0
+    a, b = (arrays(tmp_path / f"{backend}.npz")["arr_0"].astype(int) for backend in ("torch", "jax"))
+    assert np.abs(a - b).max() <= 1
+    refused = ict("train", *jax, "--out", tmp_path / "x", "--device", "tpu")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "--device tpu is not available" in refused.err

@@ -34,7 +34,7 @@ from ict_backends.torch.weights import to_arrays as torch_to_arrays
 from ict_core import Config, ConfigError
 from ict_core.config import build_config
 
-EXAMPLES = 12 if os.environ.get("CI") else 4
+EXAMPLES = 6 if os.environ.get("CI") else 2
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
