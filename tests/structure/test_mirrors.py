@@ -1,0 +1,59 @@
+"""The backends have the same files with the same public names; each asymmetry is listed here, with its reason."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+BACKENDS = Path(__file__).resolve().parents[2] / "backends"
+FILES = sorted(p.name for p in (BACKENDS / "torch").glob("*.py"))
+
+# (file, backend, name) -> why the other backend has no such name.
+ASYMMETRIES = {
+    ("device.py", "jax", "BATCH_AXIS"): "one process drives many devices, as a mesh",
+    ("device.py", "jax", "check_batch_size"): "the batch is split over the mesh",
+    ("device.py", "jax", "replicated"): "the batch is split over the mesh",
+    ("device.py", "jax", "split"): "the batch is split over the mesh",
+    ("layers.py", "jax", "Initializer"): "flax takes initialisers as functions",
+    ("layers.py", "jax", "variance_scaling"): "flax takes initialisers as functions",
+    ("layers.py", "torch", "variance_scaling_"): "torch fills weights in place",
+    ("layers.py", "torch", "fir_kernel"): "one depthwise convolution",
+    ("layers.py", "torch", "filter2d"): "one depthwise convolution",
+    ("layers.py", "jax", "fir_taps"): "shifted sums, axis by axis: XLA's depthwise convolution is slow on the CPU",
+    ("layers.py", "jax", "filter_axis"): "shifted sums, axis by axis: XLA's depthwise convolution is slow on the CPU",
+    ("layers.py", "jax", "double_axis"): "shifted sums, axis by axis: XLA's depthwise convolution is slow on the CPU",
+    ("layers.py", "jax", "Embedding"): "flax's own rounds float64 weights",
+    ("layers.py", "jax", "Frequencies"): "torch has buffers for what is stored and not trained",
+    ("step.py", "jax", "network_graph"): "a network is its structure and its weights, apart",
+    ("step.py", "jax", "make_optimizer"): "optax keeps the optimiser's rule and its state apart",
+    ("step.py", "jax", "key_data"): "JAX's random keys are arrays",
+    ("step.py", "jax", "Draw"): "a compiled function takes arrays, not the plan",
+    ("step.py", "jax", "to_device"): "a compiled function takes arrays, not the plan",
+    ("step.py", "jax", "train_steps"): "several steps are compiled into one dispatch",
+    ("train.py", "jax", "steps_per_dispatch"): "several steps are compiled into one dispatch",
+}
+
+
+def public_names(backend: str, file: str) -> set[str]:
+    """The public functions, classes and constants that a file defines."""
+    names = set()
+    for node in ast.parse((BACKENDS / backend / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_both_have_the_same_files() -> None:
+    assert sorted(p.name for p in (BACKENDS / "jax").glob("*.py")) == FILES
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_both_have_the_same_public_names(file: str) -> None:
+    names = {backend: public_names(backend, file) for backend in ("torch", "jax")}
+    for backend, other in (("torch", "jax"), ("jax", "torch")):
+        listed = {name for (f, b, name) in ASYMMETRIES if (f, b) == (file, backend)}
+        assert names[backend] - names[other] == listed
