@@ -77,7 +77,7 @@ def newest(run: Path) -> Path:
         (["--seed", "-1"], ["train.seed must be in", "not -1"]),
         (["--set", "network.dropout=1"], [r"network.dropout must be in \[0, 1\)"]),
         (["--set", "network.channels=10"], ["network.channels must be a multiple of 4"]),
-        (["--set", "network.channels=80"], ["network.channels = 80", "240 channels", "multiples of 32"]),
+        (["--set", "network.channels=132"], ["network.channels = 132", "132 channels", "multiples of 32"]),
         (["--set", "network.channel_mult=[1,1,1,1,1]"], ["data.shape", "divides by 16", "5 levels"]),
         (["--set", "data.shape=[1,8,4]"], ["images of .1, 8, 8.", "data.shape is set to .1, 8, 4."]),
         (["--device", "warp"], ["--device warp", "allowed"]),
@@ -188,7 +188,7 @@ def test_a_folder_with_another_run_or_other_files_is_left_alone(refused, tmp_pat
 def test_resuming_with_other_settings_or_data_is_refused(refused, tmp_path, run_copy):
     resume = ["train", "--resume", "--out", run_copy]
     refused(2, ["train.seed is 0 and not 3"], *resume, "--seed", 3)
-    refused(2, ["network.channels is 8 and not 32"], *resume, "--preset", "digits")
+    refused(2, ["network.channels is 8 and not 24"], *resume, "--preset", "digits")
     np.save(tmp_path / "other.npy", PIXELS[..., 0])
     refused(1, "other data", *resume, "--data", tmp_path / "other.npy")
     refused(1, "does not exist", "train", "--resume", "--out", tmp_path / "absent")
