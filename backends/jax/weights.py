@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -85,4 +86,6 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: st
     (nu,) = load_arrays([state.params], checkpoint.second_moment, f"{what}: second_moment")
     step = jax.device_put(np.int32(checkpoint.step), state.step.sharding)
     optimizer = optax.tree_utils.tree_set(state.optimizer, mu=mu, nu=nu, count=step)
+    # The optimiser counts more than once, and the step is counted too: each needs a buffer of its own to be donated.
+    optimizer = jax.tree.map(jnp.copy, optimizer)
     return TrainState(step, params, ema, optimizer, constants)

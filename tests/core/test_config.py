@@ -204,7 +204,7 @@ def test_unknown_names_suggest_the_nearest() -> None:
         ({"trian": {}}, r"unknown section \[trian\]; did you mean train"),
         ({"train": {"lerning_rate": 1.0}}, "unknown key train.lerning_rate; did you mean train.learning_rate"),
         ({"train": {"sigma_min": 1.0}}, "unknown key train.sigma_min; did you mean noise.sigma_min"),
-        ({"train": {"qqqqqqqq": 1.0}}, "unknown key train.qqqqqqqq$"),
+        ({"loss": {"qqqqqqqqqqqqqqqqqqqqqq": 1.0}}, "unknown key loss.q+$"),
     ):
         with pytest.raises(ConfigError, match=says):
             build_config(tree)
