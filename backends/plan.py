@@ -41,6 +41,11 @@ def _grid(n: int, noise: object) -> Grid:
     )
 
 
+def is_due(step: int, every: int, total_steps: int) -> bool:
+    """Whether what happens every so many steps, and at the end, happens after `step` of them; 0 is never but then."""
+    return step == total_steps or (every > 0 and step % every == 0)
+
+
 def plan_step(config: Config, step: int, count: int) -> StepPlan:
     """The plan of step `step` in 0..total_steps-1, over a data set of `count` images."""
     train = config.train

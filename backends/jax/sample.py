@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.jax.device import check_device, split
-from ict_backends.jax.step import consistency_function, init_state, network_graph
+from ict_backends.jax.step import abstract_network, consistency_function, merge_network
 from ict_backends.jax.weights import load_arrays
 from ict_backends.rundir import RunDir
 from jax import Array
@@ -57,14 +57,14 @@ class Model:
 def _network(
     config: Config, params: nnx.State, constants: nnx.State, x_in: Array, c_noise: Array, labels: Array | None
 ) -> Array:
-    return nnx.merge(network_graph(config), params, constants)(x_in, c_noise, labels)
+    return merge_network(config, params, constants)(x_in, c_noise, labels)
 
 
 @partial(jax.jit, static_argnames="config")
 def _consistency(
     config: Config, params: nnx.State, constants: nnx.State, x: Array, sigma: Array, labels: Array | None
 ) -> Array:
-    return consistency_function(nnx.merge(network_graph(config), params, constants), config, labels)(x, sigma)
+    return consistency_function(merge_network(config, params, constants), config, labels)(x, sigma)
 
 
 @partial(jax.jit, static_argnames=("config", "sigmas"))
@@ -77,7 +77,7 @@ def _sample(
     *,
     sigmas: tuple[float, ...],
 ) -> Array:
-    f = consistency_function(nnx.merge(network_graph(config), params, constants), config, labels)
+    f = consistency_function(merge_network(config, params, constants), config, labels)
     return multistep_sample(f, jnp.moveaxis(noises, 1, 0), sigmas, sigma_min=config.noise.sigma_min, xp=jnp)
 
 
@@ -110,6 +110,5 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     folder = run.latest_checkpoint()
     checkpoint = load_checkpoint(folder)
     arrays = checkpoint.ema if weights == "ema" else checkpoint.params
-    state = init_state(config, mesh)
-    params, constants = load_arrays((state.params, state.constants), arrays, f"checkpoint {folder}")
+    params, constants = load_arrays(abstract_network(config)[1:], arrays, mesh, f"checkpoint {folder}")
     return Model(config, params, constants, mesh)

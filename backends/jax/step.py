@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 from ict_backends.jax.device import replicated, split
 from ict_backends.jax.ncsnpp import NCSNpp
+from ict_backends.ncsnpp_spec import ncsnpp_spec
 from ict_backends.plan import StepPlan
 from jax import Array
 from jax.sharding import Mesh
@@ -40,9 +41,18 @@ class TrainState(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def network_graph(config: Config) -> nnx.GraphDef:
-    """The structure of a configuration's network: `nnx.merge` makes it a network again, with weights."""
-    return nnx.graphdef(nnx.eval_shape(lambda: NCSNpp(config.network, config.data.shape, rngs=nnx.Rngs(0))))
+def abstract_network(config: Config) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The structure of a configuration's network, and the shapes and dtypes of its weights and its constants.
+
+    `nnx.merge` of the structure with weights and constants is the network again.
+    """
+    network = nnx.eval_shape(lambda: NCSNpp(config.network, config.data.shape, rngs=nnx.Rngs(0)))
+    return nnx.split(network, nnx.Param, ...)
+
+
+def merge_network(config: Config, params: nnx.State, constants: nnx.State) -> NCSNpp:
+    """A configuration's network with these weights."""
+    return nnx.merge(abstract_network(config)[0], params, constants)
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -95,19 +105,17 @@ def consistency_function(
     return f
 
 
-def draw_masks(network: NCSNpp, batch: int, key: Array) -> list[Array] | None:
+def draw_masks(config: Config, batch: int, key: Array) -> list[Array] | None:
     """Dropout masks for one step, or None without dropout: bool [b, h, w, c].
 
     They are drawn once and handed to both passes, so that student and teacher share them on every device.
     """
-    rate = network.config.dropout
+    rate = config.network.dropout
     if rate == 0:
         return None
-    keys = jax.random.split(key, len(network.mask_shapes))
-    return [
-        jax.random.bernoulli(k, 1.0 - rate, (batch, h, w, c))
-        for k, (c, h, w) in zip(keys, network.mask_shapes, strict=True)
-    ]
+    shapes = ncsnpp_spec(config.network, config.data.shape).mask_shapes()
+    keys = jax.random.split(key, len(shapes))
+    return [jax.random.bernoulli(k, 1.0 - rate, (batch, h, w, c)) for k, (c, h, w) in zip(keys, shapes, strict=True)]
 
 
 class Draw(NamedTuple):
@@ -158,14 +166,14 @@ class Batch(NamedTuple):
     masks: list[Array] | None
 
 
-def make_batch(network: NCSNpp, draw: Draw, images: Array, labels: Array | None) -> Batch:
+def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) -> Batch:
     """Turn the draw of a step and the data set, [n, h, w, c] uint8 and [n], into a batch."""
     chosen = images[draw.indices]
     flipped = jnp.where(draw.flips[:, None, None, None], chosen[:, :, ::-1], chosen)
     x = flipped.astype(jnp.float32) / 127.5 - 1.0
     noise_key, mask_key = jax.random.split(jax.random.wrap_key_data(draw.key))
     z = jax.random.normal(noise_key, x.shape, x.dtype)
-    masks = draw_masks(network, len(x), mask_key)
+    masks = draw_masks(config, len(x), mask_key)
     return Batch(
         x, z, draw.sigma_lo, draw.sigma_hi, draw.weight, None if labels is None else labels[draw.indices], masks
     )
@@ -182,8 +190,7 @@ def train_step(state: TrainState, config: Config, batch: Batch) -> tuple[TrainSt
     """The state after one more step, and the [b] weighted losses."""
 
     def loss(params: nnx.State) -> tuple[Array, Array]:
-        network = nnx.merge(network_graph(config), params, state.constants)
-        return batch_loss(network, config, batch)
+        return batch_loss(merge_network(config, params, state.constants), config, batch)
 
     gradient, losses = jax.grad(loss, has_aux=True)(state.params)
     updates, optimizer = make_optimizer(config).update(gradient, state.optimizer)
@@ -211,9 +218,12 @@ def train_steps(
     Returns:
         The new state, and the [steps, b] weighted losses.
     """
-    network = nnx.merge(network_graph(config), state.params, state.constants)
 
     def one(state: TrainState, draw: Draw) -> tuple[TrainState, Array]:
-        return train_step(state, config, make_batch(network, draw, images, labels))
+        return train_step(state, config, make_batch(config, draw, images, labels))
 
-    return jax.lax.scan(one, state, draws)
+    if len(draws.indices) > 1:
+        return jax.lax.scan(one, state, draws)
+    # A scan over one step is a loop all the same, and those are slow on the CPU.
+    state, losses = one(state, jax.tree.map(lambda array: array[0], draws))
+    return state, losses[None]

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from flax import nnx
 from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays
-from ict_backends.jax.step import TrainState, init_state
+from ict_backends.jax.device import replicated
+from ict_backends.jax.step import TrainState, abstract_network, make_optimizer
 from jax.sharding import Mesh
 
 from ict_core import Config
@@ -48,8 +49,11 @@ def to_arrays(*states: nnx.State) -> Arrays:
     }
 
 
-def load_arrays(states: Sequence[nnx.State], arrays: Arrays, what: str) -> list[nnx.State]:
-    """States like these with other values. Raises CheckpointError, naming `what`, where names or shapes differ."""
+def load_arrays(states: Sequence[nnx.State], arrays: Arrays, mesh: Mesh, what: str) -> list[nnx.State]:
+    """States of the shapes and dtypes of these, filled, on every device.
+
+    Raises CheckpointError, naming `what`, where names or shapes differ.
+    """
     flat = [list(nnx.to_flat_state(state)) for state in states]
     expected = {
         _name(path): _to_layout(path, np.empty(variable.get_value().shape, bool)).shape
@@ -60,7 +64,7 @@ def load_arrays(states: Sequence[nnx.State], arrays: Arrays, what: str) -> list[
 
     def filled(path: Sequence[Any], variable: nnx.Variable) -> nnx.Variable:
         like, array = variable.get_value(), _from_layout(path, arrays[_name(path)])
-        return variable.replace(jax.device_put(array.astype(like.dtype), like.sharding))
+        return variable.replace(jax.device_put(array.astype(like.dtype), replicated(mesh)))
 
     return [nnx.from_flat_state([(path, filled(path, variable)) for path, variable in state]) for state in flat]
 
@@ -78,14 +82,14 @@ def to_checkpoint(state: TrainState) -> Checkpoint:
 
 def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: str) -> TrainState:
     """The training state that a checkpoint holds. Raises CheckpointError, naming `what`, where it does not fit."""
-    state = init_state(config, mesh)
-    weights = [state.params, state.constants]
-    params, constants = load_arrays(weights, checkpoint.params, f"{what}: params")
-    ema, _ = load_arrays(weights, checkpoint.ema, f"{what}: ema")
-    (mu,) = load_arrays([state.params], checkpoint.first_moment, f"{what}: first_moment")
-    (nu,) = load_arrays([state.params], checkpoint.second_moment, f"{what}: second_moment")
-    step = jax.device_put(np.int32(checkpoint.step), state.step.sharding)
-    optimizer = optax.tree_utils.tree_set(state.optimizer, mu=mu, nu=nu, count=step)
+    weights = abstract_network(config)[1:]
+    params, constants = load_arrays(weights, checkpoint.params, mesh, f"{what}: params")
+    ema, _ = load_arrays(weights, checkpoint.ema, mesh, f"{what}: ema")
+    (mu,) = load_arrays(weights[:1], checkpoint.first_moment, mesh, f"{what}: first_moment")
+    (nu,) = load_arrays(weights[:1], checkpoint.second_moment, mesh, f"{what}: second_moment")
+    step = jax.device_put(np.int32(checkpoint.step), replicated(mesh))
+    initial = jax.jit(make_optimizer(config).init, out_shardings=replicated(mesh))(params)
+    optimizer = optax.tree_utils.tree_set(initial, mu=mu, nu=nu, count=step)
     # The optimiser counts more than once, and the step is counted too: each needs a buffer of its own to be donated.
     optimizer = jax.tree.map(jnp.copy, optimizer)
     return TrainState(step, params, ema, optimizer, constants)

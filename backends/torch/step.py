@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from array_api_compat import torch as xp
+from ict_backends.ncsnpp_spec import ncsnpp_spec
 from ict_backends.plan import StepPlan
 from ict_backends.torch.ncsnpp import NCSNpp
 from torch import Tensor
@@ -67,17 +68,17 @@ def consistency_function(
     return f
 
 
-def draw_masks(network: NCSNpp, batch: int, generator: torch.Generator) -> list[Tensor] | None:
+def draw_masks(config: Config, batch: int, generator: torch.Generator) -> list[Tensor] | None:
     """Dropout masks for one step, or None without dropout: bool [b, c, h, w], channels_last in memory.
 
     They are drawn once and handed to both passes, so that student and teacher share them on every device.
     """
-    rate = network.config.dropout
+    rate = config.network.dropout
     if rate == 0:
         return None
     return [
         (torch.rand(batch, h, w, c, generator=generator, device=generator.device) >= rate).permute(0, 3, 1, 2)
-        for c, h, w in network.mask_shapes
+        for c, h, w in ncsnpp_spec(config.network, config.data.shape).mask_shapes()
     ]
 
 
@@ -101,7 +102,7 @@ class Batch(NamedTuple):
     masks: list[Tensor] | None
 
 
-def make_batch(network: NCSNpp, plan: StepPlan, images: Tensor, labels: Tensor | None) -> Batch:
+def make_batch(config: Config, plan: StepPlan, images: Tensor, labels: Tensor | None) -> Batch:
     """Turn the plan of a step and its images, [b, c, h, w] uint8 on the device, into a batch."""
     device = images.device
     generator = torch.Generator(device).manual_seed(plan.device_seed)
@@ -109,7 +110,7 @@ def make_batch(network: NCSNpp, plan: StepPlan, images: Tensor, labels: Tensor |
     x = torch.where(flips, images.flip(3), images).float() / 127.5 - 1.0
     z = torch.randn(x.shape, generator=generator, device=device)
     levels = (torch.from_numpy(values).float().to(device) for values in plan.levels)
-    return Batch(x, z, *levels, labels, draw_masks(network, len(x), generator))
+    return Batch(x, z, *levels, labels, draw_masks(config, len(x), generator))
 
 
 def batch_loss(network: NCSNpp, config: Config, batch: Batch) -> ConsistencyLoss:

@@ -6,7 +6,7 @@ import torch
 from ict_backends.checkpoint import load_checkpoint, save_checkpoint
 from ict_backends.data import Dataset
 from ict_backends.images import save_grid
-from ict_backends.plan import plan_step
+from ict_backends.plan import is_due, plan_step
 from ict_backends.progress import Progress
 from ict_backends.rundir import RunDir
 from ict_backends.sampling import preview
@@ -39,17 +39,13 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
             plan = plan_step(config, state.step, len(images))
             indices = torch.from_numpy(plan.indices).to(where)
             chosen = images[indices], None if labels is None else labels[indices]
-            losses = train_step(state, config, make_batch(state.params, plan, *chosen))
+            losses = train_step(state, config, make_batch(config, plan, *chosen))
             progress.add(state.step - 1, plan, losses)
-            if _due(state.step, config.train.checkpoint_every, config):
+            if is_due(state.step, config.train.checkpoint_every, config.train.total_steps):
                 progress.flush()
                 save_checkpoint(run, to_checkpoint(state), keep=config.train.keep_checkpoints)
-            if _due(state.step, config.train.sample_every, config):
+            if is_due(state.step, config.train.sample_every, config.train.total_steps):
                 save_grid(run.samples_file(state.step), preview(Model(config, state.ema)))
-
-
-def _due(step: int, every: int, config: Config) -> bool:
-    return step == config.train.total_steps or (every > 0 and step % every == 0)
 
 
 def _restore(config: Config, run: RunDir, device: torch.device) -> TrainState:
