@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 # Arrays of any library that follows the array-API standard, and their namespaces. The standard
 # has no static type for either yet, so these aliases are documentation.
@@ -102,7 +102,8 @@ def constant(value: float, like: Array, xp: Namespace) -> Array:
     A bare Python number would do in most places, but torch evaluates `half_tensor - number` in
     float32, and then sigma - sigma_min is not exactly 0 at sigma_min.
     """
-    return xp.asarray(value, dtype=like.dtype, device=device(like))
+    # Not array_api_compat.device, whose questions torch.compile warns about. What JAX traces has no device.
+    return xp.asarray(value, dtype=like.dtype, device=getattr(like, "device", None))
 
 
 def full_batch(value: float, like: Array, xp: Namespace) -> Array:

@@ -6,10 +6,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import jaxlib
 import numpy as np
 import pytest
 from helpers import LIBRARIES, Library
 from hypothesis import HealthCheck, settings
+
+# The networks of the tests run for microseconds, and XLA's optimiser would take most of the time. It reads this when
+# the first array is made, and stops at a flag that it does not know.
+_FLAGS = ["--xla_backend_optimization_level=0"]
+if jaxlib.__version__.startswith("0.10."):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 
 # Speed is no property under test: neither deadlines nor the check on slow draws may fail a busy machine.
 _UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import array_api_strict
+import jax.numpy as jnp
 import numpy as np
 import torch
 from array_api_compat import numpy as compat_numpy
@@ -55,6 +56,8 @@ class Library:
 NUMPY = Library("numpy", compat_numpy, _read_only)
 STRICT = Library("array_api_strict", array_api_strict, array_api_strict.asarray)
 TORCH = Library("torch", compat_torch, torch.tensor)
+# float64 needs `jax.enable_x64`. It compiles each function anew for each shape, so only tests/parity takes it along.
+JAX = Library("jax", jnp, jnp.asarray)
 LIBRARIES = (NUMPY, STRICT, TORCH)
 
 

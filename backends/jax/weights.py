@@ -13,6 +13,7 @@ from flax import nnx
 from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays
 from ict_backends.jax.device import replicated
 from ict_backends.jax.step import TrainState, abstract_network, make_optimizer
+from jax import Array
 from jax.sharding import Mesh
 
 from ict_core import Config
@@ -88,8 +89,20 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: st
     (mu,) = load_arrays(weights[:1], checkpoint.first_moment, mesh, f"{what}: first_moment")
     (nu,) = load_arrays(weights[:1], checkpoint.second_moment, mesh, f"{what}: second_moment")
     step = jax.device_put(np.int32(checkpoint.step), replicated(mesh))
-    initial = jax.jit(make_optimizer(config).init, out_shardings=replicated(mesh))(params)
-    optimizer = optax.tree_utils.tree_set(initial, mu=mu, nu=nu, count=step)
-    # The optimiser counts more than once, and the step is counted too: each needs a buffer of its own to be donated.
-    optimizer = jax.tree.map(jnp.copy, optimizer)
-    return TrainState(step, params, ema, optimizer, constants)
+    optimizer = jax.jit(make_optimizer(config).init, out_shardings=replicated(mesh))(params)
+    return TrainState(step, params, ema, _with_moments(optimizer, step, mu, nu), constants)
+
+
+def _with_moments(optimizer: optax.OptState, step: Array, mu: nnx.State, nu: nnx.State) -> optax.OptState:
+    """The state of an optimiser after `step` steps that led to these moments."""
+
+    def is_adam(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByAdamState)
+
+    def count(leaf: Array) -> Array:
+        # Every integer of the state counts steps. Each needs a buffer of its own, since all of them are donated.
+        return jnp.copy(step) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
+
+    # optax's own `tree_set` stops at the first match, which leaves nested states as they are.
+    counted = jax.tree.map(count, optimizer)
+    return jax.tree.map(lambda n: n._replace(mu=mu, nu=nu) if is_adam(n) else n, counted, is_leaf=is_adam)

@@ -1,0 +1,242 @@
+"""Each array function of `ict_core` computes the same in every library, compiled or not, as NumPy in float64 does.
+
+What the functions of numbers return (`karras_sigmas`, `discretization_steps`, `make_grid`, ...) is NumPy or Python
+whatever the backend, and tests/core checks it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import array_api_compat.torch
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from helpers import JAX, NUMPY, STRICT, TORCH, Library, assert_same, eps, log_uniform, rhos, seeds, sigma_datas
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity_profile import NETWORKS
+
+from ict_core import (
+    consistency_loss,
+    consistency_output,
+    interval_probabilities,
+    karras_sigmas,
+    loss_weight,
+    multistep_sample,
+    pseudo_huber,
+    scalings,
+)
+
+Array = Any
+EVERY_LIBRARY = (NUMPY, STRICT, TORCH, JAX)
+
+
+class Case(NamedTuple):
+    """A call of a core function.
+
+    Attributes:
+        function: of (xp, *arrays), returning a list of arrays.
+        arrays: its arguments, in float64.
+        scales: the size of the numbers that each result is the difference or the product of: what its rounding
+            is relative to.
+    """
+
+    function: Callable[..., list[Array]]
+    arrays: list[np.ndarray]
+    scales: list[float]
+
+
+shapes = st.tuples(st.integers(1, 3), st.lists(st.integers(1, 3), max_size=3)).map(lambda pair: (pair[0], *pair[1]))
+sigma_mins = log_uniform(1e-3, 0.05)
+
+
+def rising_levels(rng: np.random.Generator, batch: int, sigma_min: float) -> tuple[np.ndarray, np.ndarray]:
+    """[b] lower and upper levels, at least 10% apart."""
+    low = sigma_min * (40.0 / sigma_min) ** rng.random(batch)
+    return low, low * (1.1 + rng.random(batch))
+
+
+def network(xp: Any) -> Callable[..., Array]:
+    """A smooth function of all that a network is given."""
+
+    def call(x_in: Array, c_noise: Array, labels: Array | None) -> Array:
+        weight = c_noise if labels is None else c_noise + labels
+        return x_in / (1.0 + x_in * x_in) - xp.reshape(weight, (-1, *[1] * (x_in.ndim - 1)))
+
+    return call
+
+
+@st.composite
+def scalings_case(draw: st.DrawFn) -> Case:
+    rng, sd, smin = np.random.default_rng(draw(seeds)), draw(sigma_datas), draw(sigma_mins)
+    sigma = np.asarray(smin * (80.0 / smin) ** rng.random(draw(shapes)[1:]))
+    return Case(lambda xp, s: list(scalings(s, sigma_data=sd, sigma_min=smin, xp=xp)), [sigma], [1, 1, 1 / sd, 1])
+
+
+@st.composite
+def output_case(draw: st.DrawFn) -> Case:
+    rng, sd, smin, shape = np.random.default_rng(draw(seeds)), draw(sigma_datas), draw(sigma_mins), draw(shapes)
+    sigma, _ = rising_levels(rng, shape[0], smin)
+    x = rng.standard_normal(shape) * np.sqrt(sd**2 + sigma.reshape(-1, *[1] * (len(shape) - 1)) ** 2)
+    labels = [rng.random(shape[0])] if draw(st.booleans()) else []
+
+    def call(xp: Any, x: Array, sigma: Array, labels: Array | None = None) -> list[Array]:
+        return [consistency_output(network(xp), x, sigma, labels, sigma_data=sd, sigma_min=smin, xp=xp)]
+
+    return Case(call, [x, sigma, *labels], [4 + 4 * sd])
+
+
+@st.composite
+def huber_case(draw: st.DrawFn) -> Case:
+    rng, shape, c = np.random.default_rng(draw(seeds)), draw(shapes), draw(log_uniform(1e-3, 10.0))
+    scale = draw(log_uniform(1e-3, 1e2))
+    a, b = scale * rng.standard_normal((2, *shape))
+    return Case(lambda xp, a, b: [pseudo_huber(a, b, c=c, xp=xp)], [a, b], [scale * math.prod(shape[1:]) ** 0.5])
+
+
+@st.composite
+def weight_case(draw: st.DrawFn) -> Case:
+    low, high = rising_levels(np.random.default_rng(draw(seeds)), draw(shapes)[0], draw(sigma_mins))
+    return Case(lambda xp, lo, hi: [loss_weight(lo, hi, xp=xp)], [low, high], [float((high / (high - low) ** 2).max())])
+
+
+@st.composite
+def loss_case(draw: st.DrawFn) -> Case:
+    rng, shape, c = np.random.default_rng(draw(seeds)), draw(shapes), draw(log_uniform(1e-3, 1.0))
+    x, z = rng.uniform(-1, 1, shape), rng.standard_normal(shape)
+    low, high = rising_levels(rng, shape[0], 0.002)
+    weight = 1 / (high - low)
+
+    def call(xp: Any, *arrays: Array) -> list[Array]:
+        f = partial(consistency_output, network(xp), xp=xp)
+        return list(consistency_loss(f, f, *arrays, c=c, xp=xp))
+
+    scale = 8 * float(weight.max()) * math.prod(shape[1:]) ** 0.5
+    return Case(call, [x, z, low, high, weight], [scale, scale])
+
+
+@st.composite
+def sampling_case(draw: st.DrawFn) -> Case:
+    rng, shape, steps = np.random.default_rng(draw(seeds)), draw(shapes), draw(st.integers(1, 4))
+    levels = [80.0, *sorted((0.002 * (39_000 * rng.random(steps - 1) + 1)).tolist(), reverse=True)]
+    clip = draw(st.booleans())
+
+    def call(xp: Any, noises: Array) -> list[Array]:
+        f = partial(consistency_output, network(xp), xp=xp)
+        return [multistep_sample(f, noises, levels, clip=clip, xp=xp)]
+
+    return Case(call, [rng.standard_normal((steps, *shape))], [20.0])
+
+
+CASES = {
+    scalings: scalings_case(),
+    consistency_output: output_case(),
+    pseudo_huber: huber_case(),
+    loss_weight: weight_case(),
+    consistency_loss: loss_case(),
+    multistep_sample: sampling_case(),
+}
+functions = pytest.mark.parametrize("function", CASES, ids=lambda function: function.__name__)
+dtypes = st.sampled_from(["float32", "float64"])
+
+
+def reference(case: Case, dtype: str) -> list[np.ndarray]:
+    """The results in float64 for the arguments as rounded to `dtype`."""
+    return case.function(NUMPY.xp, *(a.astype(dtype).astype(np.float64) for a in case.arrays))
+
+
+def assert_agrees(
+    lib: Library, dtype: str, case: Case, actual: Sequence[Array], expected: Sequence[np.ndarray]
+) -> None:
+    """Kind, shape, dtype and values, to some roundings of the numbers that went in."""
+    assert len(actual) == len(expected), f"count: {len(actual)}, expected {len(expected)}"
+    for ours, theirs, scale in zip(actual, expected, case.scales, strict=True):
+        assert_same(ours, lib.asarray(theirs, dtype), rtol=64 * eps(dtype), atol=32 * scale * eps(dtype))
+
+
+@functions
+@given(data=st.data(), dtype=dtypes)
+def test_every_library_agrees(function: Callable[..., Any], data: st.DataObject, dtype: str) -> None:
+    case = data.draw(CASES[function])
+    expected = reference(case, dtype)
+    with jax.enable_x64(dtype == "float64"):
+        for lib in EVERY_LIBRARY:
+            arrays = [lib.asarray(a, dtype) for a in case.arrays]
+            assert_agrees(lib, dtype, case, case.function(lib.xp, *arrays), expected)
+
+
+@functions
+@given(data=st.data(), dtype=dtypes)
+def test_jit_and_vmap_agree(function: Callable[..., Any], data: st.DataObject, dtype: str) -> None:
+    """Over a new first axis of every argument: two calls in one."""
+    case = data.draw(CASES[function])
+    with jax.enable_x64(dtype == "float64"):
+        twice = [jnp.stack([JAX.asarray(a, dtype)] * 2) for a in case.arrays]
+        found = jax.jit(jax.vmap(partial(case.function, jnp)))(*twice)
+        for row in (0, 1):
+            assert_agrees(JAX, dtype, case, [result[row] for result in found], reference(case, dtype))
+
+
+@functions
+@settings(NETWORKS)
+@given(data=st.data(), dtype=dtypes)
+def test_torch_compile_agrees_without_a_break(function: Callable[..., Any], data: st.DataObject, dtype: str) -> None:
+    """One graph each, as it is traced: what generates code from it is torch's own affair."""
+    case = data.draw(CASES[function])
+    torch.compiler.reset()
+    compiled = torch.compile(partial(case.function, array_api_compat.torch), fullgraph=True, backend="eager")
+    arrays = [TORCH.asarray(a, dtype) for a in case.arrays]
+    assert_agrees(TORCH, dtype, case, compiled(*arrays), reference(case, dtype))
+
+
+@given(n=st.integers(2, 60), rho=rhos, p_mean=st.floats(-3, 2), p_std=st.floats(0.5, 4), dtype=dtypes)
+def test_the_noise_law_of_every_library_agrees(n: int, rho: float, p_mean: float, p_std: float, dtype: str) -> None:
+    """It is host arithmetic, cast once, and so not meant to be compiled."""
+    sigmas = karras_sigmas(n, rho=rho).astype(dtype)
+    expected = interval_probabilities(sigmas.astype(np.float64), p_mean=p_mean, p_std=p_std)
+    with jax.enable_x64(dtype == "float64"):
+        for lib in EVERY_LIBRARY:
+            actual = interval_probabilities(lib.asarray(sigmas, dtype), p_mean=p_mean, p_std=p_std)
+            assert_same(actual, lib.asarray(expected, dtype), rtol=eps(dtype))
+
+
+def elementwise_huber(xp: Any, a: Array, b: Array) -> list[Array]:
+    """The fault of the open implementations."""
+    return [xp.sum(xp.reshape(xp.sqrt((a - b) ** 2 + 0.01) - 0.1, (a.shape[0], -1)), axis=1)]
+
+
+A, B = np.random.default_rng(0).standard_normal((2, 3, 3, 3))
+HUBER = Case(lambda xp, a, b: [pseudo_huber(a, b, c=0.1, xp=xp)], [A, B], [5.0])
+OUTPUT = Case(lambda xp, x, s: [consistency_output(network(xp), x, s, xp=xp)], [A, np.ones(3)], [5.0])
+
+
+@pytest.mark.parametrize("lib", EVERY_LIBRARY, ids=lambda lib: lib.name)
+@pytest.mark.parametrize(
+    ("case", "wrong", "message"),
+    [
+        (HUBER, elementwise_huber, "Not equal to tolerance"),
+        (HUBER, lambda xp, a, b: [pseudo_huber(a, b, c=0.1001, xp=xp)], "Not equal to tolerance"),
+        (HUBER, lambda xp, a, b: [xp.astype(pseudo_huber(a, b, c=0.1, xp=xp), xp.complex64)], "dtype"),
+        (HUBER, lambda xp, a, b: [pseudo_huber(a, b, c=0.1, xp=xp)[:, None]], "shape"),
+        (HUBER, lambda xp, a, b: [np.asarray(HUBER.function(NUMPY.xp, A, B)[0], str(a.dtype)[-7:])], "kind"),
+        (HUBER, lambda xp, a, b: [], "count"),
+        (OUTPUT, lambda xp, x, s: [OUTPUT.function(xp, xp.permute_dims(x, (0, 2, 1)), s)[0]], "Not equal"),
+        (OUTPUT, lambda xp, x, s: [OUTPUT.function(xp, x[:2, ...], s[:2])[0]], "shape"),
+    ],
+    ids=["elementwise Huber", "value", "dtype", "shape", "kind", "count", "transposed axes", "batch"],
+)
+def test_the_comparison_of_functions_can_fail(
+    lib: Library, case: Case, wrong: Callable[..., Any], message: str
+) -> None:
+    if lib is NUMPY and message == "kind":
+        lib = STRICT  # NumPy's own kind is right for NumPy
+    arrays, expected = [lib.asarray(a, "float32") for a in case.arrays], reference(case, "float32")
+    assert_agrees(lib, "float32", case, case.function(lib.xp, *arrays), expected)
+    with pytest.raises(AssertionError, match=message):
+        assert_agrees(lib, "float32", case, wrong(lib.xp, *arrays), expected)

@@ -1,0 +1,113 @@
+"""JAX on several devices, which the CPU can pretend to have if it is told so before JAX starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from ict_backends.errors import UsageError
+from ict_backends.jax.device import check_batch_size, check_device
+from ict_backends.jax.sample import Model
+from ict_backends.jax.step import init_state, to_device, train_steps
+from ict_backends.jax.train import steps_per_dispatch
+from ict_backends.jax.weights import to_arrays
+from ict_backends.plan import plan_step
+from ict_backends.sampling import sample_images
+from twins import assert_all_close, small_config
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def on_four_devices() -> dict:
+    """What this file printed, run by itself with four devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(TESTS), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report() -> dict:
+    """Train for six steps on one device and on all, and sample."""
+    config = small_config(network={"dropout": 0.3}, train={"batch_size": 8})
+    rng, found = np.random.default_rng(0), {}
+    images, labels = rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8), np.arange(10) % 3
+    for name in ("cpu:0", "cpu"):
+        mesh = check_device(name)
+        state = init_state(config, mesh)
+        for step in range(6):
+            draws = to_device([plan_step(config, step, 10)], mesh)
+            state, losses = train_steps(state, config, draws, images, labels)
+        model = Model(config, state.ema, state.constants, mesh)
+        samples = sample_images(model, 5, sigmas=[80.0, 1.0], seed=0, labels=np.arange(5) % 3)
+        found[name] = {
+            "devices": mesh.size,
+            "parts": len({str(s.index) for s in losses.addressable_shards}),
+            "weights": {n: a.ravel().tolist() for n, a in to_arrays(state.params).items()},
+            "samples": samples.ravel().tolist(),
+        }
+    try:
+        check_batch_size(check_device("cpu"), 6)
+    except UsageError as error:
+        found["refused"] = str(error)
+    return found
+
+
+def test_the_weights_do_not_depend_on_the_number_of_devices(on_four_devices: dict) -> None:
+    """Noise and dropout are those of the image's place in the batch, wherever it is computed."""
+    one, four = on_four_devices["cpu:0"], on_four_devices["cpu"]
+    assert (one["devices"], four["devices"]) == (1, 4)
+    assert (one["parts"], four["parts"]) == (1, 4)
+    weights = [{n: np.array(a, np.float32) for n, a in found["weights"].items()} for found in (four, one)]
+    assert_all_close(*weights, 1e-5)
+    np.testing.assert_allclose(four["samples"], one["samples"], atol=1e-4)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(on_four_devices: dict) -> None:
+    assert on_four_devices["refused"].startswith("train.batch_size = 6 must be divisible by the number of devices, 4")
+
+
+@pytest.mark.parametrize("name", ["warp", "tpu", "cpu:99", "cpu:x", "cuda"])
+def test_platforms_that_are_not_there_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {name} is not available") as error:
+        check_device(name)
+    assert "\n" not in str(error.value)
+
+
+def test_several_steps_in_one_dispatch_are_the_same_steps() -> None:
+    """What accelerators do: a loop on the device; the CPU does one step at a time."""
+    config, mesh = small_config(network={"dropout": 0.3}), check_device("cpu")
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8), np.arange(10) % 3
+    plans = [plan_step(config, step, 10) for step in range(4)]
+    together, losses = train_steps(init_state(config, mesh), config, to_device(plans, mesh), images, labels)
+    assert losses.shape == (4, 4)
+    apart = init_state(config, mesh)
+    for plan, row in zip(plans, losses, strict=True):
+        apart, found = train_steps(apart, config, to_device([plan], mesh), images, labels)
+        np.testing.assert_allclose(found[0], row, rtol=1e-4)
+    assert int(together.step) == int(apart.step) == 4
+    assert_all_close(to_arrays(apart.params), to_arrays(together.params), 1e-5)
+    assert jax.tree.structure(apart) == jax.tree.structure(together)
+
+
+def test_a_dispatch_ends_where_something_is_due() -> None:
+    """On accelerators; the CPU takes one step at a time."""
+    gpus = SimpleNamespace(devices=np.array([SimpleNamespace(platform="gpu")]))
+    every = {"total_steps": 48, "log_every": 12, "checkpoint_every": 24, "sample_every": 0}
+    assert steps_per_dispatch(small_config(train=every), gpus) == 6
+    assert steps_per_dispatch(small_config(train=every), gpus, first=4) == 4
+    assert steps_per_dispatch(small_config(train={**every, "log_every": 7}), gpus) == 1
+    assert steps_per_dispatch(small_config(train=every), check_device("cpu")) == 1
+
+
+if __name__ == "__main__":
+    print(json.dumps(report()))

@@ -1,0 +1,198 @@
+"""The same network and training state in both backends, and the comparisons that tests/parity makes with them.
+
+Loaded as `twins` through pytest's `pythonpath`. A backend that is not installed fails here: nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from hypothesis import strategies as st
+from ict_backends.jax import step as jax_step
+from ict_backends.jax.device import check_device as jax_devices
+from ict_backends.jax.weights import load_arrays as jax_load_arrays
+from ict_backends.jax.weights import to_arrays as jax_to_arrays
+from ict_backends.plan import plan_step
+from ict_backends.torch import step as torch_step
+from ict_backends.torch.ncsnpp import NCSNpp
+from ict_backends.torch.weights import to_arrays as torch_to_arrays
+
+from ict_core import Config
+from ict_core.config import build_config, merge
+
+Arrays = Mapping[str, np.ndarray]
+
+SMALL = {
+    "data": {"shape": [3, 4, 4]},
+    "network": {
+        "channels": 8,
+        "channel_mult": [2],
+        "blocks": 1,
+        "attention_resolutions": [4],
+        "num_classes": 3,
+        "dropout": 0.0,
+    },
+    "curriculum": {"s0": 2, "s1": 8},
+    "train": {"total_steps": 24, "batch_size": 4, "learning_rate": 1e-3, "ema_decay": 0.9, "sample_every": 0},
+}
+
+
+def small_config(**sections: Mapping[str, Any]) -> Config:
+    """A conditional network of one level with attention, and three stages of training, with these settings changed."""
+    return build_config(merge([SMALL, sections]))
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    """Small conditional and unconditional networks of every kind, without dropout."""
+    levels = draw(st.integers(1, 3))
+    size = 2 ** (levels - 1) * draw(st.integers(1, 3))
+    network = {
+        "channels": 4 * draw(st.integers(1, 3)),
+        "channel_mult": draw(st.lists(st.integers(1, 2), min_size=levels, max_size=levels)),
+        "blocks": draw(st.integers(1, 2)) if levels < 3 else 1,
+        "attention_resolutions": [size >> i for i in draw(st.sets(st.integers(0, 2), max_size=2)) if size >> i],
+        "dropout": 0.0,
+        "embedding": draw(st.sampled_from(["fourier", "positional"])),
+        "embedding_scale": draw(st.sampled_from([0.02, 1.0, 16.0])),
+        "fir_kernel": draw(st.sampled_from([[], [1, 3, 3, 1], [1, 1], [1, 2, 4, 1], [1, 2, 3, 4, 5, 6]])),
+        "input_pyramid": draw(st.booleans()),
+        "skip_rescale": draw(st.booleans()),
+        "num_classes": draw(st.sampled_from([0, 3])),
+    }
+    return build_config({"data": {"shape": [draw(st.sampled_from([1, 3])), size, size]}, "network": network})
+
+
+class Twins(NamedTuple):
+    """The same training state in both backends."""
+
+    torch: torch_step.TrainState
+    jax: jax_step.TrainState
+
+
+def torch_network(config: Config, dtype: str, seed: int = 0) -> NCSNpp:
+    """A network with random weights in every parameter: no branch that starts at zero hides a difference."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = NCSNpp(config.network, config.data.shape).to(getattr(torch, dtype))
+        with torch.no_grad():
+            for p in network.parameters():
+                fan_in = p[0].numel() if p.dim() > 1 else 16
+                p.copy_(torch.randn(p.shape, dtype=torch.float64) / fan_in**0.5 + (p.dim() == 1))
+    return network
+
+
+def jax_weights(config: Config, network: NCSNpp, dtype: str) -> tuple[nnx.State, nnx.State]:
+    """The weights and constants of a network, for JAX."""
+    widened = [
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), state)
+        for state in jax_step.abstract_network(config)[1:]
+    ]
+    params, constants = jax_load_arrays(widened, torch_to_arrays(network), jax_devices("cpu"), "twin")
+    return params, constants
+
+
+def twins(config: Config, dtype: str, seed: int = 0) -> Twins:
+    """The state before the first step, with random weights."""
+    ours = torch_step.init_state(config, torch.device("cpu"))
+    with torch.no_grad():
+        ours.params.to(getattr(torch, dtype)).load_state_dict(torch_network(config, dtype, seed).state_dict())
+    ours.ema = copy.deepcopy(ours.params).requires_grad_(False)
+    params, constants = jax_weights(config, ours.params, dtype)
+    optimizer = jax.jit(jax_step.make_optimizer(config).init)(params)
+    ema = jax.tree.map(jnp.copy, params)
+    return Twins(ours, jax_step.TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, constants))
+
+
+def numpy_batch(config: Config, step: int, dtype: str) -> dict[str, np.ndarray | None]:
+    """A batch of random images and noise, at the levels of a step's plan."""
+    plan = plan_step(config, step, 10)
+    rng = np.random.default_rng(step)
+    b, shape, classes = config.train.batch_size, config.data.shape, config.network.num_classes
+    return {
+        "x": rng.uniform(-1, 1, (b, *shape)).astype(dtype),
+        "z": rng.standard_normal((b, *shape)).astype(dtype),
+        **{name: values.astype(dtype) for name, values in plan.levels._asdict().items()},
+        "labels": np.arange(b) % classes if classes else None,
+    }
+
+
+def torch_batch(arrays: Mapping[str, np.ndarray | None], masks: list[np.ndarray] | None = None) -> torch_step.Batch:
+    """The batch in torch; masks are [b, c, h, w]."""
+    tensors = {name: None if a is None else torch.tensor(a) for name, a in arrays.items()}
+    return torch_step.Batch(**tensors, masks=None if masks is None else [torch.tensor(m) for m in masks])
+
+
+def jax_batch(arrays: Mapping[str, np.ndarray | None], masks: list[np.ndarray] | None = None) -> jax_step.Batch:
+    """The batch in JAX; masks are [b, c, h, w]."""
+    images = {name: nhwc(a) for name, a in arrays.items() if name in ("x", "z")}
+    every = {name: None if a is None else jnp.asarray(a) for name, a in (dict(arrays) | images).items()}
+    return jax_step.Batch(**every, masks=None if masks is None else [nhwc(m) for m in masks])
+
+
+def nhwc(images: np.ndarray) -> jax.Array:
+    """[b, c, h, w] to [b, h, w, c]."""
+    return jnp.asarray(images.transpose(0, 2, 3, 1))
+
+
+def nchw(images: jax.Array) -> np.ndarray:
+    """[b, h, w, c] to [b, c, h, w]."""
+    return np.asarray(images).transpose(0, 3, 1, 2)
+
+
+def torch_gradient(
+    state: torch_step.TrainState, config: Config, batch: torch_step.Batch
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """[b] losses, and the gradient of their mean by parameter name."""
+    names, params = zip(*state.params.named_parameters(), strict=True)
+    loss = torch_step.batch_loss(state.params, config, batch)
+    gradient = torch.autograd.grad(loss.mean, params)
+    return loss.per_sample.detach().numpy(), {n: g.contiguous().numpy() for n, g in zip(names, gradient, strict=True)}
+
+
+def jax_gradient(
+    state: jax_step.TrainState, config: Config, batch: jax_step.Batch
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """[b] losses, and the gradient of their mean by parameter name."""
+    gradient, losses = compiled_gradient(state.params, state.constants, config, batch)
+    return np.asarray(losses), jax_to_arrays(gradient)
+
+
+@partial(jax.jit, static_argnames="config")
+def compiled_gradient(params: Any, constants: Any, config: Config, batch: jax_step.Batch) -> Any:
+    """The gradient and the [b] losses. What is compiled stays as it was when it was first called."""
+
+    def loss(params: Any) -> Any:
+        return jax_step.batch_loss(jax_step.merge_network(config, params, constants), config, batch)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    """Equal shapes and dtypes, and ||a - b|| < tolerance ||b||."""
+    assert actual.shape == expected.shape, f"shape: {actual.shape}, expected {expected.shape}"
+    assert actual.dtype == expected.dtype, f"dtype: {actual.dtype}, expected {expected.dtype}"
+    error = float(np.linalg.norm(actual - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
+    assert error < tolerance, f"relative difference: {error:.3g}, allowed {tolerance:g}"
+
+
+def assert_all_close(actual: Arrays, expected: Arrays, tolerance: float) -> None:
+    """Equal names, shapes and dtypes; and no array differs by more than `tolerance` of the norm of all of them.
+
+    Of all, because the gradients of some alone are zero but for rounding, as those of biases before a norm.
+    """
+    assert actual.keys() == expected.keys(), f"names: {actual.keys() ^ expected.keys()}"
+    total = sum(float(np.sum(np.square(v))) for v in expected.values()) ** 0.5
+    for name, value in expected.items():
+        assert actual[name].shape == value.shape, f"shape of {name}: {actual[name].shape}, expected {value.shape}"
+        assert actual[name].dtype == value.dtype, f"dtype of {name}: {actual[name].dtype}, expected {value.dtype}"
+        error = float(np.linalg.norm(actual[name] - value)) / max(total, 1e-30)
+        assert error < tolerance, f"relative difference of {name}: {error:.3g}, allowed {tolerance:g}"
