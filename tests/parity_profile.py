@@ -1,11 +1,11 @@
-"""How many networks tests/parity draws: each has to be compiled, which takes a second or more."""
+"""How many examples tests/parity draws of what has to be compiled anew for each."""
 
 from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
 # All that the profile says (tests/conftest.py), but for a quarter of its examples: 25 in `ci`, 5 in `dev`.
-NETWORKS = settings(
+COMPILED = settings(
     max_examples=settings().max_examples // 4,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

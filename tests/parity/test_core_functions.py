@@ -20,7 +20,7 @@ import torch
 from helpers import JAX, NUMPY, STRICT, TORCH, Library, assert_same, eps, log_uniform, rhos, seeds, sigma_datas
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity_profile import NETWORKS
+from parity_profile import COMPILED
 
 from ict_core import (
     consistency_loss,
@@ -172,6 +172,7 @@ def test_every_library_agrees(function: Callable[..., Any], data: st.DataObject,
 
 
 @functions
+@settings(COMPILED)
 @given(data=st.data(), dtype=dtypes)
 def test_jit_and_vmap_agree(function: Callable[..., Any], data: st.DataObject, dtype: str) -> None:
     """Over a new first axis of every argument: two calls in one."""
@@ -184,7 +185,7 @@ def test_jit_and_vmap_agree(function: Callable[..., Any], data: st.DataObject, d
 
 
 @functions
-@settings(NETWORKS)
+@settings(COMPILED)
 @given(data=st.data(), dtype=dtypes)
 def test_torch_compile_agrees_without_a_break(function: Callable[..., Any], data: st.DataObject, dtype: str) -> None:
     """One graph each, as it is traced: what generates code from it is torch's own affair."""

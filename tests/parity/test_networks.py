@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ict_backends.jax.step import merge_network
 from ict_backends.jax.weights import to_arrays as jax_to_arrays
 from ict_backends.torch.ncsnpp import NCSNpp
-from parity_profile import NETWORKS
+from parity_profile import COMPILED
 from twins import assert_all_close, assert_close, configs, jax_weights, nchw, nhwc, small_config, torch_network
 
 from ict_core import Config
@@ -79,7 +79,7 @@ def assert_networks_agree(actual: Result, expected: Result, dtype: str) -> None:
     assert_all_close(actual.gradients, expected.gradients, backward)
 
 
-@settings(NETWORKS)
+@settings(COMPILED)
 @given(config=configs(), seed=st.integers(0, 1000), batch=st.integers(1, 3))
 def test_networks_agree_forward_and_backward(config: Config, seed: int, batch: int) -> None:
     for dtype in TOLERANCES:
