@@ -135,8 +135,8 @@ def test_embeddings_are_sines_then_cosines() -> None:
 
 def test_fourier_frequencies_have_the_scale_of_the_recipe() -> None:
     torch.manual_seed(0)
-    frequencies = NoiseEmbedding(4096, kind="fourier", scale=0.02, num_classes=0).frequencies
-    assert frequencies.std().item() == pytest.approx(0.02, rel=0.05)
+    frequencies = NoiseEmbedding(1024, kind="fourier", scale=0.02, num_classes=0).frequencies
+    assert frequencies.std().item() == pytest.approx(0.02, rel=0.07)
     assert frequencies.mean().item() == pytest.approx(0.0, abs=0.002)
 
 

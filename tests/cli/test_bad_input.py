@@ -159,10 +159,14 @@ def test_labels_of_the_data_must_fit_the_network(refused, tmp_path):
     refused(1, ["label 5 is not in 0..4"], *command, bad_data(tmp_path, "labels.npz"))
 
 
-def test_a_backend_that_is_not_installed_names_its_extra(refused, digits_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
+@pytest.mark.parametrize(("backend", "framework"), [("torch", "torch"), ("jax", "jax"), ("jax", "optax")])
+def test_a_backend_that_is_not_installed_names_its_extra(
+    refused, digits_run, tmp_path, monkeypatch, backend, framework
+):
+    monkeypatch.setitem(sys.modules, framework, None)
     for command in (["train", "--out", tmp_path / "run"], ["sample", digits_run, "--out", tmp_path / "x.png"]):
-        refused(2, ["backend 'torch' is not installed", r"pip install 'ict\[torch\]'"], *command)
+        says = [f"backend '{backend}' is not installed", rf"pip install 'ict\[{backend}\]'"]
+        refused(2, says, *command, "--backend", backend)
 
 
 def test_data_need_their_extra(refused, tmp_path, monkeypatch):

@@ -53,10 +53,14 @@ def expectation(values, n: int = 20_000) -> float:
     return float(np.sum(grid.probabilities * values(middle)))
 
 
+SLOPE = expectation(lambda s: SIGMA_MIN / s**2 * (1 - SIGMA_MIN / s))
+FORGETFUL = expectation(lambda s: (1 - SIGMA_MIN / s) ** 2)
+
+
 @given(xi=points, theta=points)
 def test_without_ema_the_scaled_gradient_points_from_theta_to_the_data(xi: float, theta: float) -> None:
     """(1 / ds) dL / dtheta -> 2 E[(smin / s^2)(1 - smin / s)](theta - xi), closer and closer as N grows."""
-    slope = 2 * expectation(lambda s: SIGMA_MIN / s**2 * (1 - SIGMA_MIN / s))
+    slope = 2 * SLOPE
     errors = [abs(example(n, xi, theta, theta).scaled_gradient - slope * (theta - xi)) for n in (161, 641, 2561)]
     assert errors[2] <= 0.02 * slope * abs(theta - xi) + 1e-9
     assert errors[2] <= errors[0] + 1e-9
@@ -72,7 +76,7 @@ def test_without_ema_the_gradient_vanishes_at_the_data_and_only_there(xi: float)
 @given(xi=points, theta=points, gap=st.floats(0.05, 1.0), sign=st.sampled_from([-1, 1]))
 def test_with_an_ema_teacher_the_loss_forgets_the_data(xi: float, theta: float, gap: float, sign: int) -> None:
     """L -> E[(1 - smin / s)^2](theta - theta_bar)^2, whatever xi is."""
-    limit = expectation(lambda s: (1 - SIGMA_MIN / s) ** 2) * gap**2
+    limit = FORGETFUL * gap**2
     losses = [example(n, xi, theta, theta - sign * gap).loss for n in (161, 2561)]
     assert losses[1] == pytest.approx(limit, rel=0.05, abs=0.02 * gap)
     assert abs(losses[1] - limit) <= abs(losses[0] - limit) + 1e-3 * gap
