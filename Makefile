@@ -16,7 +16,7 @@ demo: .venv/installed-$(BACKEND)
 	@echo "Pictures: $(RUN)/one-step.png, $(RUN)/two-step.png, and while it learnt: $(RUN)/samples/"
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

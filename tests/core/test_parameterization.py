@@ -182,7 +182,11 @@ def test_network_input_has_unit_variance(lib: Library, level: float, sigma_data:
     assert np.std(to_numpy(recorder.calls[0][0])) == pytest.approx(1.0, rel=0.005)
 
 
-@pytest.mark.parametrize("labels", [None, np.arange(3), torch.tensor([1, 2, 3]), "anything", object()], ids=repr)
+@pytest.mark.parametrize(
+    "labels",
+    [None, np.arange(3), torch.tensor([1, 2, 3]), "anything", object()],
+    ids=["none", "numpy", "torch", "string", "object"],
+)
 def test_labels_are_passed_on_unread(lib: Library, dtype: str, labels: object) -> None:
     recorder = Recorder()
     consistency_output(recorder, lib.normal(0, (3, 2), dtype), lib.asarray([1.0, 2.0, 3.0], dtype), labels)
