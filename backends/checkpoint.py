@@ -49,8 +49,11 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int) -> Path:
         NonFiniteError: a weight is NaN or infinite; nothing is written, and the older checkpoints stay.
         CheckpointError, OSError: it cannot be written, as on a full disk; the older checkpoints stay.
     """
+    # safetensors stores the memory of an array, whatever its strides.
     arrays = {
-        f"{group}/{name}": a for group in checkpoint._fields[1:] for name, a in getattr(checkpoint, group).items()
+        f"{group}/{name}": np.asarray(a, order="C")
+        for group in checkpoint._fields[1:]
+        for name, a in getattr(checkpoint, group).items()
     }
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ict_core import Config, ConfigError, NCSNppConfig
+from ict_core import ConfigError, NCSNppConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -120,11 +119,6 @@ def groups(channels: int) -> int:
     return min(channels // 4, 32)
 
 
-def count_parameters(config: Config) -> int:
-    """The number of stored values of a configuration's network. Raises ConfigError where it cannot be built."""
-    return sum(math.prod(shape) for shape in ncsnpp_parameters(config.network, config.data.shape).values())
-
-
 def ncsnpp_parameters(config: NCSNppConfig, shape: Sequence[int]) -> Shapes:
     """Every stored array of the network by name, in the layout of checkpoints.
 
@@ -136,10 +130,10 @@ def ncsnpp_parameters(config: NCSNppConfig, shape: Sequence[int]) -> Shapes:
     if config.embedding == "fourier":
         shapes["embedding.frequencies"] = (config.channels,)
         features = 2 * config.channels
-    shapes |= _dense("embedding.dense_0", features, width) | _dense("embedding.dense_1", width, width)
+    shapes |= dense_shapes("embedding.dense_0", features, width) | dense_shapes("embedding.dense_1", width, width)
     if config.num_classes:
         shapes["embedding.labels.weight"] = (config.num_classes, width)
-    shapes |= _conv("conv_in", spec.image_channels, config.channels, 3)
+    shapes |= conv_shapes("conv_in", spec.image_channels, config.channels, 3)
     for name, block in spec.blocks():
         shapes |= _block(name, block, width)
     for i, level in enumerate(spec.down):
@@ -147,39 +141,46 @@ def ncsnpp_parameters(config: NCSNppConfig, shape: Sequence[int]) -> Shapes:
             for j, block in enumerate(level.blocks):
                 shapes |= _attention(f"down.{i}.attention.{j}", block.out_channels)
         if level.pyramid is not None:
-            shapes |= _conv(f"down.{i}.pyramid.conv", *level.pyramid, 3)
+            shapes |= conv_shapes(f"down.{i}.pyramid.conv", *level.pyramid, 3)
     shapes |= _attention("middle.attention", spec.middle[0].out_channels)
     for i, level in enumerate(spec.up):
         if level.attention:
             shapes |= _attention(f"up.{i}.attention", level.blocks[-1].out_channels)
-    return shapes | _norm("norm_out", spec.out_channels) | _conv("conv_out", spec.out_channels, spec.image_channels, 3)
+    return (
+        shapes
+        | norm_shapes("norm_out", spec.out_channels)
+        | conv_shapes("conv_out", spec.out_channels, spec.image_channels, 3)
+    )
 
 
 def _block(name: str, block: BlockSpec, embedding: int) -> Shapes:
-    shapes = _norm(f"{name}.norm_0", block.in_channels)
-    shapes |= _conv(f"{name}.conv_0", block.in_channels, block.out_channels, 3)
-    shapes |= _dense(f"{name}.embed", embedding, block.out_channels)
-    shapes |= _norm(f"{name}.norm_1", block.out_channels)
-    shapes |= _conv(f"{name}.conv_1", block.out_channels, block.out_channels, 3)
+    shapes = norm_shapes(f"{name}.norm_0", block.in_channels)
+    shapes |= conv_shapes(f"{name}.conv_0", block.in_channels, block.out_channels, 3)
+    shapes |= dense_shapes(f"{name}.embed", embedding, block.out_channels)
+    shapes |= norm_shapes(f"{name}.norm_1", block.out_channels)
+    shapes |= conv_shapes(f"{name}.conv_1", block.out_channels, block.out_channels, 3)
     if block.has_shortcut:
-        shapes |= _conv(f"{name}.shortcut", block.in_channels, block.out_channels, 1)
+        shapes |= conv_shapes(f"{name}.shortcut", block.in_channels, block.out_channels, 1)
     return shapes
 
 
 def _attention(name: str, channels: int) -> Shapes:
-    shapes = _norm(f"{name}.norm", channels)
+    shapes = norm_shapes(f"{name}.norm", channels)
     for layer in ("query", "key", "value", "out"):
-        shapes |= _conv(f"{name}.{layer}", channels, channels, 1)
+        shapes |= conv_shapes(f"{name}.{layer}", channels, channels, 1)
     return shapes
 
 
-def _conv(name: str, in_channels: int, out_channels: int, size: int) -> Shapes:
+def conv_shapes(name: str, in_channels: int, out_channels: int, size: int) -> Shapes:
+    """The arrays of a biased convolution."""
     return {f"{name}.weight": (out_channels, in_channels, size, size), f"{name}.bias": (out_channels,)}
 
 
-def _dense(name: str, in_features: int, out_features: int) -> Shapes:
+def dense_shapes(name: str, in_features: int, out_features: int) -> Shapes:
+    """The arrays of a biased dense layer."""
     return {f"{name}.weight": (out_features, in_features), f"{name}.bias": (out_features,)}
 
 
-def _norm(name: str, channels: int) -> Shapes:
+def norm_shapes(name: str, channels: int) -> Shapes:
+    """The arrays of a normalisation."""
     return {f"{name}.weight": (channels,), f"{name}.bias": (channels,)}

@@ -75,8 +75,11 @@ class RunDir:
             raise CheckpointError(f"run {self.path}: {error}") from error
 
 
-def create_run(path: Path, config: Config, dataset: Dataset) -> RunDir:
-    """Make the folder of a new run. Raises UsageError where it holds another run, or other files."""
+def create_run(path: Path, config: Config, dataset: Dataset | None) -> RunDir:
+    """Make the folder of a new run; without a data set, one that has seen none yet.
+
+    Raises UsageError where the folder holds another run, or other files.
+    """
     run = RunDir(path)
     if run.config_file.exists():
         raise UsageError(f"--out {path} holds another run; continue it with --resume or choose another folder")
@@ -93,13 +96,17 @@ def check_same_data(run: RunDir, dataset: Dataset) -> None:
         known = json.loads(run.data_file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"run {run.path}: {run.data_file.name} cannot be read ({error})") from error
-    if known != _describe_data(dataset):
+    if known["sha256"] is None:  # the run was made of weights alone, and these are the first data that it sees
+        write_atomically(run.data_file, (json.dumps(_describe_data(dataset)) + "\n").encode())
+    elif known != _describe_data(dataset):
         raise CheckpointError(
             f"run {run.path} was started on other data; resuming needs the same images in the same order"
         )
 
 
-def _describe_data(dataset: Dataset) -> dict[str, object]:
+def _describe_data(dataset: Dataset | None) -> dict[str, object]:
+    if dataset is None:
+        return {"count": 0, "sha256": None}
     digest = hashlib.sha256(dataset.images)
     if dataset.labels is not None:
         digest.update(dataset.labels)

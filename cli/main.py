@@ -15,6 +15,7 @@ _COMMANDS = {
     "sample": "Draw images from a trained model.",
     "eval": "Measure how far a model's images are from the data.",
     "show": "Print the settings, size and stages of a preset or a run.",
+    "import": "Make a run of somebody else's checkpoint.",
 }
 _INTERRUPTED = 130
 
@@ -28,7 +29,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        return getattr(importlib.import_module(f"ict_cli.{cmd_name}"), f"{cmd_name}_command")
+        module = "import_" if cmd_name == "import" else cmd_name  # a keyword cannot name a module
+        return getattr(importlib.import_module(f"ict_cli.{module}"), f"{cmd_name}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

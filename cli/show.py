@@ -22,7 +22,7 @@ def show_command(what: str | None, plot: Path | None) -> None:
     if what is None:
         click.echo("presets: " + ", ".join(preset_names()))
         return
-    from ict_backends.ncsnpp_spec import count_parameters
+    from ict_backends.networks import count_parameters
 
     config = _find(what)
     click.echo(config.to_toml())

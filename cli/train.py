@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ _FREE_ON_RESUME = {
 @click.option("--seed", type=int, help="Of all randomness (train.seed).")
 @device_option
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its newest checkpoint.")
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    help="Start from the averaged weights of another run, with its network's settings.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
 @debug_option
 @click.pass_context
@@ -57,6 +63,7 @@ def train_command(
     seed: int | None,
     device: str,
     resume: bool,
+    init: Path | None,
     dry_run: bool,
 ) -> None:
     """Train a model from images.
@@ -66,7 +73,8 @@ def train_command(
     """
     from ict_backends import load_backend
     from ict_backends.data import load_data
-    from ict_backends.ncsnpp_spec import count_parameters
+    from ict_backends.importing import start_from
+    from ict_backends.networks import count_parameters
     from ict_backends.rundir import RunDir, check_same_data, create_run, free_run_path
 
     engine = load_backend(backend)
@@ -74,6 +82,8 @@ def train_command(
     asked = [_read_file(config_file)] if config_file else []
     asked += [parse_assignment(text) for text in assignments]
     asked.append(_flags(data=data, steps=steps, seed=seed))
+    if resume and init:
+        raise UsageError("--resume and --init exclude each other")
     if resume:
         explicit = ctx.get_parameter_source("preset") != click.core.ParameterSource.DEFAULT
         config = _resume_config(out, merge([preset_tree(preset)] * explicit + asked))
@@ -81,12 +91,14 @@ def train_command(
         check_same_data(RunDir(out), dataset)
         RunDir(out).latest_checkpoint()
     else:
-        sections = build_sections(merge([preset_tree(preset), *asked]))
+        base = {**preset_tree(preset), **(_network_of(init) if init else {})}
+        sections = build_sections(merge([base, *asked]))
         dataset = load_data(sections.get("data", DataConfig()).source)
         config = Config(**_fit_to_data(sections, merge(asked), dataset.shape))
         out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
     _check_labels(config, dataset.labels)
 
+    weights = _averaged_weights(init, config) if init else None
     parameters = count_parameters(config)
     verb = "resume" if resume else "run"
     click.echo(f"# {verb} {out} with {backend}: {parameters:,} parameters, {len(dataset.images):,} images")
@@ -94,8 +106,28 @@ def train_command(
     if dry_run:
         return
     run = RunDir(out) if resume else create_run(out, config, dataset)
-    engine.train(config, dataset, run, device=device, resume=resume)
+    if weights is not None:
+        start_from(run, config, weights)
+    engine.train(config, dataset, run, device=device, resume=resume or weights is not None)
     click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
+
+
+def _network_of(run: Path) -> Tree:
+    from ict_backends.rundir import RunDir
+
+    return {"network": dataclasses.asdict(RunDir(run).load_config().network)}
+
+
+def _averaged_weights(run: Path, config: Config) -> dict[str, Any]:
+    """The EMA of another run. Raises CheckpointError, naming both shapes, where they do not fit the configuration."""
+    from ict_backends.checkpoint import check_arrays, load_checkpoint
+    from ict_backends.networks import parameter_shapes
+    from ict_backends.rundir import RunDir
+
+    folder = RunDir(run).latest_checkpoint()
+    weights = load_checkpoint(folder).ema
+    check_arrays(f"--init {run}: {folder.name}", parameter_shapes(config), weights)
+    return weights
 
 
 def _read_file(path: Path) -> Tree:

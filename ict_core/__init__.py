@@ -11,6 +11,7 @@ config             the settings of a run, and the presets
 """
 
 from ict_core.config import (
+    ADMConfig,
     Config,
     ConfigError,
     CurriculumConfig,
@@ -32,6 +33,7 @@ from ict_core.sampling import multistep_sample
 from ict_core.schedule import karras_sigmas
 
 __all__ = [
+    "ADMConfig",
     "Config",
     "ConfigError",
     "ConsistencyLoss",

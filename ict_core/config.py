@@ -106,6 +106,61 @@ class NCSNppConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ADMConfig:
+    """The ADM network (Dhariwal & Nichol 2021); the defaults are those of the authors' ImageNet 64x64 model.
+
+    Attributes:
+        family: "adm".
+        channels: the width that `channel_mult` multiplies; every level's is a multiple of 32.
+        channel_mult: width of each level in units of `channels`; each level halves the image.
+        blocks: residual blocks a level on the way down (one more on the way up).
+        attention_resolutions: image heights at which self-attention follows each block.
+        head_channels: channels of an attention head; divides the width of each level with attention.
+        dropout: rate in [0, 1), between the last activation and the second convolution of a block.
+        dropout_resolution: dropout acts in blocks whose output is at most so high; 0 for all of them.
+        scale_shift: let the embedding scale and shift what is normalised (AdaGN) instead of being added
+            before. iCT turns it off: it makes consistency training diverge.
+        resblock_updown: resample in residual blocks; otherwise by a strided convolution, and by one after
+            repeating pixels.
+        embedding_scale: the factor on c_noise (1000 gives the authors' 250 log sigma).
+        num_classes: 0 for an unconditional model.
+    """
+
+    family: str = "adm"
+    channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    blocks: int = 3
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    head_channels: int = 64
+    dropout: float = 0.2
+    dropout_resolution: int = 16
+    scale_shift: bool = False
+    resblock_updown: bool = True
+    embedding_scale: float = 1000.0
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.family == "adm", "network.family", self.family, '"adm"')
+        _require(self.channels >= 2, "network.channels", self.channels, ">= 2")
+        ok = len(self.channel_mult) > 0 and all(m >= 1 and m * self.channels % 32 == 0 for m in self.channel_mult)
+        allowed = f"a list of integers >= 1 that make network.channels = {self.channels} multiples of 32"
+        _require(ok, "network.channel_mult", self.channel_mult, allowed)
+        _require(self.blocks >= 1, "network.blocks", self.blocks, ">= 1")
+        ok = all(r >= 1 for r in self.attention_resolutions)
+        _require(ok, "network.attention_resolutions", self.attention_resolutions, "a list of integers >= 1")
+        _require(self.head_channels >= 1, "network.head_channels", self.head_channels, ">= 1")
+        _require(0 <= self.dropout < 1, "network.dropout", self.dropout, "in [0, 1)")
+        _require(self.dropout_resolution >= 0, "network.dropout_resolution", self.dropout_resolution, ">= 0")
+        _require(self.embedding_scale > 0, "network.embedding_scale", self.embedding_scale, "> 0")
+        _require(self.num_classes >= 0, "network.num_classes", self.num_classes, ">= 0")
+
+
+NetworkConfig = NCSNppConfig | ADMConfig
+# network.family -> the settings of that network
+_FAMILIES: dict[str, type[NCSNppConfig] | type[ADMConfig]] = {"ncsnpp": NCSNppConfig, "adm": ADMConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
     """The noise levels and their law in training.
 
@@ -220,7 +275,7 @@ class Config:
     """A whole run. Sections check themselves; this checks what they must agree on."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    network: NCSNppConfig = field(default_factory=NCSNppConfig)
+    network: NetworkConfig = field(default_factory=NCSNppConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -333,12 +388,23 @@ def build_sections(tree: Tree) -> dict[str, Any]:
     for section in tree:
         if section not in types:
             raise ConfigError(f"unknown section [{section}]{_suggest(section, types)}")
+    if "network" in tree:
+        types["network"] = _network_type(tree["network"].get("family", "ncsnpp"))
     return {name: _build_section(name, types[name], tree[name]) for name in tree}
+
+
+def _network_type(family: object) -> type[NCSNppConfig] | type[ADMConfig]:
+    """The class of settings of a network family. Raises ConfigError, naming the families there are."""
+    if not isinstance(family, str) or family not in _FAMILIES:
+        allowed = " or ".join(map(_literal, _FAMILIES))
+        raise ConfigError(f"network.family must be {allowed}, not {_literal(family)}")
+    return _FAMILIES[family]
 
 
 def _build_section(section: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
     types = typing.get_type_hints(kind)
-    every_name = [f"{s}.{f.name}" for s, t in typing.get_type_hints(Config).items() for f in fields(t)]
+    sections = typing.get_type_hints(Config) | {section: kind}
+    every_name = [f"{s}.{f.name}" for s, t in sections.items() if dataclasses.is_dataclass(t) for f in fields(t)]
     for key in values:
         if key not in types:
             name = f"{section}.{key}"

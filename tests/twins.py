@@ -22,7 +22,7 @@ from ict_backends.jax.weights import load_arrays as jax_load_arrays
 from ict_backends.jax.weights import to_arrays as jax_to_arrays
 from ict_backends.plan import plan_step
 from ict_backends.torch import step as torch_step
-from ict_backends.torch.ncsnpp import NCSNpp
+from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.weights import to_arrays as torch_to_arrays
 
 from ict_core import Config
@@ -50,9 +50,45 @@ def small_config(**sections: Mapping[str, Any]) -> Config:
     return build_config(merge([SMALL, sections]))
 
 
+def small_adm_config() -> Config:
+    """The same images and training for a conditional ADM with dropout."""
+    network = {
+        "family": "adm",
+        "channels": 32,
+        "channel_mult": [1],
+        "blocks": 1,
+        "attention_resolutions": [4],
+        "head_channels": 16,
+        "dropout": 0.4,
+        "num_classes": 3,
+    }
+    return build_config({**SMALL, "network": network})
+
+
 @st.composite
-def configs(draw: st.DrawFn) -> Config:
-    """Small conditional and unconditional networks of every kind, without dropout."""
+def adm_configs(draw: st.DrawFn) -> Config:
+    """Small ADM networks, conditional and not, without dropout."""
+    levels = draw(st.integers(1, 2))
+    size = 2 ** (levels - 1) * draw(st.integers(1, 3))
+    network = {
+        "family": "adm",
+        "channels": 16,
+        "channel_mult": draw(st.lists(st.sampled_from([2, 4]), min_size=levels, max_size=levels)),
+        "blocks": 1,
+        "attention_resolutions": [size >> i for i in draw(st.sets(st.integers(0, 1), max_size=2)) if size >> i],
+        "head_channels": draw(st.sampled_from([16, 32])),
+        "dropout": 0.0,
+        "scale_shift": draw(st.booleans()),
+        "resblock_updown": draw(st.booleans()),
+        "embedding_scale": draw(st.sampled_from([1.0, 1000.0])),
+        "num_classes": draw(st.sampled_from([0, 3])),
+    }
+    return build_config({"data": {"shape": [draw(st.sampled_from([1, 3])), size, size]}, "network": network})
+
+
+@st.composite
+def ncsnpp_configs(draw: st.DrawFn) -> Config:
+    """Small NCSN++ networks of every kind, conditional and not, without dropout."""
     levels = draw(st.integers(1, 3))
     size = 2 ** (levels - 1) * draw(st.integers(1, 3))
     network = {
@@ -71,6 +107,9 @@ def configs(draw: st.DrawFn) -> Config:
     return build_config({"data": {"shape": [draw(st.sampled_from([1, 3])), size, size]}, "network": network})
 
 
+configs = st.one_of(ncsnpp_configs(), adm_configs())
+
+
 class Twins(NamedTuple):
     """The same training state in both backends."""
 
@@ -78,11 +117,11 @@ class Twins(NamedTuple):
     jax: jax_step.TrainState
 
 
-def torch_network(config: Config, dtype: str, seed: int = 0) -> NCSNpp:
+def torch_network(config: Config, dtype: str, seed: int = 0) -> Network:
     """A network with random weights in every parameter: no branch that starts at zero hides a difference."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = NCSNpp(config.network, config.data.shape).to(getattr(torch, dtype))
+        network = make_network(config).to(getattr(torch, dtype))
         with torch.no_grad():
             for p in network.parameters():
                 fan_in = p[0].numel() if p.dim() > 1 else 16
@@ -90,7 +129,7 @@ def torch_network(config: Config, dtype: str, seed: int = 0) -> NCSNpp:
     return network
 
 
-def jax_weights(config: Config, network: NCSNpp, dtype: str) -> tuple[nnx.State, nnx.State]:
+def jax_weights(config: Config, network: Network, dtype: str) -> tuple[nnx.State, nnx.State]:
     """The weights and constants of a network, for JAX."""
     widened = [
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), state)

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from flax import nnx
 from ict_backends.jax.device import replicated, split
-from ict_backends.jax.ncsnpp import NCSNpp
-from ict_backends.ncsnpp_spec import ncsnpp_spec
+from ict_backends.jax.networks import Network, make_network
+from ict_backends.networks import mask_shapes
 from ict_backends.plan import StepPlan
 from jax import Array
 from jax.sharding import Mesh
@@ -46,11 +46,11 @@ def abstract_network(config: Config) -> tuple[nnx.GraphDef, nnx.State, nnx.State
 
     `nnx.merge` of the structure with weights and constants is the network again.
     """
-    network = nnx.eval_shape(lambda: NCSNpp(config.network, config.data.shape, rngs=nnx.Rngs(0)))
+    network = nnx.eval_shape(lambda: make_network(config, nnx.Rngs(0)))
     return nnx.split(network, nnx.Param, ...)
 
 
-def merge_network(config: Config, params: nnx.State, constants: nnx.State) -> NCSNpp:
+def merge_network(config: Config, params: nnx.State, constants: nnx.State) -> Network:
     """A configuration's network with these weights."""
     return nnx.merge(abstract_network(config)[0], params, constants)
 
@@ -73,7 +73,7 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
 
     @partial(jax.jit, out_shardings=replicated(mesh))
     def init(seed: Array) -> TrainState:
-        network = NCSNpp(config.network, config.data.shape, rngs=nnx.Rngs(params=jax.random.wrap_key_data(seed)))
+        network = make_network(config, nnx.Rngs(params=jax.random.wrap_key_data(seed)))
         _, params, constants = nnx.split(network, nnx.Param, ...)
         optimizer = make_optimizer(config).init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer, constants)
@@ -87,7 +87,7 @@ def key_data(seed: int) -> np.ndarray:
 
 
 def consistency_function(
-    network: NCSNpp, config: Config, labels: Array | None = None, masks: Sequence[Array] | None = None
+    network: Network, config: Config, labels: Array | None = None, masks: Sequence[Array] | None = None
 ) -> ConsistencyFunction:
     """f(x, sigma) of a network, with labels and dropout masks given."""
 
@@ -113,7 +113,7 @@ def draw_masks(config: Config, batch: int, key: Array) -> list[Array] | None:
     rate = config.network.dropout
     if rate == 0:
         return None
-    shapes = ncsnpp_spec(config.network, config.data.shape).mask_shapes()
+    shapes = mask_shapes(config)
     keys = jax.random.split(key, len(shapes))
     return [jax.random.bernoulli(k, 1.0 - rate, (batch, h, w, c)) for k, (c, h, w) in zip(keys, shapes, strict=True)]
 
@@ -179,7 +179,7 @@ def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) 
     )
 
 
-def batch_loss(network: NCSNpp, config: Config, batch: Batch) -> ConsistencyLoss:
+def batch_loss(network: Network, config: Config, batch: Batch) -> ConsistencyLoss:
     """The objective: the teacher is the student itself, with the same masks and without gradient."""
     f = consistency_function(network, config, batch.labels, batch.masks)
     c = huber_constant(config.data.dim, factor=config.loss.huber_factor)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
+from flax import nnx, serialization
 from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays
+from ict_backends.errors import CheckpointError
 from ict_backends.jax.device import replicated
 from ict_backends.jax.step import TrainState, abstract_network, make_optimizer
 from jax import Array
@@ -68,6 +70,23 @@ def load_arrays(states: Sequence[nnx.State], arrays: Arrays, mesh: Mesh, what: s
         return variable.replace(jax.device_put(array.astype(like.dtype), replicated(mesh)))
 
     return [nnx.from_flat_state([(path, filled(path, variable)) for path, variable in state]) for state in flat]
+
+
+def read_flax_checkpoint(path: Path) -> dict[str, Any]:
+    """The tree of a Flax msgpack checkpoint. The format holds data alone: there is no code to execute.
+
+    Raises:
+        CheckpointError: in one line, that it cannot be read.
+    """
+    try:
+        tree = serialization.msgpack_restore(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # whatever msgpack and Flax make of bytes that are none of theirs
+        raise CheckpointError(f"{path} is no whole Flax checkpoint: {str(error).splitlines()[:1]}") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path} is no Flax checkpoint: it holds no tree")
+    return tree
 
 
 def to_checkpoint(state: TrainState) -> Checkpoint:

@@ -12,7 +12,7 @@ from array_api_compat import torch as xp
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.rundir import RunDir
 from ict_backends.torch.device import check_device
-from ict_backends.torch.ncsnpp import NCSNpp
+from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.step import consistency_function
 from ict_backends.torch.weights import load_arrays
 
@@ -24,7 +24,7 @@ class Model:
     """A trained model. Arrays are NumPy, NCHW, float32; labels are [b] integers, None for an unconditional model."""
 
     config: Config
-    module: NCSNpp
+    module: Network
 
     def network(self, x_in: np.ndarray, c_noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """The free network F: [b, c, h, w] scaled images and [b] log(sigma) / 4 -> [b, c, h, w]."""
@@ -70,6 +70,6 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     config, where = run.load_config(), check_device(device)
     folder = run.latest_checkpoint()
     checkpoint = load_checkpoint(folder)
-    module = NCSNpp(config.network, config.data.shape)
+    module = make_network(config)
     load_arrays(module, checkpoint.ema if weights == "ema" else checkpoint.params, f"checkpoint {folder}")
     return Model(config, module.to(where))

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 from array_api_compat import torch as xp
-from ict_backends.ncsnpp_spec import ncsnpp_spec
+from ict_backends.networks import mask_shapes
 from ict_backends.plan import StepPlan
-from ict_backends.torch.ncsnpp import NCSNpp
+from ict_backends.torch.networks import Network, make_network
 from torch import Tensor
 
 from ict_core import Config, ConsistencyLoss, consistency_loss, consistency_output, huber_constant
@@ -30,8 +30,8 @@ class TrainState:
     """
 
     step: int
-    params: NCSNpp
-    ema: NCSNpp
+    params: Network
+    ema: Network
     optimizer: torch.optim.RAdam
 
 
@@ -39,7 +39,7 @@ def init_state(config: Config, device: torch.device) -> TrainState:
     """The state before the first step: weights from the seed, EMA equal to them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        params = NCSNpp(config.network, config.data.shape)
+        params = make_network(config)
     params = params.to(device)
     ema = copy.deepcopy(params).requires_grad_(False)
     # foreach: on the CPU, where it is not the default, the step takes a third of the time.
@@ -50,7 +50,7 @@ def init_state(config: Config, device: torch.device) -> TrainState:
 
 
 def consistency_function(
-    network: NCSNpp, config: Config, labels: Tensor | None = None, masks: Sequence[Tensor] | None = None
+    network: Network, config: Config, labels: Tensor | None = None, masks: Sequence[Tensor] | None = None
 ) -> ConsistencyFunction:
     """f(x, sigma) of a network, with labels and dropout masks given."""
 
@@ -78,7 +78,7 @@ def draw_masks(config: Config, batch: int, generator: torch.Generator) -> list[T
         return None
     return [
         (torch.rand(batch, h, w, c, generator=generator, device=generator.device) >= rate).permute(0, 3, 1, 2)
-        for c, h, w in ncsnpp_spec(config.network, config.data.shape).mask_shapes()
+        for c, h, w in mask_shapes(config)
     ]
 
 
@@ -113,7 +113,7 @@ def make_batch(config: Config, plan: StepPlan, images: Tensor, labels: Tensor | 
     return Batch(x, z, *levels, labels, draw_masks(config, len(x), generator))
 
 
-def batch_loss(network: NCSNpp, config: Config, batch: Batch) -> ConsistencyLoss:
+def batch_loss(network: Network, config: Config, batch: Batch) -> ConsistencyLoss:
     """The objective: the teacher is the student itself, with the same masks and without gradient."""
     f = consistency_function(network, config, batch.labels, batch.masks)
     c = huber_constant(config.data.dim, factor=config.loss.huber_factor)

@@ -28,6 +28,16 @@ def test_round_trip(tmp_path):
             assert getattr(after, group)[name].dtype == array.dtype
 
 
+def test_arrays_of_any_strides_round_trip(tmp_path):
+    """What a library hands over transposed is stored as it reads, not as it lies in memory."""
+    run = RunDir(tmp_path)
+    turned = {name: np.asfortranarray(array) for name, array in ARRAYS.items()}
+    assert not all(array.flags.c_contiguous for array in turned.values())
+    folder = save_checkpoint(run, Checkpoint(1, turned, turned, {}, {}), keep=0)
+    for name, array in load_checkpoint(folder).params.items():
+        np.testing.assert_array_equal(array, ARRAYS[name])
+
+
 def test_a_write_that_fails_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path, monkeypatch):
     run = RunDir(tmp_path)
     save_checkpoint(run, checkpoint(1), keep=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ict_backends.ncsnpp_spec import count_parameters, ncsnpp_parameters, ncsnpp_spec
+from ict_backends.jcm_ncsnpp import from_official, official_names
+from ict_backends.ncsnpp_spec import ncsnpp_parameters, ncsnpp_spec
+from ict_backends.networks import count_parameters
 from ict_backends.torch.layers import NoiseEmbedding
 from ict_backends.torch.ncsnpp import NCSNpp
 
@@ -156,45 +157,6 @@ def test_the_cifar10_network_keeps_its_size() -> None:
     assert count_parameters(replace(Config(), data={"shape": (3, 32, 32)})) == 56_395_651
 
 
-def official_names(config: NCSNppConfig, shape: tuple[int, int, int]) -> Mapping[str, str]:
-    """From our parameter names to the paths of the authors' flax tree, which count each kind in order of creation."""
-    spec = ncsnpp_spec(config, shape)
-    names = {"embedding.frequencies": "GaussianFourierProjection_0/W"}
-
-    def add(ours: str, theirs: str, weight: str = "kernel", bias: str = "bias") -> None:
-        names[f"{ours}.weight"], names[f"{ours}.bias"] = f"{theirs}/{weight}", f"{theirs}/{bias}"
-
-    add("embedding.dense_0", "Dense_0")
-    add("embedding.dense_1", "Dense_1")
-    add("conv_in", "Conv_0")
-    add("conv_out", "Conv_1")
-    add("norm_out", "GroupNorm_0", "scale")
-    for i, (name, block) in enumerate(spec.blocks()):
-        for ours, theirs in (("conv_0", "Conv_0"), ("embed", "Dense_0"), ("conv_1", "Conv_1")):
-            add(f"{name}.{ours}", f"ResnetBlockBigGANpp_{i}/{theirs}")
-        for j in (0, 1):
-            add(f"{name}.norm_{j}", f"ResnetBlockBigGANpp_{i}/GroupNorm_{j}", "scale")
-        if block.has_shortcut:
-            add(f"{name}.shortcut", f"ResnetBlockBigGANpp_{i}/Conv_2")
-    attention = [
-        f"down.{i}.attention.{j}" for i, d in enumerate(spec.down) if d.attention for j in range(config.blocks)
-    ]
-    attention += ["middle.attention", *(f"up.{i}.attention" for i, u in enumerate(spec.up) if u.attention)]
-    for i, name in enumerate(attention):
-        add(f"{name}.norm", f"AttnBlockpp_{i}/GroupNorm_0", "scale")
-        for j, ours in enumerate(("query", "key", "value", "out")):
-            add(f"{name}.{ours}", f"AttnBlockpp_{i}/NIN_{j}", "W", "b")
-    for i in range(len(spec.down) - 1):
-        add(f"down.{i}.pyramid.conv", f"Downsample_{i}/Conv2d_0", "weight")
-    return names
-
-
-def from_official(array: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
-    """HWIO to OIHW, [in, out] to [out, in], also where our layer is a 1x1 convolution."""
-    array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-    return torch.tensor(array.reshape(shape) if array.ndim == 2 else array)
-
-
 @pytest.mark.parametrize(("dtype", "key"), [("float32", ""), ("float64", "_from_float64")])
 def test_it_computes_what_the_authors_network_computes(dtype: str, key: str) -> None:
     if not REFERENCE.is_file():
@@ -212,9 +174,8 @@ def test_it_computes_what_the_authors_network_computes(dtype: str, key: str) -> 
     shape = (3, settings_["image_size"], settings_["image_size"])
     network = NCSNpp(config, shape)
     names = official_names(config, shape)
-    weights = {
-        ours: from_official(arrays[f"params/{names[ours]}"], v.shape) for ours, v in network.state_dict().items()
-    }
+    ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    weights = {name: torch.tensor(from_official(arrays[f"params/{names[name]}"], s).copy()) for name, s in ours.items()}
     assert {f"params/{name}" for name in names.values()} == {name for name in arrays if name.startswith("params/")}
     network.load_state_dict(weights)
     network.to(getattr(torch, dtype))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ict_core import (
+    ADMConfig,
     Config,
     ConfigError,
     CurriculumConfig,
@@ -51,6 +52,43 @@ def test_presets_keep_what_the_method_fixes(name: str) -> None:
     assert config.noise == NoiseConfig()
     assert config.loss == LossConfig()
     assert config.train.betas == (0.9, 0.999)
+
+
+def test_the_imagenet_preset_is_the_papers() -> None:
+    """Method section 3, the ImageNet column; the deep one has twice the blocks."""
+    config, deep = load_preset("imagenet64"), load_preset("imagenet64-deep")
+    network, train = config.network, config.train
+    assert isinstance(network, ADMConfig)
+    assert (network.channels, network.channel_mult, network.blocks) == (192, (1, 2, 3, 4), 3)
+    assert (network.attention_resolutions, network.head_channels) == ((32, 16, 8), 64)
+    assert (network.dropout, network.dropout_resolution, network.num_classes) == (0.2, 16, 1000)
+    assert (network.scale_shift, network.resblock_updown, network.embedding_scale) == (False, True, 1000)
+    assert (train.total_steps, train.batch_size, train.learning_rate) == (800_000, 4096, 1e-4)
+    assert (train.ema_decay, config.sample.second_sigma, config.data.flip) == (0.99997, 1.526, True)
+    assert deep == replace(config, network={"blocks": 6})
+
+
+def test_the_cifar10_presets_are_the_defaults() -> None:
+    config = load_preset("cifar10")
+    assert config.network == NCSNppConfig()
+    assert (config.curriculum, config.sample) == (CurriculumConfig(), SampleConfig())
+    differing = {"log_every", "sample_every", "checkpoint_every"}
+    assert replace(config, train={k: getattr(TrainConfig(), k) for k in differing}).train == TrainConfig()
+    assert load_preset("cifar10-deep") == replace(config, network={"blocks": 8})
+
+
+@pytest.mark.parametrize("family", ["unet", 3, "ADM"])
+def test_another_family_of_networks_is_refused(family: object) -> None:
+    with pytest.raises(ConfigError, match='network.family must be "ncsnpp" or "adm", not'):
+        build_config({"network": {"family": family}})
+
+
+def test_each_family_has_its_own_keys() -> None:
+    assert build_config({"data": {"shape": [3, 8, 8]}, "network": {"family": "adm", "head_channels": 32}})
+    with pytest.raises(ConfigError, match="unknown key network.head_channels"):
+        build_config({"network": {"head_channels": 32}})
+    with pytest.raises(ConfigError, match="unknown key network.fir_kernel"):
+        build_config({"network": {"family": "adm", "fir_kernel": [1, 1]}})
 
 
 def test_digits_is_a_preset() -> None:
@@ -155,6 +193,17 @@ def test_numbers_are_converted_only_where_nothing_is_lost() -> None:
         (NCSNppConfig, {"fir_kernel": (1.0, 2.0, 1.0)}),
         (NCSNppConfig, {"fir_kernel": (1.0, -1.0)}),
         (NCSNppConfig, {"num_classes": -1}),
+        (ADMConfig, {"family": "ncsnpp"}),
+        (ADMConfig, {"channels": 1}),
+        (ADMConfig, {"channel_mult": ()}),
+        (ADMConfig, {"channel_mult": (0,)}),
+        (ADMConfig, {"blocks": 0}),
+        (ADMConfig, {"attention_resolutions": (0,)}),
+        (ADMConfig, {"head_channels": 0}),
+        (ADMConfig, {"dropout": 1.0}),
+        (ADMConfig, {"dropout_resolution": -1}),
+        (ADMConfig, {"embedding_scale": 0.0}),
+        (ADMConfig, {"num_classes": -1}),
         (NoiseConfig, {"sigma_min": 0.0}),
         (NoiseConfig, {"sigma_max": 0.002}),
         (NoiseConfig, {"rho": 0.0}),

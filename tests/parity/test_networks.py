@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ict_backends.jax.step import merge_network
 from ict_backends.jax.weights import to_arrays as jax_to_arrays
-from ict_backends.torch.ncsnpp import NCSNpp
+from ict_backends.torch.networks import Network
 from parity_profile import COMPILED
 from twins import assert_all_close, assert_close, configs, jax_weights, nchw, nhwc, small_config, torch_network
 
@@ -48,7 +48,7 @@ def draw_inputs(config: Config, dtype: str, seed: int, batch: int) -> Inputs:
     return Inputs(x, rng.uniform(-1.5, 1.1, batch).astype(dtype), labels, cotangent)
 
 
-def run_torch(network: NCSNpp, inputs: Inputs) -> Result:
+def run_torch(network: Network, inputs: Inputs) -> Result:
     x = torch.tensor(inputs.x, requires_grad=True)
     labels = None if inputs.labels is None else torch.tensor(inputs.labels)
     output = network(x, torch.tensor(inputs.c_noise), labels)
@@ -80,7 +80,7 @@ def assert_networks_agree(actual: Result, expected: Result, dtype: str) -> None:
 
 
 @settings(COMPILED)
-@given(config=configs(), seed=st.integers(0, 1000), batch=st.integers(1, 3))
+@given(config=configs, seed=st.integers(0, 1000), batch=st.integers(1, 3))
 def test_networks_agree_forward_and_backward(config: Config, seed: int, batch: int) -> None:
     for dtype in TOLERANCES:
         with jax.enable_x64(dtype == "float64"):

@@ -31,6 +31,7 @@ from twins import (
     jax_batch,
     jax_gradient,
     numpy_batch,
+    small_adm_config,
     small_config,
     torch_batch,
     torch_gradient,
@@ -75,6 +76,12 @@ def test_a_step_has_the_same_loss_and_gradient_with_the_same_masks(dtype: str, s
     config = small_config(network={"dropout": DROPOUT})
     with jax.enable_x64(dtype == "float64"):
         assert_gradients_agree(twins(config, dtype, seed), config, dtype, seed)
+
+
+def test_a_step_of_adm_agrees_too() -> None:
+    config = small_adm_config()
+    with jax.enable_x64(True):
+        assert_gradients_agree(twins(config, "float64", 1), config, "float64", 23)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])

@@ -19,6 +19,8 @@ ASYMMETRIES = {
     ("layers.py", "jax", "Initializer"): "flax takes initialisers as functions",
     ("layers.py", "jax", "variance_scaling"): "flax takes initialisers as functions",
     ("layers.py", "torch", "variance_scaling_"): "torch fills weights in place",
+    ("adm.py", "jax", "dense"): "torch's layers initialise themselves as the authors have it",
+    ("adm.py", "jax", "torch_uniform"): "torch's layers initialise themselves as the authors have it",
     ("layers.py", "torch", "fir_kernel"): "one depthwise convolution",
     ("layers.py", "torch", "filter2d"): "one depthwise convolution",
     ("layers.py", "jax", "fir_taps"): "shifted sums, axis by axis: XLA's depthwise convolution is slow on the CPU",
@@ -33,6 +35,8 @@ ASYMMETRIES = {
     ("step.py", "jax", "Draw"): "a compiled function takes arrays, not the plan",
     ("step.py", "jax", "to_device"): "a compiled function takes arrays, not the plan",
     ("step.py", "jax", "train_steps"): "several steps are compiled into one dispatch",
+    ("weights.py", "jax", "read_flax_checkpoint"): "each framework reads its own files",
+    ("weights.py", "torch", "read_state_dict"): "each framework reads its own files",
     ("train.py", "jax", "steps_per_dispatch"): "several steps are compiled into one dispatch",
 }
 

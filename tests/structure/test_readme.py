@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +47,8 @@ def test_every_option_of_the_commands_exists(line: str) -> None:
     from ict_cli.main import ict
 
     command = ict.get_command(None, words[1])  # type: ignore[arg-type]
+    if isinstance(command, click.Group):
+        command = command.get_command(None, words[2])  # type: ignore[arg-type]
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
 

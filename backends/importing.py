@@ -1,0 +1,117 @@
+"""Runs made from other people's checkpoints, and from other runs: weights without a history of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from ict_backends import jcm_ncsnpp
+from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays, save_checkpoint
+from ict_backends.errors import CheckpointError, NonFiniteError
+from ict_backends.networks import parameter_shapes, trained_shapes
+from ict_backends.openai_adm import official_names as adm_names
+from ict_backends.rundir import RunDir, create_run
+
+from ict_core import Config
+from ict_core.config import Tree, build_config
+
+# What the authors' command lines set for the models that they released; the rest are defaults of their code.
+_IMAGENET64 = {
+    "data": {"shape": [3, 64, 64]},
+    "network": {"family": "adm", "scale_shift": True, "dropout": 0.0, "dropout_resolution": 0, "num_classes": 1000},
+    "sample": {"second_sigma": 1.526},
+}
+_LSUN256 = {
+    "data": {"shape": [3, 256, 256]},
+    "network": {
+        "family": "adm",
+        "channels": 256,
+        "channel_mult": [1, 1, 2, 2, 4, 4],
+        "blocks": 2,
+        "dropout": 0.0,
+        "dropout_resolution": 0,
+    },
+}
+# The released CIFAR-10 models: the defaults of NCSN++, but for the scale of original consistency training.
+RELEASED_CIFAR10: Tree = {
+    "data": {"shape": [3, 32, 32], "source": "unknown"},
+    "network": {"embedding_scale": 16.0, "dropout": 0.0},
+}
+_RELEASED: Mapping[str, Tree] = {"imagenet64": _IMAGENET64, "bedroom256": _LSUN256, "cat256": _LSUN256}
+
+
+def released_config(path: Path) -> Config | None:
+    """The configuration of one of the released ADM models, known by its file's name; None for another file."""
+    for name, tree in _RELEASED.items():
+        if name in path.stem:
+            return build_config({**tree, "data": {**tree["data"], "source": "unknown"}})
+    return None
+
+
+def import_openai_adm(state_dict: Arrays, config: Config, out: Path, what: str) -> RunDir:
+    """Make a run of the authors' PyTorch arrays.
+
+    Raises:
+        CheckpointError: the arrays are not those of the network: every difference is listed, in the file's names.
+        NonFiniteError, UsageError: a weight is not finite; `out` is in use.
+    """
+    if config.network.family != "adm":
+        raise CheckpointError(f'{what} holds an ADM network, but network.family is "{config.network.family}"')
+    shapes, names = parameter_shapes(config), adm_names(config.network, config.data.shape)
+    flat = {name: _without_width_axis(array) for name, array in state_dict.items()}
+    check_arrays(what, {names[ours]: _squeezed(shape) for ours, shape in shapes.items()}, flat)
+    _check_finite(what, flat)
+    return weights_run({ours: flat[names[ours]].reshape(shape) for ours, shape in shapes.items()}, config, out)
+
+
+def _check_finite(what: str, arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise NonFiniteError(f"{what} is refused: {name} is not finite")
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _without_width_axis(array: np.ndarray) -> np.ndarray:
+    """1x1 convolutions as [out, in]: in attention, some of the released files have them in one dimension."""
+    return array.reshape(array.shape[:2]) if array.ndim > 2 and set(array.shape[2:]) == {1} else array
+
+
+def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str) -> RunDir:
+    """Make a run of the authors' Flax parameters: nested dicts, or '/'-joined paths.
+
+    Of a whole training state, the moving average is taken (`params_ema`), or else `params`.
+
+    Raises:
+        CheckpointError: the arrays are not those of the network: every difference is listed, in the file's names.
+        NonFiniteError, UsageError: a weight is not finite; `out` is in use.
+    """
+    if config.network.family != "ncsnpp":
+        raise CheckpointError(f'{what} holds an NCSN++ network, but network.family is "{config.network.family}"')
+    flat = {name: np.asarray(value) for name, value in jcm_ncsnpp.flatten(tree)}
+    group = next((g for g in ("params_ema/", "params/") if any(name.startswith(g) for name in flat)), "")
+    flat = {name.removeprefix(group): value for name, value in flat.items() if name.startswith(group)}
+    shapes, names = parameter_shapes(config), jcm_ncsnpp.official_names(config.network, config.data.shape)
+    expected = {names[ours]: jcm_ncsnpp.to_official_shape(shape, names[ours]) for ours, shape in shapes.items()}
+    check_arrays(what, expected, flat)
+    _check_finite(what, flat)
+    return weights_run(
+        {ours: jcm_ncsnpp.from_official(flat[names[ours]], shape) for ours, shape in shapes.items()}, config, out
+    )
+
+
+def weights_run(arrays: Arrays, config: Config, out: Path) -> RunDir:
+    """Make a run that holds these weights and has not been trained: its EMA are the same, its moments zero."""
+    run = create_run(out, config, None)
+    start_from(run, config, arrays)
+    return run
+
+
+def start_from(run: RunDir, config: Config, arrays: Arrays) -> None:
+    """Give a run its state before the first step: these weights, their EMA, and an optimiser without a past."""
+    weights = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in trained_shapes(config).items()}
+    save_checkpoint(run, Checkpoint(0, weights, dict(weights), zeros, dict(zeros)), keep=0)

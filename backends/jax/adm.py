@@ -1,0 +1,258 @@
+"""ADM in JAX: the U-Net of the ImageNet and LSUN models (Dhariwal & Nichol 2021, as consistency models use it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from ict_backends.adm_spec import ADMBlockSpec, ADMLevelSpec, adm_spec
+from ict_backends.jax.layers import Embedding, Initializer, downsample, upsample
+from jax import Array
+
+from ict_core import ADMConfig
+
+
+def torch_uniform(fan_in: int) -> Initializer:
+    """U(-a, a), a = 1 / sqrt(fan_in): what torch fills weights and biases with, and so the authors."""
+
+    def fill(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return fill
+
+
+def conv(
+    in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, zero: bool = False, rngs: nnx.Rngs
+) -> nnx.Conv:
+    """A biased convolution with torch's own initialisation, as the authors have it, or all zero."""
+    init = jax.nn.initializers.zeros if zero else torch_uniform(in_channels * kernel_size**2)
+    pad = kernel_size // 2  # not "SAME", which pads a strided convolution on one side
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        kernel_init=init,
+        bias_init=init,
+        rngs=rngs,
+    )
+
+
+def dense(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer with torch's own initialisation."""
+    init = torch_uniform(in_features)
+    return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, rngs=rngs)
+
+
+def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Normalisation in 32 groups, epsilon 1e-5; the fast variance would lose digits in float32."""
+    return nnx.GroupNorm(channels, num_groups=32, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+
+
+class ADMBlock(nnx.Module):
+    """Residual block: norm, swish, resample, conv; + embedding; norm, swish, dropout, conv; + shortcut.
+
+    [b, h, w, in], [b, e] -> [b, h', w', out], where h' is h, h/2 (`spec.down`) or 2h (`spec.up`). With `scale_shift`
+    the embedding is not added but scales and shifts what the second norm returns. `mask`, bool [b, h', w', out],
+    says which elements dropout keeps; None keeps all, unscaled.
+    """
+
+    def __init__(
+        self, spec: ADMBlockSpec, embedding: int, *, scale_shift: bool, dropout: float, rngs: nnx.Rngs
+    ) -> None:
+        self.norm_0 = group_norm(spec.in_channels, rngs=rngs)
+        self.conv_0 = conv(spec.in_channels, spec.out_channels, rngs=rngs)
+        self.embed = dense(embedding, spec.out_channels * (2 if scale_shift else 1), rngs=rngs)
+        self.norm_1 = group_norm(spec.out_channels, rngs=rngs)
+        self.conv_1 = conv(spec.out_channels, spec.out_channels, zero=True, rngs=rngs)
+        self.shortcut = conv(spec.in_channels, spec.out_channels, 1, rngs=rngs) if spec.has_shortcut else None
+        self.up, self.down, self.takes_mask = spec.up, spec.down, spec.dropout
+        self.scale_shift, self.dropout = scale_shift, dropout
+
+    def __call__(self, x: Array, embedding: Array, mask: Array | None) -> Array:
+        """The block's output."""
+        h = jax.nn.silu(self.norm_0(x))
+        if self.up:
+            h, x = upsample(h, ()), upsample(x, ())
+        elif self.down:
+            h, x = downsample(h, ()), downsample(x, ())
+        h, e = self.conv_0(h), self.embed(jax.nn.silu(embedding))[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(e, 2, axis=-1)
+            h = jax.nn.silu(self.norm_1(h) * (1 + scale) + shift)
+        else:
+            h = jax.nn.silu(self.norm_1(h + e))
+        if mask is not None:
+            h = h * mask / (1.0 - self.dropout)
+        h = self.conv_1(h)
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class ADMAttention(nnx.Module):
+    """Self-attention over the pixels, several heads; [b, h, w, c] -> the same, with its residual connection."""
+
+    def __init__(self, channels: int, *, head_channels: int, rngs: nnx.Rngs) -> None:
+        self.norm = group_norm(channels, rngs=rngs)
+        self.qkv = conv(channels, 3 * channels, 1, rngs=rngs)
+        self.out = conv(channels, channels, 1, zero=True, rngs=rngs)
+        self.heads = channels // head_channels
+
+    def __call__(self, x: Array) -> Array:
+        """x plus what attends to it."""
+        qkv = self.qkv(self.norm(x))
+        q, k, v = rearrange(qkv, "b h w (three heads d) -> three b heads (h w) d", three=3, heads=self.heads)
+        # Not jax.nn.dot_product_attention, which rounds float64 scores to float32.
+        scores = jax.nn.softmax(jnp.einsum("bnqd,bnkd->bnqk", q, k) * q.shape[-1] ** -0.5)
+        h = jnp.einsum("bnqk,bnkd->bnqd", scores, v)
+        return x + self.out(rearrange(h, "b heads (h w) d -> b h w (heads d)", h=x.shape[1]))
+
+
+class Resample(nnx.Module):
+    """Halve [b, h, w, c] by a strided 3x3 convolution, or double it by one after repeating pixels."""
+
+    def __init__(self, channels: int, *, up: bool, rngs: nnx.Rngs) -> None:
+        self.conv = conv(channels, channels, stride=1 if up else 2, rngs=rngs)
+        self.up = up
+
+    def __call__(self, x: Array) -> Array:
+        """The resampled images."""
+        return self.conv(upsample(x, ()) if self.up else x)
+
+
+class PositionalEmbedding(nnx.Module):
+    """Features of c_noise and of the label through two dense layers: [b] -> [b, 4 channels].
+
+    cos then sin of scale c_noise at the frequencies 10000^(-i / half), i = 0..half-1; a zero follows where the
+    number of channels is odd.
+    """
+
+    def __init__(self, channels: int, *, scale: float, num_classes: int, rngs: nnx.Rngs) -> None:
+        half = channels // 2
+        ramp = np.arange(half, dtype=np.float64) / half
+        self.frequencies = tuple(float(f) for f in 10_000.0**-ramp)
+        self.scale, self.odd = scale, channels % 2
+        self.dense_0 = dense(channels, 4 * channels, rngs=rngs)
+        self.dense_1 = dense(4 * channels, 4 * channels, rngs=rngs)
+        self.labels = Embedding(num_classes, 4 * channels, rngs=rngs) if num_classes else None
+
+    def __call__(self, c_noise: Array, labels: Array | None) -> Array:
+        """The embedding of levels and labels."""
+        angles = (self.scale * c_noise)[:, None] * jnp.asarray(self.frequencies, dtype=c_noise.dtype)
+        features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+        features = jnp.pad(features, ((0, 0), (0, self.odd)))
+        embedding = self.dense_1(jax.nn.silu(self.dense_0(features)))
+        return embedding if self.labels is None else embedding + self.labels(labels)
+
+
+MakeBlock = Callable[[ADMBlockSpec], ADMBlock]
+MakeAttention = Callable[[int], ADMAttention]
+
+
+class ADMLevel(nnx.Module):
+    """One resolution: its blocks, attention after each, and the step to the next as `down` or `up`."""
+
+    def __init__(
+        self, spec: ADMLevelSpec, block: MakeBlock, attention: MakeAttention, *, up: bool, rngs: nnx.Rngs
+    ) -> None:
+        self.blocks = nnx.List([block(b) for b in spec.blocks])
+        self.attention = nnx.List([attention(b.out_channels) for b in spec.blocks if spec.attention])
+        step = Resample(spec.step, up=up, rngs=rngs) if isinstance(spec.step, int) else spec.step and block(spec.step)
+        setattr(self, "up" if up else "down", step)
+
+
+class ADMMiddle(nnx.Module):
+    """Block, attention and block at the lowest resolution."""
+
+    def __init__(self, spec: tuple[ADMBlockSpec, ADMBlockSpec], block: MakeBlock, attention: MakeAttention) -> None:
+        self.block_0 = block(spec[0])
+        self.attention = attention(spec[0].out_channels)
+        self.block_1 = block(spec[1])
+
+
+class ADM(nnx.Module):
+    """The free network F of the consistency function.
+
+    A function of its arguments alone: there is no training mode. Dropout happens where masks are given, so
+    passes that must share their masks are given the same ones.
+
+    Args:
+        config: the network's settings.
+        shape: [channels, height, width] of an image, square, divisible by 2^(levels - 1).
+        rngs: of the initial weights.
+
+    Attributes:
+        mask_shapes: [channels, height, width] of each dropout mask, in the order of use.
+    """
+
+    def __init__(self, config: ADMConfig, shape: Sequence[int], *, rngs: nnx.Rngs) -> None:
+        spec = adm_spec(config, shape)
+        self.config = config
+        self.mask_shapes = tuple(spec.mask_shapes())
+        block = partial(
+            ADMBlock,
+            embedding=4 * config.channels,
+            scale_shift=config.scale_shift,
+            dropout=config.dropout,
+            rngs=rngs,
+        )
+        attention = partial(ADMAttention, head_channels=config.head_channels, rngs=rngs)
+        self.embedding = PositionalEmbedding(
+            config.channels, scale=config.embedding_scale, num_classes=config.num_classes, rngs=rngs
+        )
+        self.conv_in = conv(spec.image_channels, spec.in_channels, rngs=rngs)
+        self.down = nnx.List([ADMLevel(level, block, attention, up=False, rngs=rngs) for level in spec.down])
+        self.middle = ADMMiddle(spec.middle, block, attention)
+        self.up = nnx.List([ADMLevel(level, block, attention, up=True, rngs=rngs) for level in spec.up])
+        self.norm_out = group_norm(spec.in_channels, rngs=rngs)
+        self.conv_out = conv(spec.in_channels, spec.image_channels, zero=True, rngs=rngs)
+
+    def __call__(
+        self,
+        x_in: Array,
+        c_noise: Array,
+        labels: Array | None = None,
+        masks: Sequence[Array] | None = None,
+    ) -> Array:
+        """F(x_in, c_noise, labels).
+
+        Args:
+            x_in: [b, h, w, c] scaled noisy images.
+            c_noise: [b] log(sigma) / 4.
+            labels: [b] integers in 0..num_classes-1; None for an unconditional network.
+            masks: dropout masks, bool, one [b, h, w, c] for each of `mask_shapes`; None for no dropout.
+
+        Returns:
+            [b, h, w, c].
+        """
+        given = iter(masks if masks is not None else [None] * len(self.mask_shapes))
+        embedding = self.embedding(c_noise, labels)
+
+        def run(block: ADMBlock, h: Array) -> Array:
+            return block(h, embedding, next(given) if block.takes_mask else None)
+
+        h = self.conv_in(x_in)
+        skips = [h]
+        for level in self.down:
+            for i, block in enumerate(level.blocks):
+                h = run(block, h)
+                if len(level.attention):
+                    h = level.attention[i](h)
+                skips.append(h)
+            if level.down is not None:
+                h = level.down(h) if isinstance(level.down, Resample) else run(level.down, h)
+                skips.append(h)
+        h = run(self.middle.block_1, self.middle.attention(run(self.middle.block_0, h)))
+        for level in self.up:
+            for i, block in enumerate(level.blocks):
+                h = run(block, jnp.concatenate([h, skips.pop()], axis=-1))
+                if len(level.attention):
+                    h = level.attention[i](h)
+            if level.up is not None:
+                h = level.up(h) if isinstance(level.up, Resample) else run(level.up, h)
+        return self.conv_out(jax.nn.silu(self.norm_out(h)))

@@ -1,0 +1,36 @@
+"""The families of networks, before any framework: which there are, and what each is made of."""
+
+from __future__ import annotations
+
+import math
+
+from ict_backends.adm_spec import adm_parameters, adm_spec
+from ict_backends.ncsnpp_spec import Shapes, ncsnpp_parameters, ncsnpp_spec
+
+from ict_core import Config
+
+
+def mask_shapes(config: Config) -> list[tuple[int, int, int]]:
+    """[channels, height, width] of each dropout mask of a configuration's network, in the order of use."""
+    spec = {"ncsnpp": ncsnpp_spec, "adm": adm_spec}[config.network.family]
+    return spec(config.network, config.data.shape).mask_shapes()
+
+
+def parameter_shapes(config: Config) -> Shapes:
+    """Every stored array of a configuration's network by name, in the layout of checkpoints.
+
+    Raises:
+        ConfigError: the network cannot be built.
+    """
+    parameters = {"ncsnpp": ncsnpp_parameters, "adm": adm_parameters}[config.network.family]
+    return parameters(config.network, config.data.shape)
+
+
+def count_parameters(config: Config) -> int:
+    """The number of stored values of a configuration's network. Raises ConfigError where it cannot be built."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+def trained_shapes(config: Config) -> Shapes:
+    """Of `parameter_shapes`, those that have a gradient: all but the Fourier frequencies."""
+    return {name: shape for name, shape in parameter_shapes(config).items() if name != "embedding.frequencies"}

@@ -1,0 +1,229 @@
+"""ADM in torch: the U-Net of the ImageNet and LSUN models (Dhariwal & Nichol 2021, as consistency models use it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from einops import rearrange
+from ict_backends.adm_spec import ADMBlockSpec, ADMLevelSpec, adm_spec
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ict_core import ADMConfig
+
+
+def conv(
+    in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, zero: bool = False
+) -> nn.Conv2d:
+    """A biased convolution with torch's own initialisation, as the authors have it, or all zero."""
+    layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
+    if zero:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Normalisation in 32 groups, epsilon 1e-5."""
+    return nn.GroupNorm(32, channels, eps=1e-5)
+
+
+class ADMBlock(nn.Module):
+    """Residual block: norm, swish, resample, conv; + embedding; norm, swish, dropout, conv; + shortcut.
+
+    [b, in, h, w], [b, e] -> [b, out, h', w'], where h' is h, h/2 (`spec.down`) or 2h (`spec.up`). With `scale_shift`
+    the embedding is not added but scales and shifts what the second norm returns. `mask`, bool [b, out, h', w'],
+    says which elements dropout keeps; None keeps all, unscaled.
+    """
+
+    def __init__(self, spec: ADMBlockSpec, embedding: int, *, scale_shift: bool, dropout: float) -> None:
+        super().__init__()
+        self.norm_0 = group_norm(spec.in_channels)
+        self.conv_0 = conv(spec.in_channels, spec.out_channels)
+        self.embed = nn.Linear(embedding, spec.out_channels * (2 if scale_shift else 1))
+        self.norm_1 = group_norm(spec.out_channels)
+        self.conv_1 = conv(spec.out_channels, spec.out_channels, zero=True)
+        self.shortcut = conv(spec.in_channels, spec.out_channels, 1) if spec.has_shortcut else None
+        self.up, self.down, self.takes_mask = spec.up, spec.down, spec.dropout
+        self.scale_shift, self.dropout = scale_shift, dropout
+
+    def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
+        """The block's output."""
+        h = F.silu(self.norm_0(x))
+        if self.up:
+            h, x = (F.interpolate(a, scale_factor=2, mode="nearest") for a in (h, x))
+        elif self.down:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        h, e = self.conv_0(h), self.embed(F.silu(embedding))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            h = F.silu(self.norm_1(h) * (1 + scale) + shift)
+        else:
+            h = F.silu(self.norm_1(h + e))
+        if mask is not None:
+            h = h * mask / (1.0 - self.dropout)
+        h = self.conv_1(h)
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class ADMAttention(nn.Module):
+    """Self-attention over the pixels, several heads; [b, c, h, w] -> the same, with its residual connection."""
+
+    def __init__(self, channels: int, *, head_channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = conv(channels, 3 * channels, 1)
+        self.out = conv(channels, channels, 1, zero=True)
+        self.heads = channels // head_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x plus what attends to it."""
+        qkv = self.qkv(self.norm(x))
+        q, k, v = rearrange(qkv, "b (three heads d) h w -> three b heads (h w) d", three=3, heads=self.heads)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(rearrange(h, "b heads (h w) d -> b (heads d) h w", h=x.shape[2]))
+
+
+class Resample(nn.Module):
+    """Halve [b, c, h, w] by a strided 3x3 convolution, or double it by one after repeating pixels."""
+
+    def __init__(self, channels: int, *, up: bool) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels, stride=1 if up else 2)
+        self.up = up
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The resampled images."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest") if self.up else x)
+
+
+class PositionalEmbedding(nn.Module):
+    """Features of c_noise and of the label through two dense layers: [b] -> [b, 4 channels].
+
+    cos then sin of scale c_noise at the frequencies 10000^(-i / half), i = 0..half-1; a zero follows where the
+    number of channels is odd.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int, *, scale: float, num_classes: int) -> None:
+        super().__init__()
+        half = channels // 2
+        ramp = torch.arange(half, dtype=torch.float64) / half
+        self.register_buffer("frequencies", 10_000.0**-ramp, persistent=False)
+        self.scale, self.odd = scale, channels % 2
+        self.dense_0 = nn.Linear(channels, 4 * channels)
+        self.dense_1 = nn.Linear(4 * channels, 4 * channels)
+        self.labels = nn.Embedding(num_classes, 4 * channels) if num_classes else None
+
+    def forward(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        """The embedding of levels and labels."""
+        angles = (self.scale * c_noise)[:, None] * self.frequencies.to(c_noise)
+        features = F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, self.odd))
+        embedding = self.dense_1(F.silu(self.dense_0(features)))
+        return embedding if self.labels is None else embedding + self.labels(labels)
+
+
+MakeBlock = Callable[[ADMBlockSpec], ADMBlock]
+MakeAttention = Callable[[int], ADMAttention]
+
+
+class ADMLevel(nn.Module):
+    """One resolution: its blocks, attention after each, and the step to the next as `down` or `up`."""
+
+    def __init__(self, spec: ADMLevelSpec, block: MakeBlock, attention: MakeAttention, *, up: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block(b) for b in spec.blocks)
+        self.attention = nn.ModuleList(attention(b.out_channels) for b in spec.blocks if spec.attention)
+        step = Resample(spec.step, up=up) if isinstance(spec.step, int) else spec.step and block(spec.step)
+        self.add_module("up" if up else "down", step)
+
+
+class ADMMiddle(nn.Module):
+    """Block, attention and block at the lowest resolution."""
+
+    def __init__(self, spec: tuple[ADMBlockSpec, ADMBlockSpec], block: MakeBlock, attention: MakeAttention) -> None:
+        super().__init__()
+        self.block_0 = block(spec[0])
+        self.attention = attention(spec[0].out_channels)
+        self.block_1 = block(spec[1])
+
+
+class ADM(nn.Module):
+    """The free network F of the consistency function.
+
+    A function of its arguments alone: there is no training mode. Dropout happens where masks are given, so
+    passes that must share their masks are given the same ones.
+
+    Args:
+        config: the network's settings.
+        shape: [channels, height, width] of an image, square, divisible by 2^(levels - 1).
+
+    Attributes:
+        mask_shapes: [channels, height, width] of each dropout mask, in the order of use.
+    """
+
+    def __init__(self, config: ADMConfig, shape: Sequence[int]) -> None:
+        super().__init__()
+        spec = adm_spec(config, shape)
+        self.config = config
+        self.mask_shapes = spec.mask_shapes()
+        block = partial(ADMBlock, embedding=4 * config.channels, scale_shift=config.scale_shift, dropout=config.dropout)
+        attention = partial(ADMAttention, head_channels=config.head_channels)
+        self.embedding = PositionalEmbedding(
+            config.channels, scale=config.embedding_scale, num_classes=config.num_classes
+        )
+        self.conv_in = conv(spec.image_channels, spec.in_channels)
+        self.down = nn.ModuleList(ADMLevel(level, block, attention, up=False) for level in spec.down)
+        self.middle = ADMMiddle(spec.middle, block, attention)
+        self.up = nn.ModuleList(ADMLevel(level, block, attention, up=True) for level in spec.up)
+        self.norm_out = group_norm(spec.in_channels)
+        self.conv_out = conv(spec.in_channels, spec.image_channels, zero=True)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        x_in: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        masks: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """F(x_in, c_noise, labels).
+
+        Args:
+            x_in: [b, c, h, w] scaled noisy images.
+            c_noise: [b] log(sigma) / 4.
+            labels: [b] int64 in 0..num_classes-1; None for an unconditional network.
+            masks: dropout masks, bool, one [b, *shape] for each of `mask_shapes`; None for no dropout.
+
+        Returns:
+            [b, c, h, w].
+        """
+        given = iter(masks if masks is not None else [None] * len(self.mask_shapes))
+        embedding = self.embedding(c_noise, labels)
+
+        def run(block: ADMBlock, h: Tensor) -> Tensor:
+            return block(h, embedding, next(given) if block.takes_mask else None)
+
+        h = self.conv_in(x_in.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for level in self.down:
+            for i, block in enumerate(level.blocks):
+                h = run(block, h)
+                if len(level.attention):
+                    h = level.attention[i](h)
+                skips.append(h)
+            if level.down is not None:
+                h = level.down(h) if isinstance(level.down, Resample) else run(level.down, h)
+                skips.append(h)
+        h = run(self.middle.block_1, self.middle.attention(run(self.middle.block_0, h)))
+        for level in self.up:
+            for i, block in enumerate(level.blocks):
+                h = run(block, torch.cat([h, skips.pop()], dim=1))
+                if len(level.attention):
+                    h = level.attention[i](h)
+            if level.up is not None:
+                h = level.up(h) if isinstance(level.up, Resample) else run(level.up, h)
+        return self.conv_out(F.silu(self.norm_out(h)))

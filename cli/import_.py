@@ -1,0 +1,91 @@
+"""`ict import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from ict_backends.errors import CheckpointError, UsageError
+from ict_cli.options import debug_option
+
+from ict_core import Config
+from ict_core.config import build_config, merge, read_toml
+
+
+@click.group("import")
+def import_command() -> None:
+    """Make a run of somebody else's checkpoint: to sample, to train on, to start another run from."""
+
+
+_file = click.argument("file", type=click.Path(path_type=Path))
+_out = click.option("--out", type=click.Path(path_type=Path), required=True, help="The new run's folder.")
+_config = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="The network's settings, as a TOML file."
+)
+
+
+@import_command.command("openai-adm")
+@_file
+@_out
+@_config
+@debug_option
+def openai_adm_command(file: Path, out: Path, config_file: Path | None) -> None:
+    """A released PyTorch state dict: consistency models of ImageNet-64, LSUN bedroom and cat.
+
+    The released files are known by their names, such as cd_imagenet64_l2.pt; others need --config.
+    """
+    from ict_backends import load_backend
+    from ict_backends.importing import import_openai_adm, released_config
+
+    _check_file(file)
+    config = _read_config(config_file) if config_file else released_config(file)
+    if config is None:
+        raise UsageError(f"{file} has none of the released names; describe its network with --config FILE.toml")
+    state_dict = load_backend("torch").read_state_dict(file)
+    _report(import_openai_adm(state_dict, config, out, str(file)).path, config)
+
+
+@import_command.command("jcm")
+@_file
+@_out
+@_config
+@debug_option
+def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
+    """A released Flax checkpoint of CIFAR-10, or an .npz of the same parameters by their '/'-joined paths.
+
+    Without --config, the network is the authors' NCSN++ of CIFAR-10, with their Fourier scale of 16.
+    """
+    import numpy as np
+    from ict_backends import load_backend
+    from ict_backends.importing import RELEASED_CIFAR10, import_jcm
+
+    _check_file(file)
+    config = _read_config(config_file) if config_file else build_config(RELEASED_CIFAR10)
+    if file.suffix == ".npz":
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                tree = dict(arrays)
+        except (OSError, ValueError, EOFError) as error:
+            raise CheckpointError(f"{file} is no readable .npz file of plain arrays: {error}") from error
+    else:
+        tree = load_backend("jax").read_flax_checkpoint(file)
+    _report(import_jcm(tree, config, out, str(file)).path, config)
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist, or is no file")
+
+
+def _read_config(path: Path) -> Config:
+    try:
+        tree = read_toml(path)
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
+    return build_config(merge([{"data": {"source": "unknown"}}, tree]))
+
+
+def _report(out: Path, config: Config) -> None:
+    from ict_backends.networks import count_parameters
+
+    click.echo(f"{out}: {count_parameters(config):,} parameters\nMore: ict sample {out} --out samples.png")

@@ -1,0 +1,196 @@
+"""ADM: its parameters, and what the authors' network and its parts computed, in both backends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from hypothesis import HealthCheck, given, settings
+from ict_backends import openai_adm
+from ict_backends.adm_spec import ADMBlockSpec, adm_parameters, adm_spec
+from ict_backends.jax import adm as jax_adm
+from ict_backends.jax.device import check_device as jax_devices
+from ict_backends.jax.weights import load_arrays as jax_load
+from ict_backends.torch import adm as torch_adm
+from safetensors.numpy import load_file
+from twins import adm_configs, assert_close, jax_weights, nchw, nhwc, torch_network
+
+from ict_core import ADMConfig, Config, ConfigError, consistency_output, scalings
+from ict_core.config import build_config
+
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
+OPEN = {
+    "family": "adm",
+    "channels": 16,
+    "channel_mult": [4, 2],
+    "blocks": 1,
+    "attention_resolutions": [8],
+    "head_channels": 16,
+    "dropout": 0.1,
+    "dropout_resolution": 0,
+    "scale_shift": True,
+    "num_classes": 10,
+}
+OPEN_CONFIG = build_config({"data": {"shape": [3, 16, 16]}, "network": OPEN})
+BACKENDS = ["torch", "jax"]
+
+
+def arrays(name: str) -> Mapping[str, np.ndarray]:
+    path = REFERENCE / name
+    if not path.is_file():
+        pytest.skip(f"reference fixtures are not here: {path}")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(adm_configs())
+def test_it_has_the_parameters_that_the_specification_lists(config: Config) -> None:
+    network = torch_adm.ADM(config.network, config.data.shape)
+    found = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    assert found == adm_parameters(config.network, config.data.shape)
+    names = openai_adm.official_names(config.network, config.data.shape)
+    assert names.keys() == found.keys()
+    assert len(set(names.values())) == len(names)
+
+
+@pytest.mark.parametrize(("scale_shift", "expected"), [(True, 295_899_267), (False, 282_168_003)])
+def test_the_imagenet_64_network_keeps_its_size(scale_shift: bool, expected: int) -> None:
+    """With 1000 classes: another count breaks checkpoints, the authors' among them (which scale and shift)."""
+    config = ADMConfig(num_classes=1000, scale_shift=scale_shift)
+    assert sum(math.prod(s) for s in adm_parameters(config, (3, 64, 64)).values()) == expected
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def run(request: pytest.FixtureRequest) -> Callable[..., np.ndarray]:
+    """The open network with the authors' weights in a backend: run(dtype, x [b, c, h, w], c_noise, labels)."""
+    theirs = arrays("adm_open.safetensors")
+    names = openai_adm.official_names(OPEN_CONFIG.network, OPEN_CONFIG.data.shape)
+    assert set(names.values()) == set(theirs)
+    network = torch_network(OPEN_CONFIG, "float32")
+    network.load_state_dict({ours: torch.tensor(theirs[name]) for ours, name in names.items()})
+
+    def run_torch(dtype: str, x: np.ndarray, c_noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            wide = network.to(getattr(torch, dtype))
+            return wide(*(torch.tensor(a.astype(dtype)) for a in (x, c_noise)), torch.tensor(labels)).numpy()
+
+    def run_jax(dtype: str, x: np.ndarray, c_noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(dtype == "float64"):
+            weights = jax_weights(OPEN_CONFIG, network, dtype)
+            module = jax_adm.ADM(OPEN_CONFIG.network, OPEN_CONFIG.data.shape, rngs=nnx.Rngs(0))
+            nnx.update(module, *weights)
+            forward = nnx.jit(lambda m, x, c, y: m(x, c, y))
+            return nchw(forward(module, nhwc(x.astype(dtype)), jnp.asarray(c_noise.astype(dtype)), labels))
+
+    return {"torch": run_torch, "jax": run_jax}[request.param]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_it_computes_what_the_authors_network_computes(run: Callable[..., np.ndarray], dtype: str) -> None:
+    io = arrays("adm_open_io.npz")
+    expected = io["network_output" if dtype == "float32" else "network_output_from_float64"].astype(dtype)
+    found = run(dtype, io["net_in_x"], io["net_in_t"].astype(dtype) / 1000, io["y"])
+    assert_close(found, expected, 3e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-6)])
+def test_from_images_and_levels_it_is_the_authors_consistency_function(
+    run: Callable[..., np.ndarray], dtype: str, tolerance: float
+) -> None:
+    io = arrays("adm_open_io.npz")
+    x, sigma = io["x"].astype(dtype), io["sigma"].astype(dtype)
+    found = consistency_output(lambda *a: run(dtype, *a), x, sigma, io["y"])
+    suffix = "" if dtype == "float32" else "_from_float64"
+    assert_close(found, io[f"consistency_output{suffix}"].astype(dtype), tolerance)
+    c_in, c_noise = scalings(sigma)[2:]
+    output = run(dtype, c_in[:, None, None, None] * x, c_noise, io["y"])
+    assert_close(output, io[f"network_output{suffix}"].astype(dtype), tolerance)
+
+
+def run_module(backend: str, make: Callable[..., object], weights: Mapping[str, np.ndarray], *inputs: np.ndarray):
+    """A module of a backend with given weights, on images [b, c, h, w] and embeddings [b, e]."""
+    if backend == "torch":
+        module = make(torch_adm)
+        module.load_state_dict({name: torch.tensor(a) for name, a in weights.items()})
+        with torch.no_grad():
+            return module(*map(torch.tensor, inputs)).numpy()
+    module = make(jax_adm, rngs=nnx.Rngs(0))
+    (state,) = jax_load([nnx.state(module, nnx.Param)], dict(weights), jax_devices("cpu"), "it")
+    nnx.update(module, state)
+    return nchw(module(*(nhwc(a) if a.ndim == 4 else jnp.asarray(a) for a in inputs)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_block_without_scale_shift_is_theirs(backend: str) -> None:
+    blocks = arrays("adm_blocks_open.npz")
+    assert not blocks["resblock/use_scale_shift_norm"]
+    spec = ADMBlockSpec(32, 64, 4)
+    weights = {
+        f"{ours}.{leaf}": blocks[f"resblock/params/{theirs}.{leaf}"]
+        for ours, theirs in openai_adm.BLOCK.items()
+        for leaf in ("weight", "bias")
+    }
+
+    if backend == "torch":
+        block = torch_adm.ADMBlock(spec, 12, scale_shift=False, dropout=0.0)
+        block.load_state_dict({name: torch.tensor(a) for name, a in weights.items()})
+        with torch.no_grad():
+            found = block(torch.tensor(blocks["resblock/x"]), torch.tensor(blocks["resblock/emb"]), None).numpy()
+    else:
+        block = jax_adm.ADMBlock(spec, 12, scale_shift=False, dropout=0.0, rngs=nnx.Rngs(0))
+        (state,) = jax_load([nnx.state(block, nnx.Param)], weights, jax_devices("cpu"), "it")
+        nnx.update(block, state)
+        found = nchw(block(nhwc(blocks["resblock/x"]), jnp.asarray(blocks["resblock/emb"]), None))
+    assert_close(found, blocks["resblock/out"], 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("up", "key", "layer"), [(False, "resample_down_conv", "op"), (True, "resample_up_conv", "conv")]
+)
+def test_resampling_by_convolution_is_theirs(backend: str, up: bool, key: str, layer: str) -> None:
+    blocks = arrays("adm_blocks_open.npz")
+    weights = {f"conv.{leaf}": blocks[f"{key}/params/{layer}.{leaf}"] for leaf in ("weight", "bias")}
+    found = run_module(backend, lambda m, **rngs: m.Resample(6, up=up, **rngs), weights, blocks["resample/x"])
+    assert_close(found, blocks[f"{key}/out"], 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_normalisation_has_their_epsilon(backend: str) -> None:
+    blocks = arrays("adm_blocks_open.npz")
+    weights = {leaf: blocks[f"groupnorm_eps/params/{leaf}"] for leaf in ("weight", "bias")}
+    found = run_module(backend, lambda m, **rngs: m.group_norm(32, **rngs), weights, blocks["groupnorm_eps/x"])
+    assert_close(found, blocks["groupnorm_eps/out"], 1e-5)
+
+
+@pytest.mark.parametrize("channels", [16, 17])
+def test_features_are_their_cosines_then_sines(channels: int) -> None:
+    blocks, found = arrays("adm_blocks_open.npz"), []
+    t = blocks["timestep_embedding/t"]
+    ours = torch_adm.PositionalEmbedding(channels, scale=1.0, num_classes=0)
+    ours.dense_0.register_forward_pre_hook(lambda _, args: found.append(args[0].numpy()))
+    ours(torch.tensor(t), None)
+    assert_close(found[0], blocks[f"timestep_embedding/dim{channels}"], 1e-4)
+
+
+def test_dropout_acts_at_low_resolutions_only() -> None:
+    config = ADMConfig(channels=32, channel_mult=(1, 1, 1), blocks=1, head_channels=32, dropout_resolution=16)
+    heights = {block.height: block.dropout for _, block in adm_spec(config, (3, 64, 64)).blocks()}
+    assert heights == {64: False, 32: False, 16: True}
+    network = torch_adm.ADM(config, (3, 64, 64))
+    assert {shape[1] for shape in network.mask_shapes} == {16}
+
+
+def test_heads_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ConfigError, match="network.head_channels = 48 must divide .* 64 is not divisible"):
+        adm_spec(ADMConfig(channels=64, channel_mult=(1,), head_channels=48), (3, 8, 8))

@@ -1,0 +1,227 @@
+"""`ict import` and `ict train --init`: other people's checkpoints become runs, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ict_backends import load_backend
+from ict_backends.checkpoint import load_checkpoint
+from ict_backends.importing import released_config
+from ict_backends.rundir import RunDir
+from tiny import TINY
+
+from ict_core.config import build_config
+
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
+ADM_CONFIG = """
+[data]
+shape = [3, 16, 16]
+[network]
+family = "adm"
+channels = 16
+channel_mult = [4, 2]
+blocks = 1
+attention_resolutions = [8]
+head_channels = 16
+dropout_resolution = 0
+scale_shift = true
+num_classes = 10
+"""
+NCSNPP_CONFIG = """
+[data]
+shape = [3, {size}, {size}]
+[network]
+channels = {nf}
+channel_mult = {mult}
+blocks = {blocks}
+attention_resolutions = {attention}
+embedding_scale = {scale}
+"""
+
+
+def reference(name: str) -> Path:
+    path = REFERENCE / name
+    if not path.exists():
+        pytest.skip(f"reference fixtures are not here: {path}")
+    return path
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def ncsnpp_config(tmp_path: Path, config_json: np.ndarray) -> Path:
+    theirs = json.loads(bytes(config_json))
+    model = theirs["model"]
+    text = NCSNPP_CONFIG.format(
+        size=theirs["image_size"],
+        nf=model["nf"],
+        mult=list(model["ch_mult"]),
+        blocks=model["num_res_blocks"],
+        attention=list(model["attn_resolutions"]),
+        scale=float(model["fourier_scale"]),
+    )
+    return written(tmp_path / "ncsnpp.toml", text)
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.fixture
+def adm_config(tmp_path: Path) -> Path:
+    return written(tmp_path / "adm.toml", ADM_CONFIG)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_released_adm_model_computes_what_it_did(ict, tmp_path, adm_config, backend) -> None:
+    source, out = reference("adm_open.pt"), tmp_path / "run"
+    done = ict("import", "openai-adm", source, "--out", out, "--config", adm_config)
+    assert (done.code, done.err) == (0, "")
+    assert "607,459 parameters" in done.out
+    io = np.load(reference("adm_open_io.npz"))
+    model = load_backend(backend).load_model(out, device="cpu")
+    found = model.consistency(io["x"], io["sigma"], io["y"])
+    assert relative(found, io["consistency_output"]) < 1e-4
+    found = model.network(io["net_in_x"], io["net_in_t"] / 1000, io["y"])
+    assert relative(found, io["network_output"]) < 3e-5
+
+
+@pytest.mark.parametrize("name", ["target", "plain"])
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_flax_checkpoint_computes_what_it_did(ict, tmp_path, backend, name) -> None:
+    folder = reference(f"jcm_ckpt_{name}_open")
+    expected, out = np.load(folder / "expected.npz"), tmp_path / "run"
+    config = ncsnpp_config(tmp_path, expected["config_json"])
+    done = ict("import", "jcm", folder / "checkpoint_1", "--out", out, "--config", config)
+    assert (done.code, done.err) == (0, "")
+    model = load_backend(backend).load_model(out, device="cpu")
+    found = model.consistency(expected["x"].transpose(0, 3, 1, 2), expected["sigma"])
+    assert relative(found.transpose(0, 2, 3, 1), expected["params_ema/consistency_output"]) < 1e-5
+
+
+def test_an_npz_of_paths_is_imported_too(ict, tmp_path) -> None:
+    source = reference("ncsnpp_open.npz")
+    with np.load(source) as arrays:
+        io, config = dict(arrays), ncsnpp_config(tmp_path, arrays["config_json"])
+    params = {name: array for name, array in io.items() if name.startswith("params/")}
+    np.savez(tmp_path / "params.npz", **params)
+    out = tmp_path / "run"
+    assert ict("import", "jcm", tmp_path / "params.npz", "--out", out, "--config", config).code == 0
+    found = load_backend("torch").load_model(out).consistency(io["x"].transpose(0, 3, 1, 2), io["sigma"])
+    assert relative(found.transpose(0, 2, 3, 1), io["consistency_output"]) < 1e-5
+
+
+def test_an_imported_run_is_an_ordinary_run(ict, tmp_path, adm_config) -> None:
+    """It is sampled, resumed on data that it has never seen, and started from."""
+    run = tmp_path / "run"
+    source = reference("adm_open.pt")
+    assert ict("import", "openai-adm", source, "--out", run, "--config", adm_config).code == 0
+    assert ict("sample", run, "--out", tmp_path / "x.png", "--num", 2, "--device", "cpu").code == 0
+    images = tmp_path / "images.npz"
+    rng = np.random.default_rng(0)
+    np.savez(images, rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8), np.arange(12) % 10)
+    start = ["train", f"--data={images}", *TINY[2:], "--set=train.sample_every=0"]
+    done = ict(*start, "--init", run, "--out", tmp_path / "tuned", "--preset", "digits")
+    assert done.code == 0, done.err
+    weights = load_checkpoint(RunDir(run).latest_checkpoint()).ema
+    tuned = load_checkpoint(RunDir(tmp_path / "tuned").latest_checkpoint())
+    assert tuned.step == 2
+    moved = [relative(tuned.params[name], weights[name]) for name in weights]
+    assert 0 < max(moved) < 0.5
+    other = ict(*start, "--init", run, "--out", tmp_path / "wide", "--set=network.channels=32")
+    assert other.code == 1
+    assert "--init" in other.err
+    assert "and not" in other.err
+    assert not (tmp_path / "wide").exists()
+
+
+class Touch:
+    """What a pickle would execute."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_files_that_are_no_checkpoints_are_refused_and_nothing_is_executed(ict, tmp_path, adm_config) -> None:
+    touched = tmp_path / "touched"
+    (tmp_path / "code.pt").write_bytes(pickle.dumps({"conv": Touch(touched)}))
+    torch.save({"a": Touch(touched)}, tmp_path / "zip.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "noise.pt").write_bytes(b"no checkpoint" * 9)
+    (tmp_path / "empty.pt").write_bytes(b"")
+    for name in ("code.pt", "zip.pt", "list.pt", "noise.pt", "empty.pt", "none.pt"):
+        done = ict("import", "openai-adm", tmp_path / name, "--out", tmp_path / "run", "--config", adm_config)
+        assert (done.code, done.err.count("\n")) == (1, 1), name
+        assert name in done.err
+        assert not (tmp_path / "run").exists()
+    assert not touched.exists()
+    done = ict("import", "jcm", tmp_path / "noise.pt", "--out", tmp_path / "run")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+
+
+@pytest.fixture
+def state_dict() -> dict[str, torch.Tensor]:
+    return torch.load(reference("adm_open.pt"), weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("missing", ["missing: out.2.bias"]),
+        ("extra", ["unknown: more.weight"]),
+        ("shape", ["out.2.bias is [4] and not [3]"]),
+        ("both", ["missing: out.2.bias", "unknown: more.weight"]),
+        ("nan", ["not finite"]),
+    ],
+)
+def test_arrays_that_do_not_fit_are_listed(ict, tmp_path, adm_config, state_dict, fault, says) -> None:
+    if fault in ("missing", "both"):
+        del state_dict["out.2.bias"]
+    if fault in ("extra", "both"):
+        state_dict["more.weight"] = torch.zeros(2)
+    if fault == "shape":
+        state_dict["out.2.bias"] = torch.zeros(4)
+    if fault == "nan":
+        state_dict["out.2.bias"][0] = torch.nan
+    torch.save(state_dict, tmp_path / "x.pt")
+    done = ict("import", "openai-adm", tmp_path / "x.pt", "--out", tmp_path / "run", "--config", adm_config)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert all(text in done.err for text in says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_truncated_file_or_another_architecture_is_refused(ict, tmp_path, adm_config) -> None:
+    whole = reference("adm_open.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    done = ict("import", "openai-adm", tmp_path / "cut.pt", "--out", tmp_path / "run", "--config", adm_config)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    flax = reference("jcm_ckpt_plain_open") / "checkpoint_1"
+    (tmp_path / "cut").write_bytes(flax.read_bytes()[:5000])
+    done = ict("import", "jcm", tmp_path / "cut", "--out", tmp_path / "run")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    done = ict("import", "jcm", flax, "--out", tmp_path / "run", "--config", adm_config)
+    assert (done.code, 'network.family is "adm"' in done.err) == (1, True)
+    done = ict("import", "jcm", flax, "--out", tmp_path / "run")  # not the CIFAR-10 network
+    assert done.code == 1
+    assert "does not fit the network" in done.err
+
+
+def test_released_models_are_known_by_their_files_names(ict, tmp_path) -> None:
+    config = released_config(Path("cd_imagenet64_l2.pt"))
+    assert (config.network.num_classes, config.network.scale_shift, config.data.shape) == (1000, True, (3, 64, 64))
+    config = released_config(Path("/x/ct_bedroom256.pt"))
+    assert (config.network.channel_mult, config.network.scale_shift) == ((1, 1, 2, 2, 4, 4), False)
+    assert build_config({"data": {"shape": [3, 32, 32]}}).network.channels == 128
+    torch.save({}, tmp_path / "mine.pt")
+    done = ict("import", "openai-adm", tmp_path / "mine.pt", "--out", tmp_path / "run")
+    assert (done.code, "--config FILE.toml" in done.err) == (2, True)
