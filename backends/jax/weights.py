@@ -83,7 +83,9 @@ def read_flax_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # whatever msgpack and Flax make of bytes that are none of theirs
-        raise CheckpointError(f"{path} is no whole Flax checkpoint: {str(error).splitlines()[:1]}") from error
+        raise CheckpointError(
+            f"{path} is no whole Flax checkpoint: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} is no Flax checkpoint: it holds no tree")
     return tree

@@ -42,7 +42,9 @@ def read_state_dict(path: Path) -> Arrays:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} is refused: it holds more than arrays, or is no file of torch's") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no whole file of torch's: {error or type(error).__name__}") from error
+        raise CheckpointError(
+            f"{path} is no whole file of torch's: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise CheckpointError(f"{path} is no state dict: it must hold arrays by name and nothing else")
     return {name: value.float().numpy() for name, value in found.items()}

@@ -198,6 +198,20 @@ def test_resuming_with_other_settings_or_data_is_refused(refused, tmp_path, run_
     refused(1, "does not exist", "train", "--resume", "--out", tmp_path / "absent")
 
 
+def test_starting_from_another_run_needs_one_that_fits(refused, tmp_path, run_copy):
+    start = ["train", *TINY, "--out", tmp_path / "run", "--init"]
+    refused(2, "--resume and --init exclude each other", *start, run_copy, "--resume")
+    refused(1, "does not exist", *start, tmp_path / "absent")
+    refused(
+        1,
+        ["--init", r"conv_in.weight is \[8, 1, 3, 3\] and not \[12, 1"],
+        *start,
+        run_copy,
+        "--set",
+        "network.channels=12",
+    )
+
+
 def test_what_is_no_run_is_refused(refused, tmp_path, run_copy):
     out = ["--out", tmp_path / "x.png"]
     refused(1, "absent does not exist", "sample", tmp_path / "absent", *out)
