@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 from ict_backends.errors import UsageError
-from ict_cli.options import debug_option
+from ict_cli.options import debug_option, device_option
 
 from ict_core import Config, load_preset, preset_names, stages
 
@@ -16,9 +16,13 @@ from ict_core import Config, load_preset, preset_names, stages
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw levels, noise law, weights and curriculum into a PNG."
 )
+@click.option("--backend", help="Say too what this backend would compute on.")
+@device_option
 @debug_option
-def show_command(what: str | None, plot: Path | None) -> None:
+def show_command(what: str | None, plot: Path | None, backend: str | None, device: str) -> None:
     """Print the settings, size and stages of a preset or a run; without an argument, the presets there are."""
+    if backend is None and device != "auto":
+        raise UsageError(f"--device {device} needs --backend")
     if what is None:
         click.echo("presets: " + ", ".join(preset_names()))
         return
@@ -26,7 +30,12 @@ def show_command(what: str | None, plot: Path | None) -> None:
 
     config = _find(what)
     click.echo(config.to_toml())
-    click.echo(f"parameters: {count_parameters(config):,}\n")
+    click.echo(f"parameters: {count_parameters(config):,}")
+    if backend is not None:
+        from ict_backends import load_backend
+
+        click.echo(f"computes with: {load_backend(backend).describe_device(device)}")
+    click.echo()
     click.echo(_stage_table(config))
     if plot is not None:
         from ict_cli.plot import plot_method

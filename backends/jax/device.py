@@ -35,6 +35,12 @@ def check_device(name: str) -> Mesh:
     return Mesh(np.array(devices), (BATCH_AXIS,))
 
 
+def describe_device(name: str) -> str:
+    """In words, what a name stands for: "jax 0.10.2 on 8 x tpu". Raises UsageError as `check_device` does."""
+    mesh = check_device(name)
+    return f"jax {jax.__version__} on {mesh.size} x {mesh.devices.flat[0].platform}"
+
+
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
     """Raise UsageError unless the batch can be split over the devices."""
     if batch_size % mesh.size:

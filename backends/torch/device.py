@@ -23,3 +23,8 @@ def check_device(name: str) -> torch.device:
             f'--device {name} is not available: {reason} (allowed: "auto", "cpu", "cuda", "cuda:N")'
         ) from error
     return device
+
+
+def describe_device(name: str) -> str:
+    """In words, what a name stands for: "torch 2.13.0 on cpu". Raises UsageError as `check_device` does."""
+    return f"torch {torch.__version__} on {check_device(name)}"

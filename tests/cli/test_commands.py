@@ -149,6 +149,19 @@ def test_show_prints_settings_size_and_stages_of_presets(ict, preset):
     assert f"..{load_preset(preset).train.total_steps - 1}" in result.out
 
 
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_show_says_what_a_backend_computes_on(ict, backend):
+    said = f"computes with: {backend} "
+    assert said not in ict("show", "digits").out
+    result = ict("show", "digits", "--backend", backend, "--device", "cpu")
+    assert result.code == 0
+    assert said in result.out
+    assert "cpu" in result.out.split(said)[1].splitlines()[0]
+    for wrong in (["--backend", backend, "--device", "warp"], ["--device", "cpu"], ["--backend", "numpy"]):
+        refused = ict("show", "digits", *wrong)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+
+
 def test_show_counts_what_the_network_has(ict, digits_run):
     from ict_backends import load_backend
 
