@@ -5,30 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ict_backends.ncsnpp_spec import Shapes, conv_shapes, dense_shapes, norm_shapes
+from ict_backends.ncsnpp_spec import BlockSpec, Shapes, block_shapes, conv_shapes, dense_shapes, norm_shapes
 
 from ict_core import ADMConfig, ConfigError
-
-
-class ADMBlockSpec(NamedTuple):
-    """A residual block. `height` is that of its output; without `dropout` it takes no mask."""
-
-    in_channels: int
-    out_channels: int
-    height: int
-    up: bool = False
-    down: bool = False
-    dropout: bool = True
-
-    @property
-    def has_shortcut(self) -> bool:
-        """Whether the other branch needs a 1x1 convolution."""
-        return self.in_channels != self.out_channels
-
-    @property
-    def mask_shape(self) -> tuple[int, int, int]:
-        """[channels, height, width] of its dropout mask."""
-        return (self.out_channels, self.height, self.height)
 
 
 class ADMLevelSpec(NamedTuple):
@@ -37,9 +16,9 @@ class ADMLevelSpec(NamedTuple):
     `step` is a residual block, or the channels of a convolution that resamples.
     """
 
-    blocks: tuple[ADMBlockSpec, ...]
+    blocks: tuple[BlockSpec, ...]
     attention: bool
-    step: ADMBlockSpec | int | None
+    step: BlockSpec | int | None
 
 
 class ADMSpec(NamedTuple):
@@ -48,10 +27,10 @@ class ADMSpec(NamedTuple):
     image_channels: int
     in_channels: int
     down: tuple[ADMLevelSpec, ...]
-    middle: tuple[ADMBlockSpec, ADMBlockSpec]
+    middle: tuple[BlockSpec, BlockSpec]
     up: tuple[ADMLevelSpec, ...]
 
-    def blocks(self) -> Iterator[tuple[str, ADMBlockSpec]]:
+    def blocks(self) -> Iterator[tuple[str, BlockSpec]]:
         """Every residual block with its name, in the order of evaluation."""
         yield from _blocks("down", self.down)
         yield from ((f"middle.block_{j}", block) for j, block in enumerate(self.middle))
@@ -62,10 +41,10 @@ class ADMSpec(NamedTuple):
         return [block.mask_shape for _, block in self.blocks() if block.dropout]
 
 
-def _blocks(way: str, levels: Sequence[ADMLevelSpec]) -> Iterator[tuple[str, ADMBlockSpec]]:
+def _blocks(way: str, levels: Sequence[ADMLevelSpec]) -> Iterator[tuple[str, BlockSpec]]:
     for i, level in enumerate(levels):
         yield from ((f"{way}.{i}.blocks.{j}", block) for j, block in enumerate(level.blocks))
-        if isinstance(level.step, ADMBlockSpec):
+        if isinstance(level.step, BlockSpec):
             yield f"{way}.{i}.{way}", level.step
 
 
@@ -78,11 +57,11 @@ def adm_spec(config: ADMConfig, shape: Sequence[int]) -> ADMSpec:
     image_channels, height, _ = shape
     widths = [mult * config.channels for mult in config.channel_mult]
 
-    def block(in_channels: int, out_channels: int, size: int, *, up: bool = False, down: bool = False) -> ADMBlockSpec:
+    def block(in_channels: int, out_channels: int, size: int, *, up: bool = False, down: bool = False) -> BlockSpec:
         dropout = config.dropout_resolution == 0 or size <= config.dropout_resolution
-        return ADMBlockSpec(in_channels, out_channels, size, up, down, dropout)
+        return BlockSpec(in_channels, out_channels, size, up, down, project=False, dropout=dropout)
 
-    def step(width: int, size: int, **way: bool) -> ADMBlockSpec | int:
+    def step(width: int, size: int, **way: bool) -> BlockSpec | int:
         return block(width, width, size, **way) if config.resblock_updown else width
 
     channels, skips, down = widths[0], [widths[0]], []
@@ -124,7 +103,8 @@ def adm_parameters(config: ADMConfig, shape: Sequence[int]) -> Shapes:
         shapes["embedding.labels.weight"] = (config.num_classes, width)
     shapes |= conv_shapes("conv_in", spec.image_channels, spec.in_channels, 3)
     for name, block in spec.blocks():
-        shapes |= _block(name, block, width, scale_shift=config.scale_shift)
+        embed_channels = block.out_channels * (2 if config.scale_shift else 1)
+        shapes |= block_shapes(name, block, width, embed_channels=embed_channels)
     for way, levels in (("down", spec.down), ("up", spec.up)):
         for i, level in enumerate(levels):
             if level.attention:
@@ -135,17 +115,6 @@ def adm_parameters(config: ADMConfig, shape: Sequence[int]) -> Shapes:
     shapes |= _attention("middle.attention", spec.middle[0].out_channels)
     shapes |= norm_shapes("norm_out", spec.in_channels)
     return shapes | conv_shapes("conv_out", spec.in_channels, spec.image_channels, 3)
-
-
-def _block(name: str, block: ADMBlockSpec, embedding: int, *, scale_shift: bool) -> Shapes:
-    shapes = norm_shapes(f"{name}.norm_0", block.in_channels)
-    shapes |= conv_shapes(f"{name}.conv_0", block.in_channels, block.out_channels, 3)
-    shapes |= dense_shapes(f"{name}.embed", embedding, block.out_channels * (2 if scale_shift else 1))
-    shapes |= norm_shapes(f"{name}.norm_1", block.out_channels)
-    shapes |= conv_shapes(f"{name}.conv_1", block.out_channels, block.out_channels, 3)
-    if block.has_shortcut:
-        shapes |= conv_shapes(f"{name}.shortcut", block.in_channels, block.out_channels, 1)
-    return shapes
 
 
 def _attention(name: str, channels: int) -> Shapes:

@@ -18,12 +18,12 @@ from ict_core.config import Tree, build_config
 
 # What the authors' command lines set for the models that they released; the rest are defaults of their code.
 _IMAGENET64 = {
-    "data": {"shape": [3, 64, 64]},
+    "data": {"shape": [3, 64, 64], "source": "unknown"},
     "network": {"family": "adm", "scale_shift": True, "dropout": 0.0, "dropout_resolution": 0, "num_classes": 1000},
     "sample": {"second_sigma": 1.526},
 }
 _LSUN256 = {
-    "data": {"shape": [3, 256, 256]},
+    "data": {"shape": [3, 256, 256], "source": "unknown"},
     "network": {
         "family": "adm",
         "channels": 256,
@@ -45,7 +45,7 @@ def released_config(path: Path) -> Config | None:
     """The configuration of one of the released ADM models, known by its file's name; None for another file."""
     for name, tree in _RELEASED.items():
         if name in path.stem:
-            return build_config({**tree, "data": {**tree["data"], "source": "unknown"}})
+            return build_config(tree)
     return None
 
 
@@ -59,8 +59,8 @@ def import_openai_adm(state_dict: Arrays, config: Config, out: Path, what: str) 
     if config.network.family != "adm":
         raise CheckpointError(f'{what} holds an ADM network, but network.family is "{config.network.family}"')
     shapes, names = parameter_shapes(config), adm_names(config.network, config.data.shape)
-    flat = {name: _without_width_axis(array) for name, array in state_dict.items()}
-    check_arrays(what, {names[ours]: _squeezed(shape) for ours, shape in shapes.items()}, flat)
+    flat = {name: array.reshape(_without_pixels(array.shape)) for name, array in state_dict.items()}
+    check_arrays(what, {names[ours]: _without_pixels(shape) for ours, shape in shapes.items()}, flat)
     _check_finite(what, flat)
     return weights_run({ours: flat[names[ours]].reshape(shape) for ours, shape in shapes.items()}, config, out)
 
@@ -71,13 +71,9 @@ def _check_finite(what: str, arrays: Arrays) -> None:
             raise NonFiniteError(f"{what} is refused: {name} is not finite")
 
 
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
-
-
-def _without_width_axis(array: np.ndarray) -> np.ndarray:
-    """1x1 convolutions as [out, in]: in attention, some of the released files have them in one dimension."""
-    return array.reshape(array.shape[:2]) if array.ndim > 2 and set(array.shape[2:]) == {1} else array
+def _without_pixels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[out, in] of a 1x1 convolution: in attention, some of the released files have them in one dimension."""
+    return shape[:2] if len(shape) > 2 and set(shape[2:]) == {1} else shape
 
 
 def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str) -> RunDir:

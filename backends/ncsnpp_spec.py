@@ -11,18 +11,24 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class BlockSpec(NamedTuple):
-    """A residual block. `height` is that of its output."""
+    """A residual block. `height` is that of its output.
+
+    With `project`, the shortcut of a block that resamples has a convolution though the width stays. Without `dropout`
+    the block takes no mask.
+    """
 
     in_channels: int
     out_channels: int
     height: int
     up: bool = False
     down: bool = False
+    project: bool = True
+    dropout: bool = True
 
     @property
     def has_shortcut(self) -> bool:
         """Whether the other branch needs a 1x1 convolution."""
-        return self.in_channels != self.out_channels or self.up or self.down
+        return self.in_channels != self.out_channels or (self.project and (self.up or self.down))
 
     @property
     def mask_shape(self) -> tuple[int, int, int]:
@@ -135,7 +141,7 @@ def ncsnpp_parameters(config: NCSNppConfig, shape: Sequence[int]) -> Shapes:
         shapes["embedding.labels.weight"] = (config.num_classes, width)
     shapes |= conv_shapes("conv_in", spec.image_channels, config.channels, 3)
     for name, block in spec.blocks():
-        shapes |= _block(name, block, width)
+        shapes |= block_shapes(name, block, width, embed_channels=block.out_channels)
     for i, level in enumerate(spec.down):
         if level.attention:
             for j, block in enumerate(level.blocks):
@@ -153,10 +159,11 @@ def ncsnpp_parameters(config: NCSNppConfig, shape: Sequence[int]) -> Shapes:
     )
 
 
-def _block(name: str, block: BlockSpec, embedding: int) -> Shapes:
+def block_shapes(name: str, block: BlockSpec, embedding: int, *, embed_channels: int) -> Shapes:
+    """The arrays of a residual block whose embedding of `embedding` features is made `embed_channels` wide."""
     shapes = norm_shapes(f"{name}.norm_0", block.in_channels)
     shapes |= conv_shapes(f"{name}.conv_0", block.in_channels, block.out_channels, 3)
-    shapes |= dense_shapes(f"{name}.embed", embedding, block.out_channels)
+    shapes |= dense_shapes(f"{name}.embed", embedding, embed_channels)
     shapes |= norm_shapes(f"{name}.norm_1", block.out_channels)
     shapes |= conv_shapes(f"{name}.conv_1", block.out_channels, block.out_channels, 3)
     if block.has_shortcut:

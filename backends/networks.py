@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from ict_backends.adm_spec import adm_parameters, adm_spec
 from ict_backends.ncsnpp_spec import Shapes, ncsnpp_parameters, ncsnpp_spec
@@ -10,10 +11,11 @@ from ict_backends.ncsnpp_spec import Shapes, ncsnpp_parameters, ncsnpp_spec
 from ict_core import Config
 
 
-def mask_shapes(config: Config) -> list[tuple[int, int, int]]:
+@lru_cache(maxsize=8)
+def mask_shapes(config: Config) -> tuple[tuple[int, int, int], ...]:
     """[channels, height, width] of each dropout mask of a configuration's network, in the order of use."""
     spec = {"ncsnpp": ncsnpp_spec, "adm": adm_spec}[config.network.family]
-    return spec(config.network, config.data.shape).mask_shapes()
+    return tuple(spec(config.network, config.data.shape).mask_shapes())
 
 
 def parameter_shapes(config: Config) -> Shapes:

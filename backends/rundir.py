@@ -85,20 +85,23 @@ def create_run(path: Path, config: Config, dataset: Dataset | None) -> RunDir:
         raise UsageError(f"--out {path} holds another run; continue it with --resume or choose another folder")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"--out {path} is not an empty folder; choose another one")
-    write_atomically(run.data_file, (json.dumps(_describe_data(dataset)) + "\n").encode())
+    remember_data(run, dataset)
     write_atomically(run.config_file, config.to_toml().encode())
     return run
 
 
+def remember_data(run: RunDir, dataset: Dataset | None) -> None:
+    """Note the data set that the run is trained on, for `check_same_data`."""
+    write_atomically(run.data_file, (json.dumps(_describe_data(dataset)) + "\n").encode())
+
+
 def check_same_data(run: RunDir, dataset: Dataset) -> None:
-    """Raise CheckpointError unless the data set is the one that the run was started with."""
+    """Raise CheckpointError unless the data set is the one that the run was started with, or it has seen none yet."""
     try:
         known = json.loads(run.data_file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"run {run.path}: {run.data_file.name} cannot be read ({error})") from error
-    if known["sha256"] is None:  # the run was made of weights alone, and these are the first data that it sees
-        write_atomically(run.data_file, (json.dumps(_describe_data(dataset)) + "\n").encode())
-    elif known != _describe_data(dataset):
+    if known["sha256"] is not None and known != _describe_data(dataset):
         raise CheckpointError(
             f"run {run.path} was started on other data; resuming needs the same images in the same order"
         )

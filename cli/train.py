@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from ict_backends.errors import DataError, UsageError
@@ -21,6 +21,9 @@ from ict_core.config import (
     read_toml,
     replace,
 )
+
+if TYPE_CHECKING:
+    from ict_backends.data import Dataset
 
 # What may differ when a run is resumed: it changes what is written, not what is computed.
 _FREE_ON_RESUME = {
@@ -72,10 +75,9 @@ def train_command(
     printed, and saved in the run's folder with metrics, sample pictures and checkpoints.
     """
     from ict_backends import load_backend
-    from ict_backends.data import load_data
     from ict_backends.importing import start_from
     from ict_backends.networks import count_parameters
-    from ict_backends.rundir import RunDir, check_same_data, create_run, free_run_path
+    from ict_backends.rundir import RunDir, create_run, free_run_path, remember_data
 
     engine = load_backend(backend)
     engine.check_device(device)
@@ -86,15 +88,10 @@ def train_command(
         raise UsageError("--resume and --init exclude each other")
     if resume:
         explicit = ctx.get_parameter_source("preset") != click.core.ParameterSource.DEFAULT
-        config = _resume_config(out, merge([preset_tree(preset)] * explicit + asked))
-        dataset = load_data(config.data.source)
-        check_same_data(RunDir(out), dataset)
-        RunDir(out).latest_checkpoint()
+        config, dataset = _resolve_resumed(out, merge([preset_tree(preset)] * explicit + asked))
     else:
         base = {**preset_tree(preset), **(_network_of(init) if init else {})}
-        sections = build_sections(merge([base, *asked]))
-        dataset = load_data(sections.get("data", DataConfig()).source)
-        config = Config(**_fit_to_data(sections, merge(asked), dataset.shape))
+        config, dataset = _resolve_new(base, merge(asked))
         out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
     _check_labels(config, dataset.labels)
 
@@ -106,10 +103,36 @@ def train_command(
     if dry_run:
         return
     run = RunDir(out) if resume else create_run(out, config, dataset)
+    if resume:
+        remember_data(run, dataset)
     if weights is not None:
         start_from(run, config, weights)
     engine.train(config, dataset, run, device=device, resume=resume or weights is not None)
     click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
+
+
+def _resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
+    """The configuration and the data of a new run: what was asked for over the base, shaped by the data."""
+    from ict_backends.data import load_data
+
+    sections = build_sections(merge([base, asked]))
+    dataset = load_data(sections.get("data", DataConfig()).source)
+    return Config(**_fit_to_data(sections, asked, dataset.shape)), dataset
+
+
+def _resolve_resumed(out: Path | None, asked: Tree) -> tuple[Config, Dataset]:
+    """The configuration and the data of a run to continue, where they are the ones that it was started with."""
+    from ict_backends.data import load_data
+    from ict_backends.rundir import RunDir, check_same_data
+
+    config = _resume_config(out, asked)
+    dataset = load_data(config.data.source)
+    check_same_data(RunDir(out), dataset)
+    if dataset.shape != config.data.shape:
+        found, needed = list(dataset.shape), list(config.data.shape)
+        raise DataError(f"data {config.data.source} has images of {found}, but the run in {out} is of {needed}")
+    RunDir(out).latest_checkpoint()
+    return config, dataset
 
 
 def _network_of(run: Path) -> Tree:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from ict_backends.adm_spec import ADMBlockSpec, ADMLevelSpec, adm_spec
-from ict_backends.jax.layers import Embedding, Initializer, downsample, upsample
+from ict_backends.adm_spec import ADMLevelSpec, adm_spec
+from ict_backends.jax.layers import Embedding, Initializer, Middle, downsample, upsample
+from ict_backends.ncsnpp_spec import BlockSpec
 from jax import Array
 
 from ict_core import ADMConfig
@@ -63,9 +64,7 @@ class ADMBlock(nnx.Module):
     says which elements dropout keeps; None keeps all, unscaled.
     """
 
-    def __init__(
-        self, spec: ADMBlockSpec, embedding: int, *, scale_shift: bool, dropout: float, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, spec: BlockSpec, embedding: int, *, scale_shift: bool, dropout: float, rngs: nnx.Rngs) -> None:
         self.norm_0 = group_norm(spec.in_channels, rngs=rngs)
         self.conv_0 = conv(spec.in_channels, spec.out_channels, rngs=rngs)
         self.embed = dense(embedding, spec.out_channels * (2 if scale_shift else 1), rngs=rngs)
@@ -150,7 +149,7 @@ class PositionalEmbedding(nnx.Module):
         return embedding if self.labels is None else embedding + self.labels(labels)
 
 
-MakeBlock = Callable[[ADMBlockSpec], ADMBlock]
+MakeBlock = Callable[[BlockSpec], ADMBlock]
 MakeAttention = Callable[[int], ADMAttention]
 
 
@@ -164,15 +163,6 @@ class ADMLevel(nnx.Module):
         self.attention = nnx.List([attention(b.out_channels) for b in spec.blocks if spec.attention])
         step = Resample(spec.step, up=up, rngs=rngs) if isinstance(spec.step, int) else spec.step and block(spec.step)
         setattr(self, "up" if up else "down", step)
-
-
-class ADMMiddle(nnx.Module):
-    """Block, attention and block at the lowest resolution."""
-
-    def __init__(self, spec: tuple[ADMBlockSpec, ADMBlockSpec], block: MakeBlock, attention: MakeAttention) -> None:
-        self.block_0 = block(spec[0])
-        self.attention = attention(spec[0].out_channels)
-        self.block_1 = block(spec[1])
 
 
 class ADM(nnx.Module):
@@ -207,7 +197,7 @@ class ADM(nnx.Module):
         )
         self.conv_in = conv(spec.image_channels, spec.in_channels, rngs=rngs)
         self.down = nnx.List([ADMLevel(level, block, attention, up=False, rngs=rngs) for level in spec.down])
-        self.middle = ADMMiddle(spec.middle, block, attention)
+        self.middle = Middle(spec.middle, block, attention)
         self.up = nnx.List([ADMLevel(level, block, attention, up=True, rngs=rngs) for level in spec.up])
         self.norm_out = group_norm(spec.in_channels, rngs=rngs)
         self.conv_out = conv(spec.in_channels, spec.image_channels, zero=True, rngs=rngs)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -205,6 +206,17 @@ class ResidualBlock(nnx.Module):
         if self.shortcut is not None:
             x = self.shortcut(x)
         return add(x, h, rescale=self.skip_rescale)
+
+
+class Middle(nnx.Module):
+    """Block, attention and block at the lowest resolution."""
+
+    def __init__(
+        self, spec: tuple[BlockSpec, BlockSpec], block: Callable[[BlockSpec], Any], attention: Callable[[int], Any]
+    ) -> None:
+        self.block_0 = block(spec[0])
+        self.attention = attention(spec[0].out_channels)
+        self.block_1 = block(spec[1])
 
 
 class Embedding(nnx.Embed):

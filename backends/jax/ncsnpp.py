@@ -12,6 +12,7 @@ from ict_backends.jax.layers import (
     Attention,
     Conv,
     GroupNorm,
+    Middle,
     NoiseEmbedding,
     PyramidDownsample,
     ResidualBlock,
@@ -36,15 +37,6 @@ class DownLevel(nnx.Module):
         self.attention = nnx.List([attention(b.out_channels) for b in spec.blocks if spec.attention])
         self.down = block(spec.down) if spec.down else None
         self.pyramid = PyramidDownsample(*spec.pyramid, taps, rngs=rngs) if spec.pyramid else None
-
-
-class Middle(nnx.Module):
-    """Block, attention and block at the lowest resolution."""
-
-    def __init__(self, spec: tuple[BlockSpec, BlockSpec], block: MakeBlock, attention: MakeAttention) -> None:
-        self.block_0 = block(spec[0])
-        self.attention = attention(spec[0].out_channels)
-        self.block_1 = block(spec[1])
 
 
 class UpLevel(nnx.Module):

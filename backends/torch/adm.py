@@ -7,7 +7,9 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from ict_backends.adm_spec import ADMBlockSpec, ADMLevelSpec, adm_spec
+from ict_backends.adm_spec import ADMLevelSpec, adm_spec
+from ict_backends.ncsnpp_spec import BlockSpec
+from ict_backends.torch.layers import Middle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,7 +40,7 @@ class ADMBlock(nn.Module):
     says which elements dropout keeps; None keeps all, unscaled.
     """
 
-    def __init__(self, spec: ADMBlockSpec, embedding: int, *, scale_shift: bool, dropout: float) -> None:
+    def __init__(self, spec: BlockSpec, embedding: int, *, scale_shift: bool, dropout: float) -> None:
         super().__init__()
         self.norm_0 = group_norm(spec.in_channels)
         self.conv_0 = conv(spec.in_channels, spec.out_channels)
@@ -126,7 +128,7 @@ class PositionalEmbedding(nn.Module):
         return embedding if self.labels is None else embedding + self.labels(labels)
 
 
-MakeBlock = Callable[[ADMBlockSpec], ADMBlock]
+MakeBlock = Callable[[BlockSpec], ADMBlock]
 MakeAttention = Callable[[int], ADMAttention]
 
 
@@ -139,16 +141,6 @@ class ADMLevel(nn.Module):
         self.attention = nn.ModuleList(attention(b.out_channels) for b in spec.blocks if spec.attention)
         step = Resample(spec.step, up=up) if isinstance(spec.step, int) else spec.step and block(spec.step)
         self.add_module("up" if up else "down", step)
-
-
-class ADMMiddle(nn.Module):
-    """Block, attention and block at the lowest resolution."""
-
-    def __init__(self, spec: tuple[ADMBlockSpec, ADMBlockSpec], block: MakeBlock, attention: MakeAttention) -> None:
-        super().__init__()
-        self.block_0 = block(spec[0])
-        self.attention = attention(spec[0].out_channels)
-        self.block_1 = block(spec[1])
 
 
 class ADM(nn.Module):
@@ -177,7 +169,7 @@ class ADM(nn.Module):
         )
         self.conv_in = conv(spec.image_channels, spec.in_channels)
         self.down = nn.ModuleList(ADMLevel(level, block, attention, up=False) for level in spec.down)
-        self.middle = ADMMiddle(spec.middle, block, attention)
+        self.middle = Middle(spec.middle, block, attention)
         self.up = nn.ModuleList(ADMLevel(level, block, attention, up=True) for level in spec.up)
         self.norm_out = group_norm(spec.in_channels)
         self.conv_out = conv(spec.in_channels, spec.image_channels, zero=True)

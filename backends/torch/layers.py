@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -155,6 +156,18 @@ class ResidualBlock(nn.Module):
         if self.shortcut is not None:
             x = self.shortcut(x)
         return add(x, h, rescale=self.skip_rescale)
+
+
+class Middle(nn.Module):
+    """Block, attention and block at the lowest resolution."""
+
+    def __init__(
+        self, spec: tuple[BlockSpec, BlockSpec], block: Callable[[BlockSpec], Any], attention: Callable[[int], Any]
+    ) -> None:
+        super().__init__()
+        self.block_0 = block(spec[0])
+        self.attention = attention(spec[0].out_channels)
+        self.block_1 = block(spec[1])
 
 
 class NoiseEmbedding(nn.Module):

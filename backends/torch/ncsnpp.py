@@ -11,6 +11,7 @@ from ict_backends.torch.layers import (
     Attention,
     Conv,
     GroupNorm,
+    Middle,
     NoiseEmbedding,
     PyramidDownsample,
     ResidualBlock,
@@ -34,16 +35,6 @@ class DownLevel(nn.Module):
         self.attention = nn.ModuleList(attention(b.out_channels) for b in spec.blocks if spec.attention)
         self.down = block(spec.down) if spec.down else None
         self.pyramid = PyramidDownsample(*spec.pyramid, taps) if spec.pyramid else None
-
-
-class Middle(nn.Module):
-    """Block, attention and block at the lowest resolution."""
-
-    def __init__(self, spec: tuple[BlockSpec, BlockSpec], block: MakeBlock, attention: MakeAttention) -> None:
-        super().__init__()
-        self.block_0 = block(spec[0])
-        self.attention = attention(spec[0].out_channels)
-        self.block_1 = block(spec[1])
 
 
 class UpLevel(nn.Module):

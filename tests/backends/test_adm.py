@@ -14,10 +14,11 @@ import torch
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from ict_backends import openai_adm
-from ict_backends.adm_spec import ADMBlockSpec, adm_parameters, adm_spec
+from ict_backends.adm_spec import adm_parameters, adm_spec
 from ict_backends.jax import adm as jax_adm
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import load_arrays as jax_load
+from ict_backends.ncsnpp_spec import BlockSpec
 from ict_backends.torch import adm as torch_adm
 from safetensors.numpy import load_file
 from twins import adm_configs, assert_close, jax_weights, nchw, nhwc, torch_network
@@ -134,7 +135,7 @@ def run_module(backend: str, make: Callable[..., object], weights: Mapping[str, 
 def test_a_block_without_scale_shift_is_theirs(backend: str) -> None:
     blocks = arrays("adm_blocks_open.npz")
     assert not blocks["resblock/use_scale_shift_norm"]
-    spec = ADMBlockSpec(32, 64, 4)
+    spec = BlockSpec(32, 64, 4)
     weights = {
         f"{ours}.{leaf}": blocks[f"resblock/params/{theirs}.{leaf}"]
         for ours, theirs in openai_adm.BLOCK.items()

@@ -135,6 +135,12 @@ def test_an_imported_run_is_an_ordinary_run(ict, tmp_path, adm_config) -> None:
     assert tuned.step == 2
     moved = [relative(tuned.params[name], weights[name]) for name in weights]
     assert 0 < max(moved) < 0.5
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert ict("train", "--resume", "--out", run, f"--data={images}", "--dry-run").code == 0
+    small = ict("train", "--resume", "--out", run, "--data=digits", "--dry-run")
+    assert (small.code, small.err.count("\n")) == (1, 1)
+    assert "[1, 8, 8]" in small.err
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     other = ict(*start, "--init", run, "--out", tmp_path / "wide", "--set=network.channels=32")
     assert other.code == 1
     assert "--init" in other.err
