@@ -103,6 +103,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(step, **groups)
 
 
+def check_finite(what: str, arrays: Arrays) -> None:
+    """Raise NonFiniteError, naming `what` and the array, where one holds a NaN or an infinity."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise NonFiniteError(f"{what} is refused: {name} is not finite")
+
+
 def _read_state(folder: Path) -> tuple[int, str]:
     try:
         state = json.loads((folder / _STATE).read_text())

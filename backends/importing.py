@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from ict_backends import jcm_ncsnpp
-from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays, save_checkpoint
-from ict_backends.errors import CheckpointError, NonFiniteError
+from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays, check_finite, save_checkpoint
+from ict_backends.errors import CheckpointError
 from ict_backends.networks import parameter_shapes, trained_shapes
 from ict_backends.openai_adm import official_names as adm_names
 from ict_backends.rundir import RunDir, create_run
@@ -61,14 +61,8 @@ def import_openai_adm(state_dict: Arrays, config: Config, out: Path, what: str) 
     shapes, names = parameter_shapes(config), adm_names(config.network, config.data.shape)
     flat = {name: array.reshape(_without_pixels(array.shape)) for name, array in state_dict.items()}
     check_arrays(what, {names[ours]: _without_pixels(shape) for ours, shape in shapes.items()}, flat)
-    _check_finite(what, flat)
+    check_finite(what, flat)
     return weights_run({ours: flat[names[ours]].reshape(shape) for ours, shape in shapes.items()}, config, out)
-
-
-def _check_finite(what: str, arrays: Arrays) -> None:
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise NonFiniteError(f"{what} is refused: {name} is not finite")
 
 
 def _without_pixels(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -93,7 +87,7 @@ def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str)
     shapes, names = parameter_shapes(config), jcm_ncsnpp.official_names(config.network, config.data.shape)
     expected = {names[ours]: jcm_ncsnpp.to_official_shape(shape, names[ours]) for ours, shape in shapes.items()}
     check_arrays(what, expected, flat)
-    _check_finite(what, flat)
+    check_finite(what, flat)
     return weights_run(
         {ours: jcm_ncsnpp.from_official(flat[names[ours]], shape) for ours, shape in shapes.items()}, config, out
     )

@@ -72,6 +72,20 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
     _report(import_jcm(tree, config, out, str(file)).path, config)
 
 
+@import_command.command("diffusers")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_out
+@debug_option
+def diffusers_command(folder: Path, out: Path) -> None:
+    """The folder of a ConsistencyModelPipeline of the diffusers library, which describes its network itself."""
+    from ict_backends import load_backend
+    from ict_backends.diffusers_folder import read_diffusers
+    from ict_backends.importing import weights_run
+
+    arrays, config = read_diffusers(folder, lambda file: load_backend("torch").read_state_dict(file))
+    _report(weights_run(arrays, config, out).path, config)
+
+
 def _check_file(file: Path) -> None:
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist, or is no file")

@@ -16,6 +16,7 @@ _COMMANDS = {
     "eval": "Measure how far a model's images are from the data.",
     "show": "Print the settings, size and stages of a preset or a run.",
     "import": "Make a run of somebody else's checkpoint.",
+    "export": "Write a run's model in the format of another library.",
 }
 _INTERRUPTED = 130
 

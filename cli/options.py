@@ -71,6 +71,12 @@ def resolve_labels(config: Config, labels: str | None, num: int) -> np.ndarray |
     return np.resize(np.array(asked, dtype=np.int64), num)
 
 
+def check_new_folder(out: Path) -> None:
+    """Raise UsageError where `out` is there and no empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not an empty folder; choose another one")
+
+
 def check_output(out: Path, suffixes: Sequence[str], *, create: bool) -> None:
     """Raise before any work unless `out` can become a file with one of the suffixes, or a new folder.
 
@@ -80,7 +86,7 @@ def check_output(out: Path, suffixes: Sequence[str], *, create: bool) -> None:
         raise UsageError(f"--out {out} must end in {' or '.join(suffixes)}, or name a folder")
     if out.suffix and out.is_dir():
         raise UsageError(f"--out {out} is a folder")
-    if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is not an empty folder; choose another one")
+    if not out.suffix:
+        check_new_folder(out)
     if create:
         (out.parent if out.suffix else out).mkdir(parents=True, exist_ok=True)

@@ -104,12 +104,16 @@ class ADMAttention(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x plus what attends to it."""
-        qkv = self.qkv(self.norm(x))
-        q, k, v = rearrange(qkv, "b h w (three heads d) -> three b heads (h w) d", three=3, heads=self.heads)
-        # Not jax.nn.dot_product_attention, which rounds float64 scores to float32.
-        scores = jax.nn.softmax(jnp.einsum("bnqd,bnkd->bnqk", q, k) * q.shape[-1] ** -0.5)
-        h = jnp.einsum("bnqk,bnkd->bnqd", scores, v)
-        return x + self.out(rearrange(h, "b heads (h w) d -> b h w (heads d)", h=x.shape[1]))
+        return x + self.out(attend(self.qkv(self.norm(x)), self.heads))
+
+
+def attend(qkv: Array, heads: int) -> Array:
+    """Attention of several heads over the pixels of queries, keys and values, [b, h, w, (three heads d)]."""
+    q, k, v = rearrange(qkv, "b h w (three heads d) -> three b heads (h w) d", three=3, heads=heads)
+    # Not jax.nn.dot_product_attention, which rounds float64 scores to float32.
+    scores = jax.nn.softmax(jnp.einsum("bnqd,bnkd->bnqk", q, k) * q.shape[-1] ** -0.5)
+    h = jnp.einsum("bnqk,bnkd->bnqd", scores, v)
+    return rearrange(h, "b heads (h w) d -> b h w (heads d)", h=qkv.shape[1])
 
 
 class Resample(nnx.Module):

@@ -82,10 +82,14 @@ class ADMAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x plus what attends to it."""
-        qkv = self.qkv(self.norm(x))
-        q, k, v = rearrange(qkv, "b (three heads d) h w -> three b heads (h w) d", three=3, heads=self.heads)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(rearrange(h, "b heads (h w) d -> b (heads d) h w", h=x.shape[2]))
+        return x + self.out(attend(self.qkv(self.norm(x)), self.heads))
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Attention of several heads over the pixels of queries, keys and values, [b, (three heads d), h, w]."""
+    q, k, v = rearrange(qkv, "b (three heads d) h w -> three b heads (h w) d", three=3, heads=heads)
+    h = F.scaled_dot_product_attention(q, k, v)
+    return rearrange(h, "b heads (h w) d -> b (heads d) h w", h=qkv.shape[2])
 
 
 class Resample(nn.Module):

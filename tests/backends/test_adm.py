@@ -23,7 +23,7 @@ from ict_backends.torch import adm as torch_adm
 from safetensors.numpy import load_file
 from twins import adm_configs, assert_close, jax_weights, nchw, nhwc, torch_network
 
-from ict_core import ADMConfig, Config, ConfigError, consistency_output, scalings
+from ict_core import ADMConfig, Config, ConfigError, consistency_output, karras_sigmas, multistep_sample, scalings
 from ict_core.config import build_config
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
@@ -85,12 +85,13 @@ def run(request: pytest.FixtureRequest) -> Callable[..., np.ndarray]:
             wide = network.to(getattr(torch, dtype))
             return wide(*(torch.tensor(a.astype(dtype)) for a in (x, c_noise)), torch.tensor(labels)).numpy()
 
+    forward = nnx.jit(lambda m, x, c, y: m(x, c, y))
+
     def run_jax(dtype: str, x: np.ndarray, c_noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
         with jax.enable_x64(dtype == "float64"):
             weights = jax_weights(OPEN_CONFIG, network, dtype)
             module = jax_adm.ADM(OPEN_CONFIG.network, OPEN_CONFIG.data.shape, rngs=nnx.Rngs(0))
             nnx.update(module, *weights)
-            forward = nnx.jit(lambda m, x, c, y: m(x, c, y))
             return nchw(forward(module, nhwc(x.astype(dtype)), jnp.asarray(c_noise.astype(dtype)), labels))
 
     return {"torch": run_torch, "jax": run_jax}[request.param]
@@ -116,6 +117,53 @@ def test_from_images_and_levels_it_is_the_authors_consistency_function(
     c_in, c_noise = scalings(sigma)[2:]
     output = run(dtype, c_in[:, None, None, None] * x, c_noise, io["y"])
     assert_close(output, io[f"network_output{suffix}"].astype(dtype), tolerance)
+
+
+# Their lists of steps, as fractions of 39 from sigma_max down; the last is where they stop.
+MULTISTEP = ["0_39", "0_22_39", "0_10_20_30_39"]
+
+
+@pytest.mark.parametrize("steps", MULTISTEP)
+def test_multistep_sampling_with_their_noise_gives_their_images(run: Callable[..., np.ndarray], steps: str) -> None:
+    """Their sampler clips each step's result, or only the last; ours does the last, and the first where f clips."""
+    io = arrays("multistep_open.npz")
+    key = f"multistep_{steps}_of40"
+    sigmas = [float(s) for s in karras_sigmas(40)[::-1][io[f"{key}/ts"][:-1]]]
+    np.testing.assert_allclose(io[f"{key}/raw_sigmas"], sigmas, rtol=1e-5)
+    noises = np.stack([io["z_T"], *io["noise"]])[: len(sigmas)]
+    seen = []
+
+    def f(x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        seen.append(consistency_output(lambda *a: run("float32", *a), x, sigma, io["y"]))
+        return seen[-1]
+
+    assert_close(multistep_sample(f, noises, sigmas, clip=False), io[f"{key}/raw_out"], 2e-4)
+    if f"{key}/raw_x0" in io:
+        assert_close(np.stack(seen), io[f"{key}/raw_x0"], 2e-4)
+    assert_close(multistep_sample(f, noises, sigmas), io[f"{key}/karras_sample_noclip"], 2e-4)
+    clipped = multistep_sample(lambda x, sigma: np.clip(f(x, sigma), -1, 1), noises, sigmas)
+    assert_close(clipped, io[f"{key}/karras_sample_clip"], 2e-4)
+
+
+def test_one_step_sampling_gives_their_images(run: Callable[..., np.ndarray]) -> None:
+    io = arrays("multistep_open.npz")
+
+    def f(x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        return consistency_output(lambda *a: run("float32", *a), x, sigma, io["y"])
+
+    for key, clip in (("raw_out", False), ("karras_sample_clip", True), ("karras_sample_noclip", True)):
+        assert_close(multistep_sample(f, io["z_T"][None], [80.0], clip=clip), io[f"onestep/{key}"], 2e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_over_queries_keys_and_values_is_theirs(backend: str) -> None:
+    blocks = arrays("adm_blocks_open.npz")
+    qkv, heads = blocks["qkv/in"][..., None], int(blocks["qkv/n_heads"])
+    if backend == "torch":
+        found = torch_adm.attend(torch.tensor(qkv), heads).numpy()
+    else:
+        found = nchw(jax_adm.attend(nhwc(qkv), heads))
+    assert_close(found[..., 0], blocks["qkv/out"], 1e-5)
 
 
 def run_module(backend: str, make: Callable[..., object], weights: Mapping[str, np.ndarray], *inputs: np.ndarray):

@@ -1,16 +1,12 @@
-"""NCSN++ in torch: what it is made of, and that it computes what the authors' network computes."""
+"""NCSN++ in torch: what it is made of; tests/backends/test_ncsnpp_fixtures.py compares it with the authors' network."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ict_backends.jcm_ncsnpp import from_official, official_names
 from ict_backends.ncsnpp_spec import ncsnpp_parameters, ncsnpp_spec
 from ict_backends.networks import count_parameters
 from ict_backends.torch.layers import NoiseEmbedding
@@ -18,8 +14,6 @@ from ict_backends.torch.ncsnpp import NCSNpp
 
 from ict_core import Config, ConfigError, NCSNppConfig
 from ict_core.config import replace
-
-REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "ncsnpp_open.npz"
 
 
 @st.composite
@@ -155,32 +149,3 @@ def test_widths_that_do_not_divide_into_groups_are_refused() -> None:
 def test_the_cifar10_network_keeps_its_size() -> None:
     """128 x (2, 2, 2) with 4 blocks a level, the stored frequencies included: another count breaks old checkpoints."""
     assert count_parameters(replace(Config(), data={"shape": (3, 32, 32)})) == 56_395_651
-
-
-@pytest.mark.parametrize(("dtype", "key"), [("float32", ""), ("float64", "_from_float64")])
-def test_it_computes_what_the_authors_network_computes(dtype: str, key: str) -> None:
-    if not REFERENCE.is_file():
-        pytest.skip(f"reference fixtures are not here: {REFERENCE}")
-    with np.load(REFERENCE, allow_pickle=False) as file:
-        arrays = dict(file)
-    settings_ = json.loads(bytes(arrays["config_json"]))
-    model = settings_["model"]
-    config = NCSNppConfig(
-        channels=model["nf"],
-        channel_mult=tuple(model["ch_mult"]),
-        blocks=model["num_res_blocks"],
-        attention_resolutions=tuple(model["attn_resolutions"]),
-    )
-    shape = (3, settings_["image_size"], settings_["image_size"])
-    network = NCSNpp(config, shape)
-    names = official_names(config, shape)
-    ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    weights = {name: torch.tensor(from_official(arrays[f"params/{names[name]}"], s).copy()) for name, s in ours.items()}
-    assert {f"params/{name}" for name in names.values()} == {name for name in arrays if name.startswith("params/")}
-    network.load_state_dict(weights)
-    network.to(getattr(torch, dtype))
-    x, t = (torch.tensor(arrays[name]).to(getattr(torch, dtype)) for name in ("net_in_x", "net_in_t"))
-    with torch.no_grad():
-        actual = network(x.permute(0, 3, 1, 2), t).permute(0, 2, 3, 1).numpy()
-    expected = arrays[f"network_output{key}"]
-    assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < (1e-5 if dtype == "float32" else 1e-7)

@@ -15,6 +15,7 @@ from ict_backends.importing import released_config
 from ict_backends.rundir import RunDir
 from tiny import TINY
 
+from ict_core import karras_sigmas
 from ict_core.config import build_config
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
@@ -91,6 +92,10 @@ def test_a_released_adm_model_computes_what_it_did(ict, tmp_path, adm_config, ba
     assert relative(found, io["consistency_output"]) < 1e-4
     found = model.network(io["net_in_x"], io["net_in_t"] / 1000, io["y"])
     assert relative(found, io["network_output"]) < 3e-5
+    io = np.load(reference("multistep_open.npz"))
+    sigmas = [float(s) for s in karras_sigmas(40)[::-1][[0, 22]]]
+    found = model.sample(np.stack([io["z_T"], io["noise"][0]]), sigmas, io["y"])
+    assert relative(found, io["multistep_0_22_39_of40/karras_sample_noclip"]) < 2e-4
 
 
 @pytest.mark.parametrize("name", ["target", "plain"])

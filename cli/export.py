@@ -1,0 +1,42 @@
+"""`ict export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from ict_cli.options import check_new_folder, debug_option, weights_option
+
+
+@click.group("export")
+def export_command() -> None:
+    """Write a run's model in the format of another library."""
+
+
+@export_command.command("diffusers")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
+@weights_option
+@debug_option
+def diffusers_command(run: Path, out: Path, weights: str) -> None:
+    """A folder that ConsistencyModelPipeline.from_pretrained of the diffusers library loads.
+
+    Networks of the family "adm" only: diffusers has no twin of NCSN++.
+    """
+    from ict_backends.checkpoint import check_arrays, load_checkpoint
+    from ict_backends.diffusers_adm import check_exportable, nearest_timestep
+    from ict_backends.diffusers_folder import write_diffusers
+    from ict_backends.networks import parameter_shapes
+    from ict_backends.rundir import RunDir
+
+    config = RunDir(run).load_config()
+    check_exportable(config)
+    check_new_folder(out)
+    folder = RunDir(run).latest_checkpoint()
+    checkpoint = load_checkpoint(folder)
+    arrays = checkpoint.ema if weights == "ema" else checkpoint.params
+    check_arrays(f"checkpoint {folder}", parameter_shapes(config), arrays)
+    write_diffusers(arrays, config, out)
+    second = nearest_timestep(config, config.sample.second_sigma)
+    click.echo(f'{out}: pipe = diffusers.ConsistencyModelPipeline.from_pretrained("{out}")')
+    click.echo(f"one step: pipe(); two steps: pipe(num_inference_steps=None, timesteps=[{second}, 0])")
