@@ -26,11 +26,9 @@ def show_command(what: str | None, plot: Path | None, backend: str | None, devic
     if what is None:
         click.echo("presets: " + ", ".join(preset_names()))
         return
-    from ict_backends.networks import count_parameters
-
     config = _find(what)
     click.echo(config.to_toml())
-    click.echo(f"parameters: {count_parameters(config):,}")
+    click.echo(_describe_cost(what, config))
     if backend is not None:
         from ict_backends import load_backend
 
@@ -54,6 +52,44 @@ def _find(what: str) -> Config:
     if not Path(what).exists():
         load_preset(what)  # raises, suggesting the nearest name
     return RunDir(Path(what)).load_config()
+
+
+def _describe_cost(what: str, config: Config) -> str:
+    """Parameters, operations and memory, a line each."""
+    from ict_backends.cost import OFFICIAL_PARAMETERS, forward_flops, step_flops, training_memory
+    from ict_backends.networks import count_parameters
+
+    official = OFFICIAL_PARAMETERS.get(what)
+    beside = f"; the authors' network of these sizes: {official:,}" if official else ""
+    memory = training_memory(config)
+    parts = (f"{name} {_mebibytes(size)}" for name, size in zip(_MEMORY, memory, strict=True))
+    forwards = 5 if config.network.checkpoint else 4
+    return "\n".join(
+        [
+            f"parameters: {count_parameters(config):,}{beside}",
+            f"one forward pass: {_amount(forward_flops(config))}FLOP an image, two a multiplication and addition",
+            f"one training step: {_amount(step_flops(config))}FLOP, {config.train.batch_size} images of {forwards} "
+            "forward passes each",
+            f"memory: {', '.join(parts)}; in all {_mebibytes(sum(memory))}, beside activations and images",
+        ]
+    )
+
+
+# What `training_memory` counts, in words.
+_MEMORY = ("weights", "gradients", "optimiser", "averaged weights")
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _amount(number: float) -> str:
+    """Three digits and the prefix of a unit: "12.3 G"."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if number < 1000:
+            return f"{number:.3g} {prefix}"
+        number /= 1000
+    return f"{number:.3g} P"
 
 
 def _stage_table(config: Config) -> str:

@@ -25,9 +25,10 @@ from ict_core.config import (
 if TYPE_CHECKING:
     from ict_backends.data import Dataset
 
-# What may differ when a run is resumed: it changes what is written, not what is computed.
+# What may differ when a run is resumed: it changes what is written or held in memory, not what is computed.
 _FREE_ON_RESUME = {
     "data.source",
+    "network.checkpoint",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",

@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from ict_backends.adm_spec import ADMLevelSpec, adm_spec
-from ict_backends.jax.layers import Embedding, Initializer, Middle, downsample, upsample
+from ict_backends.jax.layers import Embedding, Initializer, Middle, call, downsample, upsample
 from ict_backends.ncsnpp_spec import BlockSpec
 from jax import Array
 
@@ -224,11 +224,12 @@ class ADM(nnx.Module):
         Returns:
             [b, h, w, c].
         """
+        module = partial(call, checkpoint=self.config.checkpoint)
         given = iter(masks if masks is not None else [None] * len(self.mask_shapes))
         embedding = self.embedding(c_noise, labels)
 
         def run(block: ADMBlock, h: Array) -> Array:
-            return block(h, embedding, next(given) if block.takes_mask else None)
+            return module(block, h, embedding, next(given) if block.takes_mask else None)
 
         h = self.conv_in(x_in)
         skips = [h]
@@ -236,17 +237,17 @@ class ADM(nnx.Module):
             for i, block in enumerate(level.blocks):
                 h = run(block, h)
                 if len(level.attention):
-                    h = level.attention[i](h)
+                    h = module(level.attention[i], h)
                 skips.append(h)
             if level.down is not None:
                 h = level.down(h) if isinstance(level.down, Resample) else run(level.down, h)
                 skips.append(h)
-        h = run(self.middle.block_1, self.middle.attention(run(self.middle.block_0, h)))
+        h = run(self.middle.block_1, module(self.middle.attention, run(self.middle.block_0, h)))
         for level in self.up:
             for i, block in enumerate(level.blocks):
                 h = run(block, jnp.concatenate([h, skips.pop()], axis=-1))
                 if len(level.attention):
-                    h = level.attention[i](h)
+                    h = module(level.attention[i], h)
             if level.up is not None:
                 h = level.up(h) if isinstance(level.up, Resample) else run(level.up, h)
         return self.conv_out(jax.nn.silu(self.norm_out(h)))

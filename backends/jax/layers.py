@@ -83,6 +83,13 @@ class Attention(nnx.Module):
         return add(x, h, rescale=self.skip_rescale)
 
 
+def call(module: nnx.Module, *inputs: Array | None, checkpoint: bool) -> Array:
+    """What the module makes of the inputs; with `checkpoint`, the gradient's pass computes its inside again."""
+    if not checkpoint:
+        return module(*inputs)
+    return nnx.remat(lambda m, *given: m(*given))(module, *inputs)
+
+
 def add(a: Array, b: Array, *, rescale: bool) -> Array:
     """The sum of two branches, divided by sqrt 2 with `rescale`."""
     return (a + b) * math.sqrt(0.5) if rescale else a + b

@@ -17,6 +17,7 @@ from ict_backends.jax.layers import (
     PyramidDownsample,
     ResidualBlock,
     add,
+    call,
 )
 from ict_backends.ncsnpp_spec import BlockSpec, DownSpec, UpSpec, ncsnpp_spec
 from jax import Array
@@ -108,34 +109,35 @@ class NCSNpp(nnx.Module):
         Returns:
             [b, h, w, c].
         """
+        run = partial(call, checkpoint=self.config.checkpoint)
         next_mask = iter(masks if masks is not None else [None] * len(self.mask_shapes)).__next__
         embedding = self.embedding(c_noise, labels)
-        h, skips = self._go_down(x_in, embedding, next_mask)
-        h = self.middle.block_0(h, embedding, next_mask())
-        h = self.middle.attention(h)
-        h = self.middle.block_1(h, embedding, next_mask())
+        h, skips = self._go_down(x_in, embedding, next_mask, run)
+        h = run(self.middle.block_0, h, embedding, next_mask())
+        h = run(self.middle.attention, h)
+        h = run(self.middle.block_1, h, embedding, next_mask())
         for level in self.up:
             for block in level.blocks:
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), embedding, next_mask())
+                h = run(block, jnp.concatenate([h, skips.pop()], axis=-1), embedding, next_mask())
             if level.attention is not None:
-                h = level.attention(h)
+                h = run(level.attention, h)
             if level.up is not None:
-                h = level.up(h, embedding, next_mask())
+                h = run(level.up, h, embedding, next_mask())
         return self.conv_out(jax.nn.silu(self.norm_out(h)))
 
     def _go_down(
-        self, x_in: Array, embedding: Array, next_mask: Callable[[], Array | None]
+        self, x_in: Array, embedding: Array, next_mask: Callable[[], Array | None], run: Callable[..., Array]
     ) -> tuple[Array, list[Array]]:
         h, pyramid = self.conv_in(x_in), x_in
         skips = [h]
         for level in self.down:
             for i, block in enumerate(level.blocks):
-                h = block(h, embedding, next_mask())
+                h = run(block, h, embedding, next_mask())
                 if len(level.attention):
-                    h = level.attention[i](h)
+                    h = run(level.attention[i], h)
                 skips.append(h)
             if level.down is not None:
-                h = level.down(h, embedding, next_mask())
+                h = run(level.down, h, embedding, next_mask())
                 if level.pyramid is not None:
                     h = pyramid = add(level.pyramid(pyramid), h, rescale=self.config.skip_rescale)
                 skips.append(h)

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from ict_backends.adm_spec import ADMLevelSpec, adm_spec
 from ict_backends.ncsnpp_spec import BlockSpec
-from ict_backends.torch.layers import Middle
+from ict_backends.torch.layers import Middle, call
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -197,11 +197,12 @@ class ADM(nn.Module):
         Returns:
             [b, c, h, w].
         """
+        module = partial(call, checkpoint=self.config.checkpoint)
         given = iter(masks if masks is not None else [None] * len(self.mask_shapes))
         embedding = self.embedding(c_noise, labels)
 
         def run(block: ADMBlock, h: Tensor) -> Tensor:
-            return block(h, embedding, next(given) if block.takes_mask else None)
+            return module(block, h, embedding, next(given) if block.takes_mask else None)
 
         h = self.conv_in(x_in.contiguous(memory_format=torch.channels_last))
         skips = [h]
@@ -209,17 +210,17 @@ class ADM(nn.Module):
             for i, block in enumerate(level.blocks):
                 h = run(block, h)
                 if len(level.attention):
-                    h = level.attention[i](h)
+                    h = module(level.attention[i], h)
                 skips.append(h)
             if level.down is not None:
                 h = level.down(h) if isinstance(level.down, Resample) else run(level.down, h)
                 skips.append(h)
-        h = run(self.middle.block_1, self.middle.attention(run(self.middle.block_0, h)))
+        h = run(self.middle.block_1, module(self.middle.attention, run(self.middle.block_0, h)))
         for level in self.up:
             for i, block in enumerate(level.blocks):
                 h = run(block, torch.cat([h, skips.pop()], dim=1))
                 if len(level.attention):
-                    h = level.attention[i](h)
+                    h = module(level.attention[i], h)
             if level.up is not None:
                 h = level.up(h) if isinstance(level.up, Resample) else run(level.up, h)
         return self.conv_out(F.silu(self.norm_out(h)))

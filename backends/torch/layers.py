@@ -11,6 +11,7 @@ from einops import rearrange
 from ict_backends.ncsnpp_spec import BlockSpec, groups
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 
 def variance_scaling_(weight: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -72,6 +73,14 @@ class Attention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v)
         h = self.out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))
         return add(x, h, rescale=self.skip_rescale)
+
+
+def call(module: nn.Module, *inputs: Tensor | None, checkpoint: bool) -> Tensor:
+    """What the module makes of the inputs; with `checkpoint`, the gradient's pass computes its inside again."""
+    if not checkpoint:
+        return module(*inputs)
+    # Nothing in a module is random: its dropout mask is an input.
+    return torch_checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def add(a: Tensor, b: Tensor, *, rescale: bool) -> Tensor:

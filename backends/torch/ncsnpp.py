@@ -16,6 +16,7 @@ from ict_backends.torch.layers import (
     PyramidDownsample,
     ResidualBlock,
     add,
+    call,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,35 +104,36 @@ class NCSNpp(nn.Module):
         Returns:
             [b, c, h, w].
         """
+        run = partial(call, checkpoint=self.config.checkpoint)
         next_mask = iter(masks if masks is not None else [None] * len(self.mask_shapes)).__next__
         embedding = self.embedding(c_noise, labels)
         x_in = x_in.contiguous(memory_format=torch.channels_last)
-        h, skips = self._go_down(x_in, embedding, next_mask)
-        h = self.middle.block_0(h, embedding, next_mask())
-        h = self.middle.attention(h)
-        h = self.middle.block_1(h, embedding, next_mask())
+        h, skips = self._go_down(x_in, embedding, next_mask, run)
+        h = run(self.middle.block_0, h, embedding, next_mask())
+        h = run(self.middle.attention, h)
+        h = run(self.middle.block_1, h, embedding, next_mask())
         for level in self.up:
             for block in level.blocks:
-                h = block(torch.cat([h, skips.pop()], dim=1), embedding, next_mask())
+                h = run(block, torch.cat([h, skips.pop()], dim=1), embedding, next_mask())
             if level.attention is not None:
-                h = level.attention(h)
+                h = run(level.attention, h)
             if level.up is not None:
-                h = level.up(h, embedding, next_mask())
+                h = run(level.up, h, embedding, next_mask())
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def _go_down(
-        self, x_in: Tensor, embedding: Tensor, next_mask: Callable[[], Tensor | None]
+        self, x_in: Tensor, embedding: Tensor, next_mask: Callable[[], Tensor | None], run: Callable[..., Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         h, pyramid = self.conv_in(x_in), x_in
         skips = [h]
         for level in self.down:
             for i, block in enumerate(level.blocks):
-                h = block(h, embedding, next_mask())
+                h = run(block, h, embedding, next_mask())
                 if level.attention:
-                    h = level.attention[i](h)
+                    h = run(level.attention[i], h)
                 skips.append(h)
             if level.down is not None:
-                h = level.down(h, embedding, next_mask())
+                h = run(level.down, h, embedding, next_mask())
                 if level.pyramid is not None:
                     h = pyramid = add(level.pyramid(pyramid), h, rescale=self.config.skip_rescale)
                 skips.append(h)

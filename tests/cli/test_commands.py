@@ -1,8 +1,10 @@
 """The commands as a user types them, on small real runs."""
 
+import itertools
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from PIL import Image
 from tiny import TINY
 
 from ict_core import Config, load_preset, preset_names
+
+CIFAR10 = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-train-jpeg.tar.xz"
 
 
 def pixels(path):
@@ -77,7 +81,8 @@ def test_own_images_bring_their_own_shape(ict, tmp_path, images_file):
     assert "shape = [3, 8, 8]" in result.out
 
 
-def test_resume_finishes_a_stopped_run(ict, tmp_path):
+@pytest.mark.parametrize("memory", [(), ("--set=network.checkpoint=true",)])
+def test_resume_finishes_a_stopped_run(ict, tmp_path, memory):
     common = ["--set=train.checkpoint_every=1", *TINY]
     assert ict("train", "--out", tmp_path / "run", *common).code == 0
     last = tmp_path / "run" / "checkpoints" / "step_00000002"
@@ -85,7 +90,7 @@ def test_resume_finishes_a_stopped_run(ict, tmp_path):
     for file in last.iterdir():
         file.unlink()
     last.rmdir()
-    result = ict("train", "--resume", "--out", tmp_path / "run", "--device=cpu", "--set=train.log_every=7")
+    result = ict("train", "--resume", "--out", tmp_path / "run", "--device=cpu", "--set=train.log_every=7", *memory)
     assert result.code == 0
     assert (last / "state.safetensors").read_bytes() == whole
     assert ict("train", "--resume", "--out", tmp_path / "run", *common).code == 0
@@ -147,6 +152,35 @@ def test_show_prints_settings_size_and_stages_of_presets(ict, preset):
     assert load_preset(preset).to_toml() in result.out
     assert "parameters: " in result.out
     assert f"..{load_preset(preset).train.total_steps - 1}" in result.out
+
+
+def test_show_gives_the_cost_of_a_preset_and_the_authors_count(ict):
+    lines = ict("show", "cifar10").out.splitlines()
+    assert "parameters: 56,395,651; the authors' network of these sizes: 56,395,651" in lines
+    assert "one forward pass: 42.5 GFLOP an image, two a multiplication and addition" in lines
+    assert "one training step: 174 TFLOP, 1024 images of 4 forward passes each" in lines
+    memory = (
+        "weights 215.1 MiB, gradients 215.1 MiB, optimiser 430.3 MiB, averaged weights 215.1 MiB; in all 1,075.7 MiB"
+    )
+    assert f"memory: {memory}, beside activations and images" in lines
+    assert "authors'" not in ict("show", "digits").out.split("parameters:")[1]
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_the_tiny_cifar10_preset_trains_on_its_images(ict, tmp_path, backend):
+    if not CIFAR10.is_file():
+        pytest.skip(f"the CIFAR-10 images are not here: {CIFAR10}")
+    with tarfile.open(CIFAR10) as archive:
+        for member in itertools.islice((m for m in archive if m.isfile()), 8):
+            archive.extract(member, tmp_path, filter="data")
+    run = tmp_path / "run"
+    start = ["train", "--preset=cifar10-tiny", f"--data={tmp_path / 'train'}", f"--backend={backend}", "--device=cpu"]
+    done = ict(*start, f"--out={run}", "--steps=2", "--set=train.batch_size=2", "--set=train.log_every=1")
+    assert done.code == 0, done.err
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+    assert all(0 < loss < 1000 for loss in losses)
+    assert pixels(run / "samples" / "step_00000002.png").std() > 10
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

@@ -1,0 +1,77 @@
+"""What a configuration costs, counted from shapes: floating-point operations and memory."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ict_backends.networks import count_parameters, parameter_shapes, trained_shapes
+
+from ict_core import Config
+
+# The parameters of the authors' networks at the sizes of each preset, counted from the shapes of their modules, which
+# tests/backends/test_cost.py does again. The released ImageNet networks have 295,899,267, since they scale and shift by
+# the embedding, where the recipe (and the preset) adds it.
+OFFICIAL_PARAMETERS = {
+    "cifar10": 56_395_651,
+    "cifar10-deep": 97_610_627,
+    "imagenet64": 282_168_003,
+    "imagenet64-deep": 472_767_555,
+}
+_FLOAT32 = 4
+
+
+def forward_flops(config: Config) -> int:
+    """Operations of one evaluation of the network for one image, two for each multiplication and addition.
+
+    Convolutions, dense layers and the two products of attention count; norms, activations and FIR filters, which
+    are bound by memory, do not.
+    """
+    total, height = 0, config.data.shape[1]
+    for name, shape in parameter_shapes(config).items():
+        pixels = (height >> _halvings(name, len(config.network.channel_mult))) ** 2
+        if len(shape) == 4:
+            total += 2 * math.prod(shape) * pixels
+        elif len(shape) == 2 and name != "embedding.labels.weight":
+            total += 2 * math.prod(shape)
+        if ".attention" in name and name.endswith(".out.weight"):
+            total += 2 * 2 * pixels**2 * shape[0]
+    return total
+
+
+def _halvings(name: str, levels: int) -> int:
+    """How often the image was halved where a layer's result is computed."""
+    way, _, rest = name.partition(".")
+    if way == "middle":
+        return levels - 1
+    if way not in ("down", "up"):
+        return 0
+    number, step = int(rest.partition(".")[0]), rest.split(".")[1]
+    if way == "down":
+        return number + (step in ("down", "pyramid"))
+    return levels - 1 - number - (step == "up")
+
+
+def step_flops(config: Config) -> int:
+    """Operations of one training step: the teacher's and the student's forward, and twice as many for the gradient.
+
+    With checkpointing, the student's forward is computed once more.
+    """
+    forwards = 5 if config.network.checkpoint else 4
+    return forwards * config.train.batch_size * forward_flops(config)
+
+
+class Memory(NamedTuple):
+    """Bytes that training keeps, in float32; activations and images come on top."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+
+
+def training_memory(config: Config) -> Memory:
+    """The memory of the weights, their gradients, RAdam's two moments and the averaged weights."""
+    stored = _FLOAT32 * count_parameters(config)
+    trained = _FLOAT32 * sum(math.prod(shape) for shape in trained_shapes(config).values())
+    return Memory(stored, trained, 2 * trained, stored)

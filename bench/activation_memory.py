@@ -1,0 +1,151 @@
+"""What `network.checkpoint` saves and costs: python bench/activation_memory.py [--preset P] [--batch-size N].
+
+For each backend, a training step without and with it: the bytes that the loss keeps for its gradient, the peak memory
+of the step (torch: of a process of its own over what it held before, or of the GPU's allocator; JAX: what the compiled
+step needs for intermediate results), and the median time of alternate steps.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import click
+from ict_backends.plan import plan_step
+
+from ict_core import Config
+from ict_core.config import build_config, merge, preset_tree
+
+MIB = 2**20
+IMAGES = 512
+
+
+def make_config(preset: str, batch_size: int, checkpoint: bool) -> Config:
+    """A preset at another batch size."""
+    changes = {"train": {"batch_size": batch_size}, "network": {"checkpoint": checkpoint}}
+    return build_config(merge([preset_tree(preset), changes]))
+
+
+def torch_step(config: Config) -> Callable[[], None]:
+    """A function that does one training step on the default device and waits for it."""
+    import torch
+    from ict_backends.torch.device import check_device
+    from ict_backends.torch.step import init_state, make_batch, train_step
+
+    device = check_device("auto")
+    state = init_state(config, device)
+    shape = (config.train.batch_size, *config.data.shape)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+
+    def step() -> None:
+        plan = plan_step(config, state.step, IMAGES)
+        float(train_step(state, config, make_batch(config, plan, images, None)).sum())
+
+    return step
+
+
+def torch_kept(config: Config) -> int:
+    """Bytes that the loss keeps for its gradient."""
+    import torch
+
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        torch_step(config)()
+    return sum(kept.values())
+
+
+def torch_peak(config: Config) -> int:
+    """Bytes beyond those held before that a step needs at most; for a process of its own."""
+    import resource
+
+    import torch
+
+    step = torch_step(config)
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def jax_measures(config: Config) -> tuple[int, int, Callable[[], None]]:
+    """Bytes kept for the gradient, bytes of intermediate results of the compiled step, and a function that does it."""
+    import jax
+    import jax.numpy as jnp
+    from ict_backends.jax import step as jax_step
+    from ict_backends.jax.device import check_device
+
+    mesh = check_device("auto")
+    state = jax_step.init_state(config, mesh)
+    channels, height, width = config.data.shape
+    images = jnp.zeros((IMAGES, height, width, channels), jnp.uint8)
+    draws = jax_step.to_device([plan_step(config, 0, IMAGES)], mesh)
+    compiled = jax_step.train_steps.lower(state, config, draws, images, None).compile()
+    batch = jax_step.make_batch(config, jax.tree.map(lambda a: a[0], draws), images, None)
+
+    def pullback(params: object) -> object:
+        network = jax_step.merge_network
+        return jax.vjp(lambda p: jax_step.batch_loss(network(config, p, state.constants), config, batch).mean, params)[
+            1
+        ]
+
+    kept = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(pullback, state.params)))
+
+    def step() -> None:
+        nonlocal state
+        state, losses = compiled(state, draws, images, None)
+        losses.block_until_ready()
+
+    return kept, compiled.memory_analysis().temp_size_in_bytes, step
+
+
+def alternate(steps: list[Callable[[], None]], repeats: int) -> list[float]:
+    """Median seconds of each, done in turn so that both see the same machine."""
+    times: list[list[float]] = [[] for _ in steps]
+    for repeat in range(repeats + 1):
+        for step, seconds in zip(steps, times, strict=True):
+            start = time.perf_counter()
+            step()
+            if repeat:  # the first warms up
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def report(backend: str, kept: list[int], peak: list[int], seconds: list[float]) -> None:
+    """One line a measure: without, with, and their ratio."""
+    rows = (("kept for the gradient, MiB", [k / MIB for k in kept]), ("peak of a step, MiB", [p / MIB for p in peak]))
+    for name, (plain, checkpointed) in (*rows, ("step, ms", [1000 * s for s in seconds])):
+        click.echo(f"{backend:6s} {name:28s} {plain:10.1f} {checkpointed:10.1f} {checkpointed / plain:8.2f}")
+
+
+@click.command()
+@click.option("--preset", default="cifar10-tiny", show_default=True)
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--repeats", default=5, show_default=True, help="Timed steps of each.")
+@click.option("--peak", type=click.Choice(["plain", "checkpointed"]), hidden=True)
+def main(preset: str, batch_size: int, repeats: int, peak: str | None) -> None:
+    """What network.checkpoint saves and costs, in both backends."""
+    if peak is not None:
+        click.echo(torch_peak(make_config(preset, batch_size, peak == "checkpointed")))
+        return
+    configs = [make_config(preset, batch_size, checkpoint) for checkpoint in (False, True)]
+    click.echo(f"{preset}, {batch_size} images{'':24s} plain checkpointed    ratio")
+    command = [sys.executable, __file__, "--preset", preset, "--batch-size", str(batch_size), "--peak"]
+    peaks = [int(subprocess.check_output([*command, name])) for name in ("plain", "checkpointed")]
+    report("torch", [torch_kept(c) for c in configs], peaks, alternate([torch_step(c) for c in configs], repeats))
+    kept, temporary, steps = zip(*map(jax_measures, configs), strict=True)
+    report("jax", list(kept), list(temporary), alternate(list(steps), repeats))
+
+
+if __name__ == "__main__":
+    main()

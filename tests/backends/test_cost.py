@@ -1,0 +1,171 @@
+"""The counts of `ict show`: parameters against the authors' networks, operations against torch's own counter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from ict_backends.cost import OFFICIAL_PARAMETERS, forward_flops, step_flops, training_memory
+from ict_backends.diffusers_adm import unet_settings
+from ict_backends.networks import count_parameters
+from ict_backends.torch.networks import make_network
+from ict_backends.torch.step import init_state
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from twins import configs
+
+from ict_core import Config, load_preset
+from ict_core.config import replace
+
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
+Shape = tuple[int, ...]
+
+
+def official_ncsnpp(nf: int, ch_mult: list[int], blocks: int, attention: list[int], size: int) -> dict[str, Shape]:
+    """The authors' CIFAR-10 network, module by module as their code makes it: from path to shape."""
+    shapes: dict[str, Shape] = {"GaussianFourierProjection_0/W": (nf,)}
+    counts: dict[str, int] = {}
+
+    def new(kind: str) -> str:
+        counts[kind] = counts.get(kind, -1) + 1
+        return f"{kind}_{counts[kind]}"
+
+    def conv(name: str, size: int, a: int, b: int) -> None:
+        shapes.update({f"{name}/kernel": (size, size, a, b), f"{name}/bias": (b,)})
+
+    def dense(name: str, a: int, b: int) -> None:
+        shapes.update({f"{name}/kernel": (a, b), f"{name}/bias": (b,)})
+
+    def norm(name: str, c: int) -> None:
+        shapes.update({f"{name}/scale": (c,), f"{name}/bias": (c,)})
+
+    def block(a: int, b: int, *, resample: bool = False) -> None:
+        name = new("ResnetBlockBigGANpp")
+        norm(f"{name}/GroupNorm_0", a)
+        conv(f"{name}/Conv_0", 3, a, b)
+        dense(f"{name}/Dense_0", 4 * nf, b)
+        norm(f"{name}/GroupNorm_1", b)
+        conv(f"{name}/Conv_1", 3, b, b)
+        if a != b or resample:
+            conv(f"{name}/Conv_2", 1, a, b)
+
+    def attend(c: int) -> None:
+        name = new("AttnBlockpp")
+        norm(f"{name}/GroupNorm_0", c)
+        for i in range(4):
+            shapes.update({f"{name}/NIN_{i}/W": (c, c), f"{name}/NIN_{i}/b": (c,)})
+
+    dense("Dense_0", 2 * nf, 4 * nf)
+    dense("Dense_1", 4 * nf, 4 * nf)
+    conv("Conv_0", 3, 3, nf)
+    h, pyramid, skips = nf, 3, [nf]
+    for level, mult in enumerate(ch_mult):
+        for _ in range(blocks):
+            block(h, nf * mult)
+            h = nf * mult
+            if size >> level in attention:
+                attend(h)
+            skips.append(h)
+        if level != len(ch_mult) - 1:
+            block(h, h, resample=True)
+            name = new("Downsample")
+            shapes.update({f"{name}/Conv2d_0/weight": (3, 3, pyramid, h), f"{name}/Conv2d_0/bias": (h,)})
+            pyramid = h
+            skips.append(h)
+    block(h, h)
+    attend(h)
+    block(h, h)
+    for level, mult in reversed(list(enumerate(ch_mult))):
+        for _ in range(blocks + 1):
+            block(h + skips.pop(), nf * mult)
+            h = nf * mult
+        if size >> level in attention:
+            attend(h)
+        if level != 0:
+            block(h, h, resample=True)
+    norm("GroupNorm_0", h)
+    conv("Conv_1", 3, h, 3)
+    return shapes
+
+
+def stored_shapes() -> Iterator[tuple[Mapping[str, object], dict[str, list[int]]]]:
+    """The authors' settings with the shapes that their code made of them."""
+    if not REFERENCE.is_dir():
+        pytest.skip(f"reference fixtures are not here: {REFERENCE}")
+    with np.load(REFERENCE / "ncsnpp_open.npz") as file:
+        shapes = {k.removeprefix("params/"): list(file[k].shape) for k in file.files if k.startswith("params/")}
+        yield json.loads(bytes(file["config_json"])), shapes
+    with np.load(REFERENCE / "jcm_ckpt_plain_open" / "expected.npz") as file:
+        shapes = dict(json.loads(bytes(file["params_ema/leaf_names_shapes_json"])))
+        yield json.loads(bytes(file["config_json"])), shapes
+
+
+def test_the_count_by_hand_has_the_shapes_that_their_code_made() -> None:
+    for theirs, shapes in stored_shapes():
+        model = theirs["model"]
+        found = official_ncsnpp(
+            model["nf"], model["ch_mult"], model["num_res_blocks"], model["attn_resolutions"], theirs["image_size"]
+        )
+        assert {name: list(shape) for name, shape in found.items()} == shapes
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("cifar10", 4), ("cifar10-deep", 8)])
+def test_the_cifar10_presets_have_the_authors_number_of_parameters(name: str, blocks: int) -> None:
+    theirs = sum(int(np.prod(shape)) for shape in official_ncsnpp(128, [2, 2, 2], blocks, [16], 32).values())
+    assert count_parameters(load_preset(name)) == theirs == OFFICIAL_PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ["imagenet64", "imagenet64-deep"])
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_the_imagenet_presets_have_the_authors_number_of_parameters(name: str, scale_shift: bool) -> None:
+    """Counted by the diffusers library, whose network of these settings loads the authors' arrays."""
+    from diffusers import UNet2DModel
+
+    config = replace(load_preset(name), network={"scale_shift": scale_shift})
+    with torch.device("meta"):
+        theirs = UNet2DModel(**unet_settings(config))
+    number = sum(p.numel() for p in theirs.parameters())
+    assert count_parameters(config) == number
+    if not scale_shift:
+        assert number == OFFICIAL_PARAMETERS[name]
+
+
+def counted_by_torch(config: Config) -> int:
+    """Operations of one evaluation for one image."""
+    network, counter = make_network(config), FlopCounterMode(display=False)
+    labels = torch.zeros(1, dtype=torch.long) if config.network.num_classes else None
+    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
+        network(torch.zeros(1, *config.data.shape), torch.zeros(1), labels)
+    return counter.get_total_flops()
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(configs)
+def test_operations_are_those_that_torch_counts(config: Config) -> None:
+    """Without FIR filters, which are convolutions to torch's counter."""
+    if config.network.family == "ncsnpp":
+        config = replace(config, network={"fir_kernel": ()})
+    assert forward_flops(config) == counted_by_torch(config)
+
+
+def test_a_step_is_four_forwards_or_five() -> None:
+    config = load_preset("digits")
+    assert step_flops(config) == 4 * 64 * forward_flops(config)
+    assert step_flops(replace(config, network={"checkpoint": True})) == 5 * 64 * forward_flops(config)
+
+
+def test_memory_is_what_training_holds() -> None:
+    config = load_preset("digits")
+    state, memory = init_state(config, torch.device("cpu")), training_memory(config)
+    assert memory.weights == memory.ema == sum(a.nbytes for a in state.params.state_dict().values())
+    assert memory.gradients == sum(p.nbytes for p in state.params.parameters())
+    loss = sum(p.square().sum() for p in state.params.parameters())
+    loss.backward()
+    state.optimizer.step()
+    moments = [a for s in state.optimizer.state.values() for key, a in s.items() if key != "step"]
+    assert memory.optimizer == sum(a.nbytes for a in moments)
