@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from ict_backends.ncsnpp_spec import BlockSpec, Shapes, block_shapes, conv_shapes, dense_shapes, norm_shapes
 
 from ict_core import ADMConfig, ConfigError
@@ -46,6 +48,17 @@ def _blocks(way: str, levels: Sequence[ADMLevelSpec]) -> Iterator[tuple[str, Blo
         yield from ((f"{way}.{i}.blocks.{j}", block) for j, block in enumerate(level.blocks))
         if isinstance(level.step, BlockSpec):
             yield f"{way}.{i}.{way}", level.step
+
+
+def positional_frequencies(channels: int) -> np.ndarray:
+    """[channels // 2] float32 10000^(-i / half), half = channels // 2: rounded as in the authors' code.
+
+    Their exponent is computed in float32 at every precision of the network, which at the largest noise levels, where
+    1000 c_noise is about a thousand, moves what the network computes by more than float32's rounding does.
+    """
+    half = channels // 2
+    exponents = np.float32(-math.log(10_000)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    return np.exp(exponents.astype(np.float64)).astype(np.float32)
 
 
 def adm_spec(config: ADMConfig, shape: Sequence[int]) -> ADMSpec:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from ict_core import ConfigError, NCSNppConfig
 
@@ -80,6 +83,13 @@ class NCSNppSpec(NamedTuple):
     def mask_shapes(self) -> list[tuple[int, int, int]]:
         """[channels, height, width] of each dropout mask, in the order of evaluation."""
         return [block.mask_shape for _, block in self.blocks()]
+
+
+def positional_frequencies(channels: int) -> np.ndarray:
+    """[channels // 2] float32 10000^(-i / (half - 1)), half = channels // 2: rounded as in the authors' code."""
+    half = channels // 2
+    exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(10_000) / max(half - 1, 1))
+    return np.exp(exponents.astype(np.float64)).astype(np.float32)
 
 
 def ncsnpp_spec(config: NCSNppConfig, shape: Sequence[int]) -> NCSNppSpec:

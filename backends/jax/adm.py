@@ -7,10 +7,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
-from ict_backends.adm_spec import ADMLevelSpec, adm_spec
+from ict_backends.adm_spec import ADMLevelSpec, adm_spec, positional_frequencies
 from ict_backends.jax.layers import Embedding, Initializer, Middle, call, downsample, upsample
 from ict_backends.ncsnpp_spec import BlockSpec
 from jax import Array
@@ -136,9 +135,7 @@ class PositionalEmbedding(nnx.Module):
     """
 
     def __init__(self, channels: int, *, scale: float, num_classes: int, rngs: nnx.Rngs) -> None:
-        half = channels // 2
-        ramp = np.arange(half, dtype=np.float64) / half
-        self.frequencies = tuple(float(f) for f in 10_000.0**-ramp)
+        self.frequencies = tuple(map(float, positional_frequencies(channels)))
         self.scale, self.odd = scale, channels % 2
         self.dense_0 = dense(channels, 4 * channels, rngs=rngs)
         self.dense_1 = dense(4 * channels, 4 * channels, rngs=rngs)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from ict_backends.ncsnpp_spec import BlockSpec, groups
+from ict_backends.ncsnpp_spec import BlockSpec, groups, positional_frequencies
 from jax import Array
 
 Initializer = jax.nn.initializers.Initializer
@@ -248,23 +248,19 @@ class NoiseEmbedding(nnx.Module):
     """
 
     def __init__(self, channels: int, *, kind: str, scale: float, num_classes: int, rngs: nnx.Rngs) -> None:
-        half = channels // 2
         if kind == "fourier":
             self.frequencies = Frequencies(jax.random.normal(rngs.params(), (channels,)) * scale)
         else:
-            ramp = np.arange(half, dtype=np.float64) / max(half - 1, 1)
-            self.positions = tuple(float(f) for f in scale * 10_000.0**-ramp)
-        self.kind = kind
-        features = 2 * channels if kind == "fourier" else 2 * half
+            self.positions = tuple(map(float, positional_frequencies(channels)))
+        self.kind, self.turns = kind, 2 * math.pi if kind == "fourier" else scale
+        features = 2 * channels if kind == "fourier" else 2 * (channels // 2)
         self.dense_0 = Linear(features, 4 * channels, rngs=rngs)
         self.dense_1 = Linear(4 * channels, 4 * channels, rngs=rngs)
         self.labels = Embedding(num_classes, 4 * channels, rngs=rngs) if num_classes else None
 
     def __call__(self, c_noise: Array, labels: Array | None) -> Array:
-        if self.kind == "fourier":
-            angles = 2 * math.pi * c_noise[:, None] * self.frequencies[...].astype(c_noise.dtype)
-        else:
-            angles = c_noise[:, None] * jnp.asarray(self.positions, dtype=c_noise.dtype)
+        frequencies = self.frequencies[...] if self.kind == "fourier" else jnp.asarray(self.positions)
+        angles = (self.turns * c_noise)[:, None] * frequencies.astype(c_noise.dtype)
         features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
         embedding = self.dense_1(jax.nn.silu(self.dense_0(features)))
         return embedding if self.labels is None else embedding + self.labels(labels)

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from ict_backends.adm_spec import ADMLevelSpec, adm_spec
+from ict_backends.adm_spec import ADMLevelSpec, adm_spec, positional_frequencies
 from ict_backends.ncsnpp_spec import BlockSpec
 from ict_backends.torch.layers import Middle, call
 from torch import Tensor, nn
@@ -116,9 +116,7 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, channels: int, *, scale: float, num_classes: int) -> None:
         super().__init__()
-        half = channels // 2
-        ramp = torch.arange(half, dtype=torch.float64) / half
-        self.register_buffer("frequencies", 10_000.0**-ramp, persistent=False)
+        self.register_buffer("frequencies", torch.from_numpy(positional_frequencies(channels)), persistent=False)
         self.scale, self.odd = scale, channels % 2
         self.dense_0 = nn.Linear(channels, 4 * channels)
         self.dense_1 = nn.Linear(4 * channels, 4 * channels)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from ict_backends.ncsnpp_spec import BlockSpec, groups
+from ict_backends.ncsnpp_spec import BlockSpec, groups, positional_frequencies
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
@@ -193,16 +193,14 @@ class NoiseEmbedding(nn.Module):
         if kind == "fourier":
             self.register_buffer("frequencies", torch.randn(channels) * scale)
         else:
-            half = channels // 2
-            ramp = torch.arange(half, dtype=torch.float64) / max(half - 1, 1)
-            self.register_buffer("frequencies", scale * 10_000.0**-ramp, persistent=False)
-        self.turns = 2 * math.pi if kind == "fourier" else 1.0
+            self.register_buffer("frequencies", torch.from_numpy(positional_frequencies(channels)), persistent=False)
+        self.turns = 2 * math.pi if kind == "fourier" else scale
         self.dense_0 = Linear(2 * self.frequencies.shape[0], 4 * channels)
         self.dense_1 = Linear(4 * channels, 4 * channels)
         self.labels = nn.Embedding(num_classes, 4 * channels) if num_classes else None
 
     def forward(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        angles = self.turns * c_noise[:, None] * self.frequencies.to(c_noise)
+        angles = (self.turns * c_noise)[:, None] * self.frequencies.to(c_noise)
         features = torch.cat([angles.sin(), angles.cos()], dim=1)
         embedding = self.dense_1(F.silu(self.dense_0(features)))
         return embedding if self.labels is None else embedding + self.labels(labels)

@@ -267,9 +267,8 @@ def test_fourier_features_are_theirs(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_positional_features_are_theirs(backend: str) -> None:
-    """Theirs are of 250 log sigma; an error of a float32 unit in such an angle moves them by some 1e-5."""
     found = features(backend, "positional", 8, fixture()["positional/t"])
-    assert_close(found, fixture()["positional/out_dim8"], 2e-5)
+    assert_close(found, fixture()["positional/out_dim8"], 1e-5)
 
 
 def test_every_array_of_the_file_is_compared() -> None:
