@@ -13,14 +13,14 @@ from ict_backends.networks import parameter_shapes, trained_shapes
 from ict_backends.openai_adm import official_names as adm_names
 from ict_backends.rundir import RunDir, create_run
 
-from ict_core import Config
+from ict_core import Config, karras_sigmas
 from ict_core.config import Tree, build_config
 
-# What the authors' command lines set for the models that they released; the rest are defaults of their code.
+# What the authors' command lines (scripts/launch.sh of openai/consistency_models) set for the models that they
+# released; the rest are defaults of their code.
 _IMAGENET64 = {
     "data": {"shape": [3, 64, 64], "source": "unknown"},
     "network": {"family": "adm", "scale_shift": True, "dropout": 0.0, "dropout_resolution": 0, "num_classes": 1000},
-    "sample": {"second_sigma": 1.526},
 }
 _LSUN256 = {
     "data": {"shape": [3, 256, 256], "source": "unknown"},
@@ -39,14 +39,30 @@ RELEASED_CIFAR10: Tree = {
     "network": {"embedding_scale": 16.0, "dropout": 0.0},
 }
 _RELEASED: Mapping[str, Tree] = {"imagenet64": _IMAGENET64, "bedroom256": _LSUN256, "cat256": _LSUN256}
+# Their second level of two-step sampling: the number of the level, from sigma_max down, of so many. They give none for
+# distilled cats, which get the one of the distilled bedrooms.
+_SECOND_LEVEL = {
+    "cd_imagenet64": (22, 40),
+    "ct_imagenet64": (106, 201),
+    "cd_bedroom256_lpips": (17, 40),
+    "cd_bedroom256_l2": (18, 40),
+    "ct_bedroom256": (67, 151),
+    "cd_cat256": (18, 40),
+    "ct_cat256": (62, 151),
+}
 
 
 def released_config(path: Path) -> Config | None:
-    """The configuration of one of the released ADM models, known by its file's name; None for another file."""
-    for name, tree in _RELEASED.items():
-        if name in path.stem:
-            return build_config(tree)
-    return None
+    """The configuration of one of the released consistency models, known by its file's name; None for another file.
+
+    The diffusion models beside them (edm_*) have the same networks but are no consistency models.
+    """
+    found = next((name for name in _SECOND_LEVEL if path.stem.startswith(name)), None)
+    if found is None:
+        return None
+    number, levels = _SECOND_LEVEL[found]
+    second = float(karras_sigmas(levels)[::-1][number])
+    return build_config({**_RELEASED[found.split("_")[1]], "sample": {"second_sigma": second}})
 
 
 def import_openai_adm(state_dict: Arrays, config: Config, out: Path, what: str) -> RunDir:

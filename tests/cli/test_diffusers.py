@@ -228,6 +228,25 @@ def rewrite(folder: Path, **changed: np.ndarray | None) -> None:
     save_file({name: a for name, a in arrays.items() if a is not None}, folder / WEIGHTS)
 
 
+class Touch:
+    """What a pickle would execute."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_the_weights_is_refused_and_not_executed(ict, tmp_path, saved) -> None:
+    (saved / WEIGHTS).unlink()
+    torch.save({"conv_in.weight": Touch(tmp_path / "touched")}, (saved / WEIGHTS).with_suffix(".bin"))
+    done = ict("import", "diffusers", saved, "--out", tmp_path / "run")
+    assert (done.code, done.err.count("\n"), "is refused" in done.err) == (1, 1, True)
+    assert not (tmp_path / "touched").exists()
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_fault_of_a_folder_is_one_line_and_leaves_nothing(ict, tmp_path, saved) -> None:
     for name, (spoil, says) in FAULTS.items():
         spoilt, out = tmp_path / "spoilt", tmp_path / "run"

@@ -227,12 +227,29 @@ def test_a_truncated_file_or_another_architecture_is_refused(ict, tmp_path, adm_
     assert "does not fit the network" in done.err
 
 
+# By name, their second level of two-step sampling.
+RELEASED = {
+    "cd_imagenet64_l2": 1.3824,
+    "cd_imagenet64_lpips": 1.3824,
+    "ct_imagenet64": 1.9128,
+    "cd_bedroom256_lpips": 4.3656,
+    "cd_bedroom256_l2": 3.5197,
+    "ct_bedroom256": 3.9912,
+    "cd_cat256_l2": 3.5197,
+    "cd_cat256_lpips": 3.5197,
+    "ct_cat256": 5.2485,
+}
+
+
 def test_released_models_are_known_by_their_files_names(ict, tmp_path) -> None:
     config = released_config(Path("cd_imagenet64_l2.pt"))
     assert (config.network.num_classes, config.network.scale_shift, config.data.shape) == (1000, True, (3, 64, 64))
     config = released_config(Path("/x/ct_bedroom256.pt"))
     assert (config.network.channel_mult, config.network.scale_shift) == ((1, 1, 2, 2, 4, 4), False)
     assert build_config({"data": {"shape": [3, 32, 32]}}).network.channels == 128
+    levels = {name: released_config(Path(f"{name}.pt")).sample.second_sigma for name in RELEASED}
+    assert levels == pytest.approx(RELEASED, rel=1e-3)
+    assert released_config(Path("edm_imagenet64_ema.pt")) is None
     torch.save({}, tmp_path / "mine.pt")
     done = ict("import", "openai-adm", tmp_path / "mine.pt", "--out", tmp_path / "run")
     assert (done.code, "--config FILE.toml" in done.err) == (2, True)
