@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -317,14 +316,18 @@ def test_an_output_that_cannot_be_made_is_refused(refused, tmp_path):
 
 
 def limited(*arguments: object, size: int) -> subprocess.CompletedProcess[str]:
-    """Run a command that can write no file larger than `size` bytes, as on a disk that fills up."""
+    """Run a command that can write no file larger than `size` bytes, as on a disk that fills up.
+
+    It limits itself: doing so from here, between fork and exec, would fork this process, in which JAX may be running.
+    """
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+    command = [sys.executable, "-c", f"{limit}; import sys; from ict_cli.main import run; run(sys.argv[1:])"]
     return subprocess.run(
-        [sys.executable, "-m", "ict_cli", *map(str, arguments)],
+        [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     )
 
 
