@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,14 +114,14 @@ def _load_folder(folder: Path) -> Dataset:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not paths:
         raise DataError(f"data {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    first = _read_image(paths[0])
+    first = read_image(paths[0])
     images = np.empty((len(paths), *first.shape), dtype=np.uint8)
     for i, path in enumerate(paths):
-        image = _read_image(path)
+        image = read_image(path)
         if image.shape != first.shape:
             raise DataError(
-                f"data {folder}: all images must be alike, but {paths[0].name} is {_describe(first)} "
-                f"and {path.relative_to(folder)} is {_describe(image)}"
+                f"data {folder}: all images must be alike, but {paths[0].name} is {describe_shape(first.shape)} "
+                f"and {path.relative_to(folder)} is {describe_shape(image.shape)}"
             )
         images[i] = image
     tops = [path.relative_to(folder).parts[0] for path in paths]
@@ -130,8 +131,8 @@ def _load_folder(folder: Path) -> Dataset:
     return Dataset(images, np.array([classes[top] for top in tops], dtype=np.int64))
 
 
-def _read_image(path: Path) -> np.ndarray:
-    """[c, h, w] uint8: grey images stay grey, all others become RGB."""
+def read_image(path: Path) -> np.ndarray:
+    """[c, h, w] uint8: grey images stay grey, all others become RGB. Raises DataError where it cannot be read."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
@@ -140,6 +141,7 @@ def _read_image(path: Path) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _describe(image: np.ndarray) -> str:
-    channels, height, width = image.shape
+def describe_shape(shape: Sequence[int]) -> str:
+    """[channels, height, width] in words: "32x32 RGB"."""
+    channels, height, width = shape
     return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"

@@ -13,6 +13,7 @@ import click
 _COMMANDS = {
     "train": "Train a model from images.",
     "sample": "Draw images from a trained model.",
+    "edit": "Change images: inpaint, colorize, super-resolve, denoise, interpolate, stroke.",
     "eval": "Measure how far a model's images are from the data.",
     "show": "Print the settings, size and stages of a preset or a run.",
     "import": "Make a run of somebody else's checkpoint.",

@@ -7,6 +7,7 @@ grid               make_grid: one stage's levels, law and weights, and the draw 
 parameterization   scalings, consistency_output
 loss               pseudo_huber, huber_constant, loss_weight, consistency_loss
 sampling           multistep_sample
+editing            inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise, and their transforms
 config             the settings of a run, and the presets
 """
 
@@ -25,6 +26,19 @@ from ict_core.config import (
     preset_names,
 )
 from ict_core.curriculum import Stage, discretization_steps, stages
+from ict_core.editing import (
+    colorize,
+    denoise,
+    inpaint,
+    interpolate_noise,
+    mix_colors,
+    mix_patches,
+    patch_means,
+    repeat_pixels,
+    stroke,
+    super_resolve,
+    to_grey,
+)
 from ict_core.grid import Grid, Levels, make_grid
 from ict_core.loss import ConsistencyLoss, consistency_loss, huber_constant, loss_weight, pseudo_huber
 from ict_core.noise_law import interval_probabilities
@@ -48,18 +62,29 @@ __all__ = [
     "Scalings",
     "Stage",
     "TrainConfig",
+    "colorize",
     "consistency_loss",
     "consistency_output",
+    "denoise",
     "discretization_steps",
     "huber_constant",
+    "inpaint",
+    "interpolate_noise",
     "interval_probabilities",
     "karras_sigmas",
     "load_preset",
     "loss_weight",
     "make_grid",
+    "mix_colors",
+    "mix_patches",
     "multistep_sample",
+    "patch_means",
     "preset_names",
     "pseudo_huber",
+    "repeat_pixels",
     "scalings",
     "stages",
+    "stroke",
+    "super_resolve",
+    "to_grey",
 ]

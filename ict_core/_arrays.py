@@ -111,6 +111,13 @@ def full_batch(value: float, like: Array, xp: Namespace) -> Array:
     return xp.broadcast_to(constant(value, like, xp), tuple(like.shape[:1]))
 
 
+def unstack(arrays: Any) -> list[Array]:
+    """The arrays of a sequence, or those along the first axis of one array."""
+    if not hasattr(arrays, "shape"):
+        return list(arrays)
+    return [arrays[j, ...] for j in range(arrays.shape[0])]  # the standard has neither len(array) nor array[j]
+
+
 def to_host(array: Array) -> np.ndarray[Any, Any]:
     """A float64 NumPy copy of any array, wherever it lives."""
     if hasattr(array, "detach"):  # torch: NumPy cannot read tensors with a graph, off the CPU or in bfloat16

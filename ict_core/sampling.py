@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
-from ict_core._arrays import Array, Namespace, check_floating, check_number, check_same, constant, full_batch, namespace
+from ict_core._arrays import (
+    Array,
+    Namespace,
+    check_floating,
+    check_number,
+    check_same,
+    constant,
+    full_batch,
+    namespace,
+    unstack,
+)
 from ict_core.loss import ConsistencyFunction
 
 
@@ -40,7 +49,7 @@ def multistep_sample(
             many noises as levels not given.
     """
     levels = check_falling_sigmas(sigmas, sigma_min=sigma_min)
-    zs = _unstack(noises)
+    zs = unstack(noises)
     if len(zs) != len(levels):
         raise ValueError(f"noises must hold one array a level: {len(levels)}, not {len(zs)}")
     z = zs[0]
@@ -57,12 +66,6 @@ def multistep_sample(
     if not clip:
         return x
     return xp.clip(x, constant(-1.0, x, xp), constant(1.0, x, xp))
-
-
-def _unstack(noises: Any) -> list[Array]:
-    if not hasattr(noises, "shape"):
-        return list(noises)
-    return [noises[j, ...] for j in range(noises.shape[0])]  # the standard has neither len(array) nor array[j]
 
 
 def check_falling_sigmas(

@@ -45,7 +45,7 @@ class Model:
             return multistep_sample(f, self._tensor(noises), sigmas, sigma_min=sigma_min, xp=xp).cpu().numpy()
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(self._device)
+        return torch.tensor(np.asarray(array, dtype=np.float32), device=self._device)
 
     def _labels(self, labels: np.ndarray | None) -> torch.Tensor | None:
         return None if labels is None else torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(self._device)

@@ -23,14 +23,23 @@ from hypothesis import strategies as st
 from parity_profile import COMPILED
 
 from ict_core import (
+    colorize,
     consistency_loss,
     consistency_output,
+    denoise,
+    inpaint,
+    interpolate_noise,
     interval_probabilities,
     karras_sigmas,
     loss_weight,
+    mix_colors,
+    mix_patches,
     multistep_sample,
     pseudo_huber,
+    repeat_pixels,
     scalings,
+    stroke,
+    super_resolve,
 )
 
 Array = Any
@@ -134,7 +143,35 @@ def sampling_case(draw: st.DrawFn) -> Case:
     return Case(call, [rng.standard_normal((steps, *shape))], [20.0])
 
 
+@st.composite
+def edit_case(draw: st.DrawFn, function: Callable[..., Array]) -> Case:
+    """Images, noise of three levels, and where the images are known."""
+    rng, b, size = np.random.default_rng(draw(seeds)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    c = 3 if function in (colorize, mix_colors) else draw(st.integers(1, 3))
+    y, levels = rng.uniform(-1, 1, (b, c, 2, 3)), [80.0, 2.0, 0.3]
+    larger = size if function is super_resolve else 1
+    noises, share = rng.standard_normal((3, b, c, 2 * larger, 3 * larger)), rng.uniform(-1, 1, y.shape)
+
+    def call(xp: Any, y: Array, noises: Array, share: Array) -> list[Array]:
+        f = partial(consistency_output, network(xp), xp=xp)
+        if function is mix_colors:
+            return [mix_colors(y, xp=xp)]
+        if function is mix_patches:
+            return [mix_patches(repeat_pixels(y, size=size, xp=xp), size=size, xp=xp)]
+        if function is denoise:
+            return [denoise(f, y + noises[0, ...], xp.ones_like(y[:, 0, 0, 0]), xp=xp)]
+        if function is interpolate_noise:
+            return [interpolate_noise(noises[0, ...], noises[1, ...], [0.0, 0.3], xp=xp)]
+        known = (share > 0,) if function is inpaint else ()
+        sizes = {"size": size} if function is super_resolve else {}
+        return [function(f, y, *known, noises, levels, xp=xp, **sizes)]
+
+    return Case(call, [y, noises, share], [20.0])
+
+
+EDITS = (inpaint, colorize, super_resolve, stroke, denoise, interpolate_noise, mix_colors, mix_patches)
 CASES = {
+    **{function: edit_case(function) for function in EDITS},
     scalings: scalings_case(),
     consistency_output: output_case(),
     pseudo_huber: huber_case(),
