@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from ict_backends.files import write_atomically
 from ict_backends.images import encode_png, grid, save_folder, save_npz, to_float, to_uint8
-from ict_backends.metrics import frechet_distance, halves_distances
 from PIL import Image
 
 
@@ -58,35 +57,3 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"old")]
-
-
-def test_frechet_distance_of_known_gaussians():
-    """Against the closed form for diagonal covariances, on sets built to have them exactly."""
-    rng = np.random.default_rng(0)
-
-    def exactly(mean, std):
-        x = rng.standard_normal((500, len(mean)))
-        x -= x.mean(axis=0)
-        x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
-        return x * std + mean
-
-    a, b = exactly([0.0, 1.0, 2.0], [1.0, 2.0, 0.5]), exactly([1.0, 1.0, 0.0], [3.0, 2.0, 0.1])
-    assert frechet_distance(a, b) == pytest.approx((1 + 4) + (4 + 0 + 0.16), rel=1e-9)
-    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-9)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-
-
-def test_frechet_distance_of_rotated_gaussians_matches_the_matrix_root():
-    from scipy.linalg import sqrtm
-
-    rng = np.random.default_rng(1)
-    a, b = (rng.standard_normal((400, 5)) @ rng.standard_normal((5, 5)) for _ in range(2))
-    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
-
-
-def test_frechet_distance_handles_constant_pixels_and_halves_repeat():
-    data = np.random.default_rng(2).standard_normal((50, 4)) * [1, 0, 1, 0]
-    assert np.isfinite(frechet_distance(data, data[:10]))
-    assert halves_distances(data) == halves_distances(data)
