@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ class Dataset(NamedTuple):
         return self.images.shape[1:]
 
 
-def load_data(source: str) -> Dataset:
+def load_data(source: str, *, unreadable: list[Path] | None = None) -> Dataset:
     """Read a data set.
 
     Args:
@@ -40,6 +40,8 @@ def load_data(source: str) -> Dataset:
             optionally `labels` or `arr_1`) or `.npy` file of uint8 images, [n, h, w], [n, h, w, c] or
             [n, c, h, w] with 1 or 3 channels; or of a folder of equally large images, searched to any
             depth, where each folder directly inside it is a class if no image lies outside of them.
+        unreadable: takes the files of a folder that are no images, which are then left out; without it they
+            are an error.
 
     Raises:
         DataError: in one line, what is missing, empty, unreadable, of mixed sizes or of a wrong type.
@@ -52,7 +54,7 @@ def load_data(source: str) -> Dataset:
         raise DataError(f'data {source} does not exist; give a folder, an .npz or .npy file, or "digits"')
     try:
         if path.is_dir():
-            return _load_folder(path)
+            return _load_folder(path, unreadable)
         if path.suffix in (".npz", ".npy"):
             return _load_arrays(path)
     except OSError as error:
@@ -110,25 +112,40 @@ def _check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _load_folder(folder: Path) -> Dataset:
+def _load_folder(folder: Path, unreadable: list[Path] | None) -> Dataset:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not paths:
         raise DataError(f"data {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    first = read_image(paths[0])
-    images = np.empty((len(paths), *first.shape), dtype=np.uint8)
-    for i, path in enumerate(paths):
-        image = read_image(path)
-        if image.shape != first.shape:
+    images, read = np.empty(0), list[Path]()
+    for path, image in _readable(paths, unreadable):
+        if not read:
+            images = np.empty((len(paths), *image.shape), dtype=np.uint8)
+        if image.shape != images.shape[1:]:
             raise DataError(
-                f"data {folder}: all images must be alike, but {paths[0].name} is {describe_shape(first.shape)} "
+                f"data {folder}: all images must be alike, but {read[0].name} is {describe_shape(images.shape[1:])} "
                 f"and {path.relative_to(folder)} is {describe_shape(image.shape)}"
             )
-        images[i] = image
-    tops = [path.relative_to(folder).parts[0] for path in paths]
+        images[len(read)] = image
+        read.append(path)
+    if not read:
+        raise DataError(f"data {folder} holds no image that can be read; {len(paths)} cannot")
+    images = images[: len(read)]
+    tops = [path.relative_to(folder).parts[0] for path in read]
     if any((folder / top).is_file() for top in tops):
         return Dataset(images, None)
     classes = {name: i for i, name in enumerate(sorted(set(tops)))}
     return Dataset(images, np.array([classes[top] for top in tops], dtype=np.int64))
+
+
+def _readable(paths: Sequence[Path], unreadable: list[Path] | None) -> Iterator[tuple[Path, np.ndarray]]:
+    """The images that can be read; the others go into the list, or are an error where there is none."""
+    for path in paths:
+        try:
+            yield path, read_image(path)
+        except DataError:
+            if unreadable is None:
+                raise
+            unreadable.append(path)
 
 
 def read_image(path: Path) -> np.ndarray:

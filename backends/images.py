@@ -60,7 +60,12 @@ def save_folder(path: Path, images: np.ndarray, *, first: int = 0) -> None:
 
 def save_npz(path: Path, images: np.ndarray, labels: np.ndarray | None) -> None:
     """Write images as `arr_0` [n, h, w, c] uint8 and labels as `arr_1`, as the field's evaluators read them."""
-    arrays = [rearrange(images, "n c h w -> n h w c")] + ([] if labels is None else [labels])
+    arrays = {"arr_0": rearrange(images, "n c h w -> n h w c")} | ({} if labels is None else {"arr_1": labels})
+    write_atomically(path, encode_npz(**arrays))
+
+
+def encode_npz(**arrays: np.ndarray) -> bytes:
+    """The .npz file of some arrays."""
     stream = io.BytesIO()
-    np.savez(stream, *arrays)
-    write_atomically(path, stream.getvalue())
+    np.savez(stream, **arrays)
+    return stream.getvalue()

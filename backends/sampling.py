@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -42,12 +42,26 @@ def sample_images(
         on_batch: called with the number of images that each batch adds.
     """
     parts = []
+    for images in sample_batches(model, num, sigmas=sigmas, seed=seed, labels=labels, batch=batch):
+        parts.append(images)
+        on_batch(len(images))
+    return np.concatenate(parts)
+
+
+def sample_batches(
+    model: Model,
+    num: int,
+    *,
+    sigmas: Sequence[float],
+    seed: int,
+    labels: np.ndarray | None = None,
+    batch: int = 256,
+) -> Iterator[np.ndarray]:
+    """The images of `sample_images`, [b, c, h, w] a batch, one batch after the other."""
     for first in range(0, num, batch):
         indices = range(first, min(first + batch, num))
         noises = image_noises(seed, indices, len(sigmas), model.config.data.shape)
-        parts.append(model.sample(noises, sigmas, None if labels is None else labels[first : indices.stop]))
-        on_batch(len(indices))
-    return np.concatenate(parts)
+        yield model.sample(noises, sigmas, None if labels is None else labels[first : indices.stop])
 
 
 def preview(model: Model, num: int = 64) -> np.ndarray:

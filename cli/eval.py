@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
+import numpy as np
+from ict_backends.errors import DataError, UsageError
 from ict_cli.options import (
     backend_option,
     batch_option,
@@ -17,56 +22,287 @@ from ict_cli.options import (
     weights_option,
 )
 
+from ict_core import Config
+
+if TYPE_CHECKING:
+    from ict_backends.evaluation import Gathered, Network, Result
+
 
 @click.command("eval")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", help="The images to compare with.  [default: those the run was trained on]")
-@backend_option
-@click.option("--num", type=click.IntRange(min=2), default=2000, show_default=True, help="How many samples.")
+@click.argument("what", metavar="RUN|FOLDER|NPZ", type=click.Path(path_type=Path))
+@click.option(
+    "--data", help="Images to compare with, or an .npz of mu and sigma.  [default: those the run was trained on]"
+)
+@click.option("--metrics", help="Of fid, kid, is, pr, pixel-fd, sw, such as fid,kid.  [default: pixel-fd; fid,kid,pr]")
+@click.option(
+    "--features",
+    help="Network of fid, kid, is, pr: a TorchScript or .pt2 file, or inception-2015-12-05, which is downloaded "
+    "once.  [default: pixels]",
+)
+@click.option(
+    "--num",
+    type=click.IntRange(min=2),
+    help="How many images; the field's figures take 50,000.  [default: 2000 samples; all images]",
+)
+@click.option("--resize", is_flag=True, help="Resample images of another size or kind to those of the data.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures into a file, too.")
 @steps_options
 @seed_option
 @weights_option
+@backend_option
 @batch_option
 @device_option
 @debug_option
 def eval_command(
-    run: Path,
+    what: Path,
     data: str | None,
-    backend: str,
-    num: int,
+    metrics: str | None,
+    features: str | None,
+    num: int | None,
+    resize: bool,
+    json_file: Path | None,
     steps: int | None,
     sigmas: str | None,
     seed: int,
     weights: str,
+    backend: str,
     batch_size: int,
     device: str,
 ) -> None:
-    """Measure how far a model's images are from the data.
+    """Measure how far images are from the data: a model's, or those of a folder or an .npz file.
 
-    Prints the Frechet distance in pixel space, of samples clipped to [-1, 1] and images scaled to [-1, 1], and
-    beside it the distances between random halves of the data, which no model can be expected to beat by much.
+    Images are rounded to uint8 first, as in files. Without --features, kid and pr are of the pixels, and pixel-fd is
+    the Frechet distance in pixel space, of values in [-1, 1]; beside it stand the distances between random halves of
+    the data, which no model can be expected to beat by much.
     """
-    from ict_backends import load_backend
-    from ict_backends.data import load_data
-    from ict_backends.errors import DataError
-    from ict_backends.images import to_float
-    from ict_backends.metrics import frechet_distance, halves_distances
+    from ict_backends.evaluation import compare, gather, read_metrics
     from ict_backends.rundir import RunDir
-    from ict_backends.sampling import sample_images
+    from tqdm import tqdm
 
-    config = RunDir(run).load_config()
-    levels = resolve_sigmas(config, steps, sigmas)
-    dataset = load_data(data or config.data.source)
-    if dataset.shape != config.data.shape:
-        raise DataError(f"data has images of {list(dataset.shape)}, but the run's are {list(config.data.shape)}")
-    if len(dataset.images) < 4:
-        raise DataError(f"data has {len(dataset.images)} images; a covariance of each half needs 4 at least")
+    config = RunDir(what).load_config() if (what / "config.toml").is_file() else None
+    levels = resolve_sigmas(config, steps, sigmas) if config else None
+    _check_source(what, config, data, steps, sigmas)
+    network = _load_features(features, device)
+    names = read_metrics(metrics, network)
+    reference = _read_reference(data or config.data.source, names, network)
+    samples = _find_samples(what, num, config, reference.shape, resize)
+    _check_counts(names, samples, reference, network)
+    with tqdm(total=samples.count, unit="image", dynamic_ncols=True, leave=False) as bar:
+        if config is None:
+            batches = samples.batches
+        else:
+            batches = _draw(what, config, samples.count, levels, seed, weights, backend, device, batch_size)
+        gathered = gather(batches, names, network, on_batch=bar.update)
+    results = compare(names, gathered, reference.gather(names, network))
+    kind = "images" if levels is None else f"{_kind(levels)} samples"
+    for result in results:
+        click.echo(_line(result, samples.count, kind, reference, network))
+        if result.name == "pixel-fd" and reference.images is not None:
+            click.echo(_halves(reference.images))
+    if json_file is not None:
+        _write_json(json_file, results, samples.count, reference.count, levels, network)
+
+
+def _kind(levels: Sequence[float]) -> str:
+    return "one-step" if len(levels) == 1 else f"{len(levels)}-step"
+
+
+def _line(result: Result, count: int, kind: str, reference: Reference, network: Network | None) -> str:
+    features = "pixels" if network is None else f"features of {network.name}"
+    head, colon, value = str(result).replace("of features", f"of {features}").partition(":")
+    against = "" if result.name == "is" else f" against {reference.describe()}"
+    if not colon:  # precision and recall say both
+        return f"{head}, of the {features} of {count} {kind}{against}"
+    return f"{head}, {count} {kind}{against}:{value}"
+
+
+class Reference(NamedTuple):
+    """What is compared with: images, or moments alone."""
+
+    source: str
+    images: np.ndarray | None
+    moments: object | None
+
+    @property
+    def count(self) -> int:
+        """Number of images; 0 where it is not known."""
+        return len(self.images) if self.images is not None else self.moments.count
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of an image, where there are images."""
+        return None if self.images is None else self.images.shape[1:]
+
+    def describe(self) -> str:
+        """In words."""
+        return f"{self.count} images" if self.count else f"the statistics of {self.source}"
+
+    def gather(self, names: Sequence[str], network: Network | None) -> Gathered:
+        """What the metrics need of it."""
+        from ict_backends.evaluation import Gathered, cached_moments, gather, in_batches
+
+        if self.images is None:
+            return Gathered(self.count, moments=self.moments, pixel_moments=self.moments)
+        found = gather(in_batches(self.images), [n for n in names if n in ("kid", "pr", "sw")], network)
+        if "fid" in names:
+            moments = cached_moments(
+                self.images, network.digest, lambda: gather(in_batches(self.images), ["fid"], network).moments
+            )
+            found = found._replace(moments=moments)
+        if "pixel-fd" in names:
+            moments = cached_moments(
+                self.images, "pixels", lambda: gather(in_batches(self.images), ["pixel-fd"], None).pixel_moments
+            )
+            found = found._replace(pixel_moments=moments)
+        return found
+
+
+class Samples(NamedTuple):
+    """What is measured: how many images, and, where they are there already, they."""
+
+    name: str
+    count: int
+    shape: tuple[int, ...]
+    batches: Iterator[np.ndarray] | None
+
+
+def _check_source(what: Path, config: Config | None, data: str | None, steps: int | None, sigmas: str | None) -> None:
+    if config is not None:
+        return
+    if not what.exists():
+        raise DataError(f"{what} does not exist; give a run, a folder of images or an .npz file")
+    if data is None:
+        raise UsageError(f"{what} is no run: say by --data what to compare with")
+    if steps is not None or sigmas is not None:
+        raise UsageError(f"{what} is no run: --steps and --sigmas are of samples that a model draws")
+
+
+def _load_features(features: str | None, device: str) -> Network | None:
+    from ict_backends import load_backend
+    from ict_backends.downloads import INCEPTION, fetch_inception
+
+    if features in (None, "pixels"):
+        return None
+    path = fetch_inception() if features == INCEPTION else Path(features)
+    return load_backend("torch").load_features(path, device=device)
+
+
+def _read_reference(source: str, names: Sequence[str], network: Network | None) -> Reference:
+    from ict_backends.data import load_data
+    from ict_backends.evaluation import METRICS, read_moments
+
+    path = Path(source)
+    moments = read_moments(path) if path.suffix == ".npz" and path.is_file() else None
+    if moments is not None:
+        wrong = [name for name in names if name not in ("fid", "pixel-fd", "is")]
+        if not wrong:
+            return Reference(source, None, moments)
+        try:
+            images = load_data(source).images  # ADM's reference batches hold both
+        except DataError as error:
+            raise DataError(f"data {source} holds mu and sigma only; {METRICS[wrong[0]]} needs images") from error
+        return Reference(source, images, None)
+    return Reference(source, _load_images(source), None)
+
+
+def _load_images(source: str) -> np.ndarray:
+    """The images of a source; those that cannot be read are named and left out."""
+    from ict_backends.data import load_data
+
+    unreadable: list[Path] = []
+    images = load_data(source, unreadable=unreadable).images
+    if unreadable:
+        names = ", ".join(path.name for path in unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        click.echo(f"Warning: {len(unreadable)} files of {source} are no images and are left out: {names}", err=True)
+    return images
+
+
+def _find_samples(
+    what: Path, num: int | None, config: Config | None, shape: tuple[int, ...] | None, resize: bool
+) -> Samples:
+    from ict_backends.data import describe_shape
+    from ict_backends.editing import fit_image
+    from ict_backends.evaluation import in_batches
+
+    if config is not None:
+        if shape not in (None, config.data.shape):
+            found, needed = describe_shape(config.data.shape), describe_shape(shape)
+            raise DataError(f"the model's images are {found}, but those of the data {needed}")
+        return Samples("--num", num or 2000, config.data.shape, None)
+    images = _load_images(str(what))[:num]
+    if num is not None and num > len(images):
+        raise UsageError(f"--num {num} is more than the {len(images)} images of {what}")
+    if shape is not None and images.shape[1:] != shape:
+        images = np.stack([fit_image(image, shape, resize=resize, what=str(what)) for image in images])
+    return Samples(str(what), len(images), images.shape[1:], in_batches(images))
+
+
+def _check_counts(names: Sequence[str], samples: Samples, reference: Reference, network: Network | None) -> None:
+    """Refuse now what would fail after the work: too few images, statistics of another number of values."""
+    from ict_backends.evaluation import check_counts
+
+    pixels, features = int(np.prod(samples.shape)), None
+    if network is not None:
+        features = network.features(np.zeros((2, *samples.shape), np.uint8)).shape[1]
+    check_counts(names, samples.count, features, pixels, samples.name)
+    if reference.images is not None:
+        check_counts([n for n in names if n != "is"], reference.count, features, pixels, f"data {reference.source}")
+        return
+    found = len(reference.moments.mean)
+    for name, needed in (("pixel-fd", pixels), ("fid", features)):
+        if name in names and found != needed:
+            raise DataError(f"data {reference.source} has statistics of {found} values; {name} needs {needed}")
+
+
+def _draw(
+    run: Path,
+    config: Config,
+    num: int,
+    levels: Sequence[float],
+    seed: int,
+    weights: str,
+    backend: str,
+    device: str,
+    batch_size: int,
+) -> Iterator[np.ndarray]:
+    """The model's images in batches, uint8."""
+    from ict_backends import load_backend
+    from ict_backends.images import to_uint8
+    from ict_backends.sampling import sample_batches
+
     model = load_backend(backend).load_model(run, weights=weights, device=device)
     labels = resolve_labels(config, None, num)
-    samples = sample_images(model, num, sigmas=levels, seed=seed, labels=labels, batch=batch_size)
-    reference = to_float(dataset.images).reshape(len(dataset.images), -1)
-    distance = frechet_distance(samples.reshape(num, -1), reference)
-    halves = halves_distances(reference)
-    kind = "one-step" if len(levels) == 1 else f"{len(levels)}-step"
-    click.echo(f"Frechet distance in pixel space, {num} {kind} samples against {len(reference)} images: {distance:.3f}")
-    click.echo(f"  between two random halves of the data: {min(halves):.2f} to {max(halves):.2f}")
+    batches = sample_batches(model, num, sigmas=levels, seed=seed, labels=labels, batch=batch_size)
+    return (to_uint8(images) for images in batches)
+
+
+def _halves(images: np.ndarray) -> str:
+    from ict_backends.images import to_float
+    from ict_backends.metrics import halves_distances
+
+    flat = to_float(images).reshape(len(images), -1)
+    # Each takes a root of a matrix of that size, which of thousands of pixels is many seconds.
+    halves = halves_distances(flat, 8 if flat.shape[1] <= 256 else 2)
+    return f"  between two random halves of the data: {min(halves):.2f} to {max(halves):.2f}"
+
+
+def _write_json(
+    path: Path,
+    results: Sequence[Result],
+    count: int,
+    reference: int,
+    levels: Sequence[float] | None,
+    network: Network | None,
+) -> None:
+    from ict_backends.files import write_atomically
+
+    record: dict[str, object] = {"num": count, "reference": reference, "sigmas": levels}
+    record["features"] = None if network is None else {"name": network.name, "sha256": network.digest}
+    for result in results:
+        if result.recall is not None:
+            record |= {"precision": result.value, "recall": result.recall}
+        else:
+            record[result.name] = result.value
+            if result.error is not None:
+                record[f"{result.name}_error"] = result.error
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())

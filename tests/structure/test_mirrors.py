@@ -35,6 +35,8 @@ ASYMMETRIES = {
     ("step.py", "jax", "Draw"): "a compiled function takes arrays, not the plan",
     ("step.py", "jax", "to_device"): "a compiled function takes arrays, not the plan",
     ("step.py", "jax", "train_steps"): "several steps are compiled into one dispatch",
+    ("features.py", "torch", "FeatureNetwork"): "the field's feature networks are torch's files",
+    ("features.py", "torch", "load_features"): "the field's feature networks are torch's files",
     ("weights.py", "jax", "read_flax_checkpoint"): "each framework reads its own files",
     ("weights.py", "torch", "read_state_dict"): "each framework reads its own files",
     ("train.py", "jax", "steps_per_dispatch"): "several steps are compiled into one dispatch",
@@ -42,8 +44,10 @@ ASYMMETRIES = {
 
 
 def public_names(backend: str, file: str) -> set[str]:
-    """The public functions, classes and constants that a file defines."""
+    """The public functions, classes and constants that a file defines; none where there is no file."""
     names = set()
+    if not (BACKENDS / backend / file).is_file():
+        return names
     for node in ast.parse((BACKENDS / backend / file).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
@@ -52,8 +56,15 @@ def public_names(backend: str, file: str) -> set[str]:
     return {name for name in names if not name.startswith("_")}
 
 
+def other(backend: str) -> str:
+    return {"torch": "jax", "jax": "torch"}[backend]
+
+
 def test_both_have_the_same_files() -> None:
-    assert sorted(p.name for p in (BACKENDS / "jax").glob("*.py")) == FILES
+    """But for those whose every name is listed as an asymmetry."""
+    one_sided = {file for file, backend, _ in ASYMMETRIES if not (BACKENDS / other(backend) / file).is_file()}
+    assert one_sided == {"features.py"}
+    assert sorted({p.name for p in (BACKENDS / "jax").glob("*.py")} | one_sided) == FILES
 
 
 @pytest.mark.parametrize("file", FILES)

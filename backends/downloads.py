@@ -1,0 +1,40 @@
+"""The field's Inception network: downloaded once, its hash checked, and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from ict_backends.errors import DataError
+from ict_backends.evaluation import cache_folder
+from ict_backends.files import write_atomically
+
+# A translation into TorchScript of TensorFlow's network of that date, which EDM, StyleGAN and clean-fid measure with.
+INCEPTION = "inception-2015-12-05"
+_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+
+
+def fetch_inception(url: str = _URL) -> Path:
+    """The file in the cache, downloaded where it is not there yet.
+
+    Raises:
+        DataError: in one line, that it cannot be downloaded, or is another file; nothing is kept then.
+    """
+    path = cache_folder() / f"{INCEPTION}.pt"
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == _SHA256:
+        return path
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            content = response.read()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise DataError(
+            f"--features {INCEPTION} cannot be downloaded from {url} ({reason}); give the file itself instead"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != _SHA256:
+        raise DataError(f"--features {INCEPTION}: what {url} gives is another file: its sha256 is not {_SHA256}")
+    write_atomically(path, content)
+    return path

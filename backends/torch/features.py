@@ -1,0 +1,87 @@
+"""Feature networks for metrics: files of TorchScript or of torch.export, which bring their own preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ict_backends.errors import CheckpointError
+from ict_backends.torch.device import check_device
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A feature network. It is given uint8 RGB images [b, 3, h, w]; grey ones are repeated.
+
+    Attributes:
+        name: of its file.
+        digest: sha256 of its file.
+        has_probabilities: whether it gives the probabilities of classes that the inception score needs.
+    """
+
+    name: str
+    digest: str
+    has_probabilities: bool
+    _module: Callable[..., Tensor]
+    _device: torch.device
+    _takes_flags: bool
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """[b, c, h, w] uint8 to [b, d] float32. Raises CheckpointError where the network gives anything else."""
+        return self._run(images, "return_features")
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """[b, c, h, w] uint8 to the probabilities of [b, k] classes, without the last layer's bias."""
+        return self._run(images, "no_output_bias")
+
+    def _run(self, images: np.ndarray, flag: str) -> np.ndarray:
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
+        batch = batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch
+        try:
+            with torch.inference_mode(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what TorchScript thinks of itself is not the user's affair
+                found = self._module(batch, **{flag: True}) if self._takes_flags else self._module(batch)
+        except Exception as error:  # whatever the file's own code raises
+            line = next(text for text in reversed(str(error).strip().splitlines() or [type(error).__name__]) if text)
+            raise CheckpointError(
+                f"--features {self.name} cannot use images of {list(batch.shape)}: {line.strip()}"
+            ) from error
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise CheckpointError(f"--features {self.name} must give [{len(images)}, d] features, not {shape}")
+        return found.float().cpu().numpy()
+
+
+def load_features(path: Path, *, device: str = "auto") -> FeatureNetwork:
+    """A feature network from its file: TorchScript, or torch.export's where it ends in .pt2.
+
+    One that takes `return_features` and `no_output_bias`, as the field's Inception network of 2015-12-05 does, is asked
+    for either by them. Any other is called with the images alone.
+
+    Raises:
+        CheckpointError, UsageError: in one line, that there is no such file or device, or that it is of another kind.
+    """
+    where = check_device(device)
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"--features {path} cannot be read: {error.strerror}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.suffix == ".pt2":
+                return FeatureNetwork(
+                    path.name, digest, False, torch.export.load(path).module().to(where), where, False
+                )
+            module = torch.jit.load(path, map_location=where).eval()
+    except Exception as error:  # each kind of damage has an exception of its own
+        raise CheckpointError(f"--features {path} is neither TorchScript nor, as a .pt2, of torch.export") from error
+    names = {argument.name for argument in module.forward.schema.arguments}
+    flags = {"return_features", "no_output_bias"} <= names
+    return FeatureNetwork(path.name, digest, flags, module, where, flags)

@@ -1,0 +1,270 @@
+"""`ict eval`: what it compares, with which features, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ict_backends import downloads
+from ict_backends.data import load_data
+from ict_backends.evaluation import in_batches
+from ict_backends.images import save_folder, to_float, to_uint8
+from ict_backends.metrics import frechet_distance, inception_score, kernel_distance, moments, precision_recall
+from PIL import Image
+from scipy.linalg import sqrtm
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> Path:
+    """A cache of its own."""
+    path = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
+    return path / "ict"
+
+
+class Means(torch.nn.Module):
+    """Features that can be worked out by hand: the mean of each quarter of the image, of the first channel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        halves = x[:, 0].float().reshape(x.shape[0], 2, x.shape[2] // 2, 2, x.shape[3] // 2)
+        return halves.mean(dim=[2, 4]).reshape(x.shape[0], 4)
+
+
+class Inception(torch.nn.Module):
+    """The signature of the field's Inception network."""
+
+    def forward(
+        self, img: torch.Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
+    ) -> torch.Tensor:
+        features = img.float().mean(dim=[2, 3])
+        if return_features:
+            return features
+        return torch.softmax(features[:, :2] / 10, dim=1) if no_output_bias else torch.zeros(img.shape[0], 2)
+
+
+class Wrong(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+
+class Picky(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[2] == 299, "only large images"
+        return x.float().mean(dim=[2, 3])
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> Path:
+    """Feature networks as files."""
+    folder = tmp_path_factory.mktemp("networks")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript's own of its age
+        for module in (Means, Inception, Wrong, Picky):
+            torch.jit.script(module()).save(folder / f"{module.__name__.lower()}.pt")
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(Means(), (torch.zeros(3, 3, 8, 8, dtype=torch.uint8),), dynamic_shapes=({0: batch},))
+    torch.export.save(exported, folder / "means.pt2")
+    (folder / "noise.pt").write_bytes(b"no network")
+    (folder / "noise.pt2").write_bytes(b"no network")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> Path:
+    """Two sets of RGB images, a.npz and b.npz."""
+    folder, rng = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
+    for name, top in (("a", 256), ("b", 200)):
+        np.savez(folder / f"{name}.npz", rng.integers(0, top, (250, 8, 8, 3), dtype=np.uint8))
+    return folder
+
+
+def means(path: Path) -> np.ndarray:
+    images = load_data(str(path)).images[:, 0].astype(np.float64)
+    return images.reshape(-1, 2, 4, 2, 4).mean(axis=(2, 4)).reshape(-1, 4)
+
+
+def figures(ict, tmp_path, *arguments) -> dict:
+    done = ict("eval", *arguments, "--json", tmp_path / "x.json", "--device", "cpu")
+    assert done.code == 0, done.err
+    return json.loads((tmp_path / "x.json").read_text())
+
+
+@pytest.mark.parametrize("file", ["means.pt", "means.pt2"])
+def test_features_of_a_file_are_those_that_are_compared(ict, tmp_path, networks, sets, file) -> None:
+    options = ("--data", sets / "a.npz", "--features", networks / file, "--metrics", "fid,kid,pr")
+    found = figures(ict, tmp_path, sets / "b.npz", *options)
+    a, b = means(sets / "a.npz"), means(sets / "b.npz")
+    assert found["fid"] == pytest.approx(frechet_distance(moments(a), moments(b)), rel=1e-4)
+    assert found["kid"] == pytest.approx(kernel_distance(a, b).value, rel=1e-4)
+    assert (found["precision"], found["recall"]) == pytest.approx(precision_recall(a, b), abs=0.01)
+    assert found["features"]["sha256"] == hashlib.sha256((networks / file).read_bytes()).hexdigest()
+    assert (found["num"], found["reference"], found["sigmas"]) == (250, 250, None)
+
+
+def test_the_frechet_distance_in_pixel_space_is_of_values_in_minus_one_to_one(ict, tmp_path, sets) -> None:
+    found = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz")["pixel-fd"]
+    a, b = (to_float(load_data(str(sets / f"{n}.npz")).images).reshape(250, -1).astype(float) for n in "ab")
+    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(ca + cb) - 2 * np.trace(sqrtm(ca @ cb).real)
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_samples_are_rounded_as_in_files(ict, tmp_path, digits_run) -> None:
+    """A run, the .npz of its samples and the folder of them are measured alike."""
+    direct = figures(ict, tmp_path, digits_run, "--num", 100, "--metrics", "pixel-fd,sw,kid,pr")
+    for out in ("x.npz", "folder"):
+        assert ict("sample", digits_run, "--out", tmp_path / out, "--num", 100, "--device", "cpu").code == 0
+        found = figures(ict, tmp_path, tmp_path / out, "--data", "digits", "--metrics", "pixel-fd,sw,kid,pr")
+        assert {k: v for k, v in found.items() if k != "sigmas"} == {k: v for k, v in direct.items() if k != "sigmas"}
+    assert direct["sigmas"] == [80.0]
+    other = figures(ict, tmp_path, digits_run, "--num", 100, "--seed", 1)
+    assert other["pixel-fd"] != direct["pixel-fd"]
+
+
+def test_an_inception_network_gives_features_and_classes(ict, tmp_path, networks, sets) -> None:
+    options = ("--data", sets / "a.npz", "--features", networks / "inception.pt", "--metrics", "is,fid")
+    found = figures(ict, tmp_path, sets / "b.npz", *options)
+    features = load_data(str(sets / "b.npz")).images.mean(axis=(2, 3))
+    exponents = np.exp(features[:, :2] / 10)
+    expected = inception_score(exponents / exponents.sum(axis=1, keepdims=True))
+    assert (found["is"], found["is_error"]) == pytest.approx(tuple(expected), rel=1e-4)
+    reference = moments(load_data(str(sets / "a.npz")).images.mean(axis=(2, 3)))
+    assert found["fid"] == pytest.approx(frechet_distance(reference, moments(features)), rel=1e-3)
+
+
+def test_grey_images_are_repeated_for_a_network_of_rgb(ict, tmp_path, networks, digits_run) -> None:
+    options = ("--features", networks / "inception.pt", "--num", 100, "--metrics", "kid")
+    assert np.isfinite(figures(ict, tmp_path, digits_run, *options)["kid"])
+
+
+def test_statistics_of_the_data_are_kept_and_read_again(ict, tmp_path, networks, sets, cache) -> None:
+    options = ("--features", networks / "means.pt", "--metrics", "fid")
+    first = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz", *options)
+    (kept,) = cache.iterdir()
+    with np.load(kept) as file:
+        assert set(file.files) == {"mu", "sigma", "count"}
+        expected = moments(means(sets / "a.npz"))
+        np.testing.assert_allclose(file["mu"], expected.mean, rtol=1e-5)
+        np.testing.assert_allclose(file["sigma"], expected.cov, rtol=1e-3)
+        assert file["count"] == 250
+    again = figures(ict, tmp_path, sets / "b.npz", "--data", kept, *options)
+    assert again == first
+    # What is in the cache is what is used.
+    np.savez(kept, mu=expected.mean + 1, sigma=expected.cov, count=250)
+    changed = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz", *options)
+    assert changed["fid"] != first["fid"]
+    figures(ict, tmp_path, sets / "b.npz", "--data", sets / "b.npz", *options)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_reference_batch_of_adm_gives_statistics_or_images(ict, tmp_path, networks, sets) -> None:
+    """Their files hold mu and sigma, and the images that they are of."""
+    expected = moments(means(sets / "a.npz"))
+    with np.load(sets / "a.npz") as file:
+        np.savez(tmp_path / "ref.npz", arr_0=file["arr_0"], mu=expected.mean, sigma=expected.cov)
+    options = ("--features", networks / "means.pt", "--metrics")
+    direct = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz", *options, "fid,kid")
+    found = figures(ict, tmp_path, sets / "b.npz", "--data", tmp_path / "ref.npz", *options, "fid")
+    assert found["fid"] == pytest.approx(direct["fid"], rel=1e-4)
+    found = figures(ict, tmp_path, sets / "b.npz", "--data", tmp_path / "ref.npz", *options, "kid")
+    assert found["kid"] == pytest.approx(direct["kid"])
+
+
+def test_unreadable_images_are_named_and_left_out(ict, tmp_path, sets) -> None:
+    save_folder(tmp_path / "folder", load_data(str(sets / "b.npz")).images)
+    (tmp_path / "folder" / "000100a.png").write_bytes(b"no picture")
+    done = ict("eval", tmp_path / "folder", "--data", sets / "a.npz", "--metrics", "pr", "--json", tmp_path / "x.json")
+    assert done.code == 0
+    assert "1 files of" in done.err
+    assert "000100a.png" in done.err
+    assert json.loads((tmp_path / "x.json").read_text())["num"] == 250
+
+
+def test_images_of_another_kind_are_refused_or_resized(ict, tmp_path, sets) -> None:
+    (tmp_path / "large").mkdir()
+    for i in range(10):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "large" / f"{i}.png")
+    options = ("eval", tmp_path / "large", "--data", sets / "a.npz", "--metrics", "kid")
+    done = ict(*options)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "16x20 grey" in done.err
+    assert "--resize" in done.err
+    assert ict(*options, "--resize").code == 0
+
+
+def test_what_cannot_be_measured_is_refused_in_one_line(ict, tmp_path, networks, sets, digits_run) -> None:
+    a, b = sets / "a.npz", sets / "b.npz"
+    np.savez(tmp_path / "one.npz", np.zeros((1, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "few.npz", np.zeros((4, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(7), sigma=np.eye(7))
+    np.savez(tmp_path / "odd.npz", mu=np.zeros(7), sigma=np.eye(6))
+    np.savez(tmp_path / "nan.npz", mu=np.full(4, np.nan), sigma=np.eye(4))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
+    features = ("--features", networks / "means.pt")
+    cases = [
+        (2, "--metrics fif is unknown; there are fid, kid", (b, "--data", a, "--metrics", "fif")),
+        (2, "--metrics fid is of Inception features", (b, "--data", a, "--metrics", "fid")),
+        (2, "needs class probabilities", (b, "--data", a, "--metrics", "is", *features)),
+        (1, "neither TorchScript nor", (b, "--data", a, "--features", networks / "noise.pt")),
+        (1, "neither TorchScript nor", (b, "--data", a, "--features", networks / "noise.pt2")),
+        (1, "cannot be read", (b, "--data", a, "--features", networks / "none.pt")),
+        (1, "must give [2, d] features, not [2, 3, 8, 8]", (b, "--data", a, "--features", networks / "wrong.pt")),
+        (1, "only large images", (b, "--data", a, "--features", networks / "picky.pt")),
+        (1, "--num gives 64 images; pixel-fd needs 65 at least", (digits_run, "--num", 64)),
+        (1, "gives 1 images; kid needs 2 at least", (b, "--data", tmp_path / "one.npz", "--metrics", "kid")),
+        (1, "gives 4 images; fid needs 5 at least", (tmp_path / "few.npz", "--data", a, *features)),
+        (1, "few.npz gives 4 images; fid needs 5", (b, "--data", tmp_path / "few.npz", *features)),
+        (1, "holds mu and sigma only", (b, "--data", tmp_path / "stats.npz", "--metrics", "kid")),
+        (
+            1,
+            "statistics of 7 values; fid needs 4",
+            (b, "--data", tmp_path / "stats.npz", "--metrics", "fid", *features),
+        ),
+        (1, "statistics of 7 values; pixel-fd needs 192", (b, "--data", tmp_path / "stats.npz")),
+        (1, "mu and sigma must be finite, [d] and [d, d]", (b, "--data", tmp_path / "odd.npz")),
+        (1, "mu and sigma must be finite", (b, "--data", tmp_path / "nan.npz")),
+        (1, "holds no images", (tmp_path / "empty", "--data", a)),
+        (1, "holds no image that can be read", (tmp_path / "bad", "--data", a)),
+        (1, "the model's images are 8x8 grey, but those of the data 8x8 RGB", (digits_run, "--data", a)),
+        (1, "does not exist", (tmp_path / "none", "--data", a)),
+        (2, "say by --data", (b,)),
+        (2, "--steps and --sigmas are of samples", (b, "--data", a, "--steps", 2)),
+        (2, "--num 251 is more than the 250 images", (b, "--data", a, "--num", 251)),
+    ]
+    for code, says, arguments in cases:
+        done = ict("eval", *arguments, "--device", "cpu")
+        assert (done.code, done.err.count("\n")) == (code, 1), (arguments, done)
+        assert says in done.err, (says, done.err)
+
+
+def test_the_inception_network_is_downloaded_once_and_its_hash_checked(tmp_path, networks, cache, monkeypatch) -> None:
+    content = (networks / "inception.pt").read_bytes()
+    source = tmp_path / "there.pt"
+    source.write_bytes(content)
+    with pytest.raises(downloads.DataError, match="is another file"):
+        downloads.fetch_inception(source.as_uri())
+    assert not cache.exists()
+    monkeypatch.setattr(downloads, "_SHA256", hashlib.sha256(content).hexdigest())
+    kept = downloads.fetch_inception(source.as_uri())
+    assert kept.read_bytes() == content
+    source.unlink()
+    assert downloads.fetch_inception(source.as_uri()) == kept
+    kept.write_bytes(content[:-1])  # damaged: it is not used
+    with pytest.raises(downloads.DataError, match="cannot be downloaded from file"):
+        downloads.fetch_inception(source.as_uri())
+
+
+def test_batches_are_the_images(sets) -> None:
+    images = load_data(str(sets / "a.npz")).images
+    parts = list(in_batches(images, 100))
+    assert [len(p) for p in parts] == [100, 100, 50]
+    np.testing.assert_array_equal(np.concatenate(parts), images)
+    np.testing.assert_array_equal(to_uint8(to_float(images)), images)
