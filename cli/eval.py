@@ -87,11 +87,10 @@ def eval_command(
     reference = _read_reference(data or config.data.source, names, network)
     samples = _find_samples(what, num, config, reference.shape, resize)
     _check_counts(names, samples, reference, network)
+    batches = samples.batches
+    if config is not None:
+        batches = _draw(what, config, samples.count, levels, seed, weights, backend, device, batch_size)
     with tqdm(total=samples.count, unit="image", dynamic_ncols=True, leave=False) as bar:
-        if config is None:
-            batches = samples.batches
-        else:
-            batches = _draw(what, config, samples.count, levels, seed, weights, backend, device, batch_size)
         gathered = gather(batches, names, network, on_batch=bar.update)
     results = compare(names, gathered, reference.gather(names, network))
     kind = "images" if levels is None else f"{_kind(levels)} samples"

@@ -219,9 +219,9 @@ def test_what_is_no_run_is_refused(refused, tmp_path, run_copy):
     for command in (
         ["sample", tmp_path / "folder", *out],
         ["show", tmp_path / "folder"],
-        ["eval", tmp_path / "folder"],
     ):
         refused(1, "folder is not a run: it has no config.toml", *command)
+    refused(2, "folder is no run: say by --data what to compare with", "eval", tmp_path / "folder")
     (run_copy / "config.toml").write_text("[train]\nsed = 1\n")
     refused(1, ["copy", "unknown key train.sed"], "sample", run_copy, *out)
 
@@ -304,8 +304,10 @@ def test_outputs_of_samples_are_checked_before_the_work(refused, tmp_path, digit
 def test_eval_needs_images_like_the_runs(refused, tmp_path, digits_run):
     np.save(tmp_path / "rgb.npy", PIXELS)
     np.save(tmp_path / "few.npy", PIXELS[:3, ..., 0])
-    refused(1, [r"images of \[3, 8, 8\]", r"run's are \[1, 8, 8\]"], "eval", digits_run, "--data", tmp_path / "rgb.npy")
-    refused(1, "data has 3 images", "eval", digits_run, "--data", tmp_path / "few.npy")
+    refused(
+        1, ["model's images are 8x8 grey", "of the data 8x8 RGB"], "eval", digits_run, "--data", tmp_path / "rgb.npy"
+    )
+    refused(1, "gives 3 images; pixel-fd needs 65 at least", "eval", digits_run, "--data", tmp_path / "few.npy")
     refused(2, "--num", "eval", digits_run, "--num", 1)
 
 
