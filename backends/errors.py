@@ -15,6 +15,10 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class OutOfMemoryError(UserError):
+    """More than the device holds; a smaller batch may fit."""
+
+
 class DataError(UserError):
     """Images or labels that cannot be used."""
 

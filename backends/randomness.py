@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 # The streams of one seed; the number goes into the Philox counter, so that streams never overlap.
-_STEP, _EPOCH, _IMAGE = 1, 2, 3
+_STEP, _EPOCH, _IMAGE, _LABEL = 1, 2, 3, 4
 
 
 def _philox(stream: int, seed: int, index: int) -> np.random.Generator:
@@ -40,3 +40,8 @@ def image_noises(seed: int, indices: Sequence[int], steps: int, shape: Sequence[
     """
     drawn = [_philox(_IMAGE, seed, i).standard_normal((steps, *shape), dtype=np.float32) for i in indices]
     return np.stack(drawn, axis=1)
+
+
+def image_labels(seed: int, indices: Sequence[int], classes: int) -> np.ndarray:
+    """[b] int64 random classes, each image's a function of (seed, its index) alone."""
+    return np.array([_philox(_LABEL, seed, i).integers(classes) for i in indices], dtype=np.int64)

@@ -6,16 +6,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
+from ict_backends.errors import OutOfMemoryError
 from ict_backends.images import to_uint8
 from ict_backends.randomness import image_noises
 
-from ict_core import Config
+from ict_core import Config, multistep_sample
 
 
 class Model(Protocol):
     """What `load_model` gives: NumPy in and out, NCHW float32."""
 
     config: Config
+
+    def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """[b, c, h, w] noisy images and their [b] levels to clean ones."""
+        ...
 
     def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None) -> np.ndarray:
         """[steps, b, c, h, w] noise to [b, c, h, w] images in [-1, 1]."""
@@ -42,7 +47,7 @@ def sample_images(
         on_batch: called with the number of images that each batch adds.
     """
     parts = []
-    for images in sample_batches(model, num, sigmas=sigmas, seed=seed, labels=labels, batch=batch):
+    for images in sample_batches(model, range(num), sigmas=sigmas, seed=seed, labels=labels, batch=batch):
         parts.append(images)
         on_batch(len(images))
     return np.concatenate(parts)
@@ -50,18 +55,50 @@ def sample_images(
 
 def sample_batches(
     model: Model,
-    num: int,
+    indices: Sequence[int],
     *,
     sigmas: Sequence[float],
     seed: int,
     labels: np.ndarray | None = None,
     batch: int = 256,
 ) -> Iterator[np.ndarray]:
-    """The images of `sample_images`, [b, c, h, w] a batch, one batch after the other."""
-    for first in range(0, num, batch):
-        indices = range(first, min(first + batch, num))
-        noises = image_noises(seed, indices, len(sigmas), model.config.data.shape)
-        yield model.sample(noises, sigmas, None if labels is None else labels[first : indices.stop])
+    """The images of a seed with these numbers, [b, c, h, w] a batch, one batch after the other.
+
+    Where a batch does not fit into the device's memory, it and those after it are halved until they do.
+
+    Args:
+        labels: those of all numbers from 0 on, for a conditional model.
+        sigmas, seed, batch: as for `sample_images`.
+    """
+    first = 0
+    while first < len(indices):
+        chosen = indices[first : first + batch]
+        noises = image_noises(seed, chosen, len(sigmas), model.config.data.shape)
+        try:
+            images = model.sample(noises, sigmas, None if labels is None else labels[list(chosen)])
+        except OutOfMemoryError:
+            if len(chosen) == 1:
+                raise
+            batch = len(chosen) // 2
+            continue
+        first += len(chosen)
+        yield images
+
+
+def trajectory(
+    model: Model, num: int, *, sigmas: Sequence[float], seed: int, labels: np.ndarray | None = None
+) -> np.ndarray:
+    """What each step of sampling is given and what it makes of it: [2 steps, num, c, h, w] float32, in turn."""
+    seen: list[np.ndarray] = []
+
+    def f(x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        clean = model.consistency(x, sigma, labels)
+        seen.extend((x, clean))
+        return clean
+
+    noises = image_noises(seed, range(num), len(sigmas), model.config.data.shape)
+    multistep_sample(f, noises, sigmas, sigma_min=model.config.noise.sigma_min)
+    return np.stack(seen)
 
 
 def preview(model: Model, num: int = 64) -> np.ndarray:

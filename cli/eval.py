@@ -271,7 +271,7 @@ def _draw(
 
     model = load_backend(backend).load_model(run, weights=weights, device=device)
     labels = resolve_labels(config, None, num)
-    batches = sample_batches(model, num, sigmas=levels, seed=seed, labels=labels, batch=batch_size)
+    batches = sample_batches(model, range(num), sigmas=levels, seed=seed, labels=labels, batch=batch_size)
     return (to_uint8(images) for images in batches)
 
 

@@ -54,17 +54,26 @@ def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None) -> lis
     return levels
 
 
-def resolve_labels(config: Config, labels: str | None, num: int) -> np.ndarray | None:
-    """[num] class labels: those asked for, in turn, or all classes in turn; None for an unconditional model."""
+def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 0) -> np.ndarray | None:
+    """[num] class labels; None for an unconditional model.
+
+    Args:
+        labels: classes such as "3" or "0,1,2", in turn; "balanced" or None, all in turn; "random", each image's a
+            function of (seed, its number).
+    """
     classes = config.network.num_classes
     if not classes:
         if labels is not None:
             raise UsageError(f"--labels {labels}: the model is unconditional (network.num_classes = 0)")
         return None
+    if labels == "random":
+        from ict_backends.randomness import image_labels
+
+        return image_labels(seed, range(num), classes)
     try:
-        asked = list(range(classes)) if labels is None else [int(text) for text in labels.split(",")]
+        asked = list(range(classes)) if labels in (None, "balanced") else [int(text) for text in labels.split(",")]
     except ValueError:
-        raise UsageError(f"--labels {labels} must be integers such as 3 or 0,1,2") from None
+        raise UsageError(f'--labels {labels} must be integers such as 3 or 0,1,2, "balanced" or "random"') from None
     bad = [label for label in asked if not 0 <= label < classes]
     if bad:
         raise UsageError(f"--labels {labels}: {bad[0]} is not in 0..{classes - 1}")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import numpy as np
+from ict_backends.errors import UsageError
 from ict_cli.options import (
     backend_option,
     batch_option,
@@ -18,6 +22,10 @@ from ict_cli.options import (
     weights_option,
 )
 
+if TYPE_CHECKING:
+    from ict_backends.sampling import Model
+    from tqdm import tqdm
+
 
 @click.command("sample")
 @click.argument("run", type=click.Path(path_type=Path))
@@ -26,7 +34,8 @@ from ict_cli.options import (
 @click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many images.")
 @steps_options
 @seed_option
-@click.option("--labels", help="Classes, in turn: 3 or 0,1,2.  [default: all in turn]")
+@click.option("--labels", help="Classes, in turn: 3 or 0,1,2; or balanced, or random.  [default: balanced]")
+@click.option("--trajectory", is_flag=True, help="Draw instead what each step is given and what it makes of it.")
 @weights_option
 @batch_option
 @device_option
@@ -41,6 +50,7 @@ def sample_command(
     sigmas: str | None,
     seed: int,
     labels: str | None,
+    trajectory: bool,
     weights: str,
     batch_size: int,
     device: str,
@@ -48,30 +58,102 @@ def sample_command(
 ) -> None:
     """Draw images from a trained model.
 
-    Image number i depends on --seed and i alone: the same seed gives the same pictures at any batch size.
+    Image number i depends on --seed and i alone: the same seed gives the same pictures at any batch size. What was
+    interrupted goes on where the same command is given again: a folder's missing files, an .npz's missing part. Under
+    torchrun, or wherever RANK and WORLD_SIZE are set, processes share the work.
     """
     from ict_backends import load_backend
-    from ict_backends.images import save_folder, save_grid, save_npz, to_uint8
+    from ict_backends.processes import share_of_work
     from ict_backends.rundir import RunDir
-    from ict_backends.sampling import sample_images
-    from tqdm import tqdm
 
     config = RunDir(run).load_config()
     levels = resolve_sigmas(config, steps, sigmas)
-    classes = resolve_labels(config, labels, num)
+    classes = resolve_labels(config, labels, num, seed=seed)
+    rank, world = share_of_work()
+    _check_output(out, trajectory, create=not dry_run)
     model = load_backend(backend).load_model(run, weights=weights, device=device)
-    check_output(out, (".png", ".npz"), create=not dry_run)
     if dry_run:
         click.echo(f"would draw {num} images at sigmas {', '.join(f'{s:g}' for s in levels)} into {out}")
         return
-    with tqdm(total=num, unit="image", dynamic_ncols=True, leave=False) as bar:
-        images = to_uint8(
-            sample_images(model, num, sigmas=levels, seed=seed, labels=classes, batch=batch_size, on_batch=bar.update)
-        )
-    if out.suffix == ".png":
-        save_grid(out, images)
-    elif out.suffix == ".npz":
-        save_npz(out, images, classes)
+    if trajectory:
+        _write_trajectory(model, out, num, levels, seed, classes)
+    elif out.suffix == ".png":
+        if rank == 0:
+            _write_grid(model, out, num, levels, seed, classes, batch_size)
     else:
-        save_folder(out, images)
-    click.echo(f"{num} images: {out}")
+        checkpoint = RunDir(run).latest_checkpoint().name
+        what = {"run": str(run.resolve()), "checkpoint": checkpoint, "weights": weights, "num": num, "sigmas": levels}
+        _write_many(
+            model, out, num, levels, seed, classes, batch_size, what | {"seed": seed, "labels": labels}, rank, world
+        )
+    if rank == 0:
+        click.echo(f"{num} images: {out}")
+
+
+def _check_output(out: Path, trajectory: bool, *, create: bool) -> None:
+    """Refuse an output that cannot be; folders and parts of an .npz are looked into when they are opened."""
+    if trajectory and out.suffix != ".png":
+        raise UsageError(f"--out {out} must end in .png for --trajectory")
+    if out.suffix:
+        check_output(out, (".png", ".npz"), create=create)
+    elif out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is not an empty folder; choose another one")
+
+
+def _write_grid(
+    model: Model, out: Path, num: int, levels: list[float], seed: int, labels: np.ndarray | None, batch: int
+) -> None:
+    from ict_backends.images import save_grid, to_uint8
+    from ict_backends.sampling import sample_images
+
+    with _bar(num) as bar:
+        images = sample_images(model, num, sigmas=levels, seed=seed, labels=labels, batch=batch, on_batch=bar.update)
+    save_grid(out, to_uint8(images))
+
+
+def _write_trajectory(
+    model: Model, out: Path, num: int, levels: list[float], seed: int, labels: np.ndarray | None
+) -> None:
+    """A row an image: for each step, what it is given, scaled to be seen, and what it makes of it."""
+    from einops import rearrange
+    from ict_backends.images import save_grid, to_uint8
+    from ict_backends.sampling import trajectory
+
+    seen = trajectory(model, num, sigmas=levels, seed=seed, labels=labels)
+    for i, level in enumerate(levels):
+        # Noise of standard deviation s about images in [-1, 1] is shown within about that range.
+        seen[2 * i] /= np.sqrt(level**2 + 1)
+    save_grid(out, to_uint8(rearrange(seen, "k n c h w -> (n k) c h w")), columns=2 * len(levels))
+
+
+def _write_many(
+    model: Model,
+    out: Path,
+    num: int,
+    levels: list[float],
+    seed: int,
+    labels: np.ndarray | None,
+    batch: int,
+    what: dict[str, object],
+    rank: int,
+    world: int,
+) -> None:
+    from ict_backends.images import to_uint8
+    from ict_backends.sample_files import FolderSink, NpzSink, draw_into, share
+    from ict_backends.sampling import sample_batches
+
+    sink = NpzSink(out, num, what) if out.suffix else FolderSink(out, num, what)
+    left = share(sink.missing(), batch, rank, world)
+
+    def draw(indices: Sequence[int]) -> Iterator[np.ndarray]:
+        batches = sample_batches(model, indices, sigmas=levels, seed=seed, labels=labels, batch=batch)
+        return (to_uint8(images) for images in batches)
+
+    with _bar(len(left)) as bar:
+        draw_into(sink, draw, labels, batch=batch, rank=rank, world=world, on_batch=bar.update)
+
+
+def _bar(total: int) -> tqdm:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="image", dynamic_ncols=True, leave=False)

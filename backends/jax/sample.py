@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ict_backends.checkpoint import load_checkpoint
+from ict_backends.errors import OutOfMemoryError
 from ict_backends.jax.device import check_device, split
 from ict_backends.jax.step import abstract_network, consistency_function, merge_network
 from ict_backends.jax.weights import load_arrays
@@ -40,10 +41,18 @@ class Model:
         return self._run(_consistency, len(x), _nhwc(x), _float(sigma), labels)
 
     def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None = None) -> np.ndarray:
-        """Multi-step sampling from given noise: [steps, b, c, h, w] -> [b, c, h, w] in [-1, 1]."""
+        """Multi-step sampling from given noise: [steps, b, c, h, w] -> [b, c, h, w] in [-1, 1].
+
+        Raises OutOfMemoryError where the devices cannot hold so many.
+        """
         function = partial(_sample, sigmas=tuple(float(s) for s in sigmas))
         batch_first = np.moveaxis(_nhwc(noises), 0, 1)
-        return self._run(function, len(batch_first), batch_first, labels)
+        try:
+            return self._run(function, len(batch_first), batch_first, labels)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OutOfMemoryError(f"{len(batch_first)} images at a time are too many for the devices") from error
 
     def _run(self, function: Callable[..., Array], batch: int, *arrays: np.ndarray | None) -> np.ndarray:
         """`function` of [b, ...] arrays, padded to a power of two and a multiple of the devices: few sizes compile."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from ict_backends.errors import UsageError
 
 
 def check_device(name: str) -> torch.device:
-    """The device of a name: "auto" for the first GPU or else the CPU, or torch's own name.
+    """The device of a name: "auto" for the GPU of this process (the first, or of its number LOCAL_RANK, as torchrun
+    sets it) or else the CPU; or torch's own name.
 
     Raises:
         UsageError: the name is none of torch's, or the device is not there.
     """
     if name == "auto":
-        return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+        found = torch.accelerator.current_accelerator(check_available=True)
+        if found is None:
+            return torch.device("cpu")
+        return torch.device(found.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -23,6 +29,15 @@ def check_device(name: str) -> torch.device:
             f'--device {name} is not available: {reason} (allowed: "auto", "cpu", "cuda", "cuda:N")'
         ) from error
     return device
+
+
+def other_devices(name: str) -> list[torch.device]:
+    """The GPUs that a process may use beside the one of `check_device`: for "auto" all others, where no other process
+    shares the machine."""
+    first = check_device(name)
+    if name != "auto" or first.type == "cpu" or "LOCAL_RANK" in os.environ:
+        return []
+    return [torch.device(first.type, i) for i in range(torch.accelerator.device_count()) if i != first.index]
 
 
 def describe_device(name: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,49 +11,77 @@ import numpy as np
 import torch
 from array_api_compat import torch as xp
 from ict_backends.checkpoint import load_checkpoint
+from ict_backends.errors import OutOfMemoryError
 from ict_backends.rundir import RunDir
-from ict_backends.torch.device import check_device
+from ict_backends.torch.device import check_device, other_devices
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.step import consistency_function
 from ict_backends.torch.weights import load_arrays
+from torch import Tensor
 
 from ict_core import Config, multistep_sample
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model. Arrays are NumPy, NCHW, float32; labels are [b] integers, None for an unconditional model."""
+    """A trained model. Arrays are NumPy, NCHW, float32; labels are [b] integers, None for an unconditional model.
+
+    Attributes:
+        module: the network.
+        replicas: copies of it on other devices, which take their parts of each batch.
+    """
 
     config: Config
     module: Network
+    replicas: tuple[Network, ...] = ()
 
     def network(self, x_in: np.ndarray, c_noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """The free network F: [b, c, h, w] scaled images and [b] log(sigma) / 4 -> [b, c, h, w]."""
-        with torch.inference_mode():
-            return self.module(self._tensor(x_in), self._tensor(c_noise), self._labels(labels)).cpu().numpy()
+        return self._run(lambda module, x, c, y: module(x, c, y), x_in, c_noise, labels)
 
     def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """The consistency function f: [b, c, h, w] noisy images and their [b] levels -> [b, c, h, w] clean ones."""
-        with torch.inference_mode():
-            f = consistency_function(self.module, self.config, self._labels(labels))
-            return f(self._tensor(x), self._tensor(sigma)).cpu().numpy()
+
+        def clean(module: Network, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+            return consistency_function(module, self.config, labels)(x, sigma)
+
+        return self._run(clean, x, sigma, labels)
 
     def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None = None) -> np.ndarray:
-        """Multi-step sampling from given noise: [steps, b, c, h, w] -> [b, c, h, w] in [-1, 1]."""
-        with torch.inference_mode():
-            f = consistency_function(self.module, self.config, self._labels(labels))
-            sigma_min = self.config.noise.sigma_min
-            return multistep_sample(f, self._tensor(noises), sigmas, sigma_min=sigma_min, xp=xp).cpu().numpy()
+        """Multi-step sampling from given noise: [steps, b, c, h, w] -> [b, c, h, w] in [-1, 1].
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.tensor(np.asarray(array, dtype=np.float32), device=self._device)
+        Raises OutOfMemoryError where the device cannot hold so many.
+        """
 
-    def _labels(self, labels: np.ndarray | None) -> torch.Tensor | None:
-        return None if labels is None else torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(self._device)
+        def draw(module: Network, noises: Tensor, labels: Tensor | None) -> Tensor:
+            f = consistency_function(module, self.config, labels)
+            return multistep_sample(f, noises.movedim(1, 0), sigmas, sigma_min=self.config.noise.sigma_min, xp=xp)
 
-    @property
-    def _device(self) -> torch.device:
-        return self.module.conv_in.weight.device
+        return self._run(draw, np.moveaxis(np.asarray(noises), 0, 1), labels)
+
+    def _run(self, function: Callable[..., Tensor], *arrays: np.ndarray | None) -> np.ndarray:
+        """`function` of a network and [b, ...] arrays, the last one labels or None; each device takes a part of b."""
+        modules = (self.module, *self.replicas)[: len(arrays[0])]
+        rows = np.array_split(np.arange(len(arrays[0])), len(modules))
+        try:
+            with torch.inference_mode():  # nothing waits for a device until all have their work
+                parts = [
+                    function(module, *(_to_device(a, part, module) for a in arrays))
+                    for module, part in zip(modules, rows, strict=True)
+                ]
+                return torch.cat([part.cpu() for part in parts]).numpy()
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise OutOfMemoryError(f"{len(arrays[0])} images at a time are more than fit into memory") from error
+
+
+def _to_device(array: np.ndarray | None, rows: np.ndarray, module: Network) -> Tensor | None:
+    """Rows of an array on a network's device: integers as int64, all else as float32."""
+    if array is None:
+        return None
+    kind = np.int64 if np.issubdtype(np.asarray(array).dtype, np.integer) else np.float32
+    return torch.tensor(np.asarray(array, dtype=kind)[rows], device=module.conv_in.weight.device)
 
 
 def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:
@@ -61,7 +90,7 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     Args:
         path: the run's folder.
         weights: "ema" or "raw".
-        device: "auto", or a torch device such as "cpu" or "cuda:1".
+        device: "auto" for all GPUs, or the CPU; or a torch device such as "cpu" or "cuda:1".
 
     Raises:
         CheckpointError, UsageError: in one line, what is missing, damaged or does not fit.
@@ -72,4 +101,5 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     checkpoint = load_checkpoint(folder)
     module = make_network(config)
     load_arrays(module, checkpoint.ema if weights == "ema" else checkpoint.params, f"checkpoint {folder}")
-    return Model(config, module.to(where))
+    others = other_devices(device)
+    return Model(config, module.to(where), tuple(copy.deepcopy(module).to(other) for other in others))

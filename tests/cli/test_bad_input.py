@@ -339,7 +339,8 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_there(tmp_path, run_copy):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: ")
-    assert not list(tmp_path.glob("*x.npz*"))
+    assert not (tmp_path / "x.npz").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
     # The settings and pictures fit, the checkpoint does not.
     done = limited("train", "--out", tmp_path / "run", *TINY, size=50_000)
     assert done.returncode == 1

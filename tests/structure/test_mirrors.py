@@ -16,6 +16,7 @@ ASYMMETRIES = {
     ("device.py", "jax", "check_batch_size"): "the batch is split over the mesh",
     ("device.py", "jax", "replicated"): "the batch is split over the mesh",
     ("device.py", "jax", "split"): "the batch is split over the mesh",
+    ("device.py", "torch", "other_devices"): "a network has one device; in JAX an array may be on many",
     ("layers.py", "jax", "Initializer"): "flax takes initialisers as functions",
     ("layers.py", "jax", "variance_scaling"): "flax takes initialisers as functions",
     ("layers.py", "torch", "variance_scaling_"): "torch fills weights in place",

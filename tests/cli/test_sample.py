@@ -1,0 +1,253 @@
+"""`ict sample`: large sets are continued and shared, classes chosen, steps shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ict_backends import load_backend, sample_files
+from ict_backends.errors import DataError, OutOfMemoryError
+from ict_backends.processes import share_of_work
+from ict_backends.randomness import image_labels
+from ict_backends.sampling import sample_batches, trajectory
+from PIL import Image
+
+from ict_core import multistep_sample
+
+FAST = ("--num", 10, "--batch-size", 3, "--device", "cpu")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def samples(path: Path) -> np.ndarray:
+    with np.load(path) as file:
+        return file["arr_0"]
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Let the command stop after some batches, as when it is killed: nothing is tidied up."""
+
+    def after(batches: int) -> None:
+        left = batches
+
+        def draw(*args: object, **options: object):
+            nonlocal left
+            for images in sample_batches(*args, **options):
+                if left == 0:
+                    raise KeyboardInterrupt
+                left -= 1
+                yield images
+
+        monkeypatch.setattr("ict_backends.sampling.sample_batches", draw)
+
+    return after
+
+
+def test_an_interrupted_folder_goes_on(ict, tmp_path, digits_run, interrupt, monkeypatch) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert ict("sample", digits_run, "--out", whole, *FAST).code == 0
+    interrupt(2)
+    assert ict("sample", digits_run, "--out", out, *FAST).code == 130
+    done = contents(out)
+    assert len(done) == 7  # six images, and what they are
+    monkeypatch.undo()
+    assert "is not an empty folder" in ict("sample", digits_run, "--out", whole, *FAST).err
+    for changed in (("--seed", 1), ("--num", 11), ("--sigmas", "80,1"), ("--weights", "raw")):
+        refused = ict("sample", digits_run, "--out", out, *FAST, *changed)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert "holds other samples" in refused.err
+    # What is there already is not drawn again.
+    (out / "000001.png").write_bytes(b"kept")
+    assert ict("sample", digits_run, "--out", out, *FAST).code == 0
+    assert contents(out) == contents(whole) | {"000001.png": b"kept"}
+
+
+def test_an_interrupted_npz_goes_on(ict, tmp_path, labelled_run, interrupt, monkeypatch) -> None:
+    whole, out = tmp_path / "whole.npz", tmp_path / "out.npz"
+    assert ict("sample", labelled_run, "--out", whole, *FAST).code == 0
+    interrupt(2)
+    assert ict("sample", labelled_run, "--out", out, *FAST).code == 130
+    assert not out.exists()
+    parts = tmp_path / ".out.npz.parts"
+    assert sorted(contents(parts)) == [".ict-sample.json", "00000000-00000002.npy", "00000003-00000005.npy"]
+    monkeypatch.undo()
+    # Another batch size will do.
+    assert ict("sample", labelled_run, "--out", out, *FAST, "--batch-size", 2).code == 0
+    np.testing.assert_allclose(samples(out).astype(int), samples(whole).astype(int), atol=1)
+    with np.load(out) as file:
+        np.testing.assert_array_equal(file["arr_1"], np.arange(10) % 3)
+    assert not parts.exists()
+
+
+@pytest.mark.parametrize("name", ["out.npz", "folder"])
+def test_processes_share_the_work(ict, tmp_path, digits_run, name) -> None:
+    alone, out = tmp_path / f"alone-{name}", tmp_path / name
+    assert ict("sample", digits_run, "--out", alone, *FAST).code == 0
+    command = [sys.executable, "-m", "ict_cli", "sample", str(digits_run), "--out", str(out), *map(str, FAST)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    both = [subprocess.Popen(command, env=env | {"RANK": str(r)}, stderr=subprocess.PIPE, text=True) for r in (1, 0)]
+    try:
+        errors = [process.communicate(timeout=100)[1] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], errors
+    if name == "folder":
+        assert contents(out) == contents(alone)
+    else:
+        np.testing.assert_array_equal(samples(out), samples(alone))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_each_process_draws_its_share_and_the_first_waits(tmp_path, monkeypatch) -> None:
+    drawn: dict[int, list[int]] = {0: [], 1: []}
+
+    def draw(rank: int):
+        def one(indices):
+            drawn[rank] += indices
+            yield np.full((len(indices), 1, 2, 2), rank, np.uint8)
+
+        return one
+
+    sink = sample_files.NpzSink(tmp_path / "x.npz", 7, {})
+    assert not sample_files.draw_into(sink, draw(1), None, batch=2, rank=1, world=2)
+    assert sink.missing() == [0, 1, 4, 5]
+    monkeypatch.setattr(sample_files, "_PATIENCE_SECONDS", 0.0)
+    alone = sample_files.NpzSink(tmp_path / "y.npz", 9, {})
+    with pytest.raises(DataError, match="3 images of other processes are missing"):
+        sample_files.draw_into(alone, draw(0), None, batch=3, rank=0, world=2)
+    drawn[0].clear()
+    assert sample_files.draw_into(sink, draw(0), None, batch=2, rank=0, world=2)
+    assert drawn == {0: [0, 1, 4, 5], 1: [2, 3, 6]}
+    np.testing.assert_array_equal(samples(tmp_path / "x.npz")[:, 0, 0, 0], [0, 0, 1, 1, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "expected"),
+    [
+        (None, None, (0, 1)),
+        ("2", "4", (2, 4)),
+        ("0", None, None),
+        (None, "2", None),
+        ("2", "2", None),
+        ("x", "2", None),
+    ],
+)
+def test_the_share_is_read_from_the_environment(monkeypatch, rank, size, expected) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    if expected:
+        assert share_of_work() == expected
+    else:
+        with pytest.raises(Exception, match="RANK = .* and WORLD_SIZE = .* must both be set"):
+            share_of_work()
+
+
+class Small:
+    """A model whose device holds three images."""
+
+    def __init__(self, model) -> None:
+        self.config, self._model, self.batches = model.config, model, []
+
+    def sample(self, noises, sigmas, labels):
+        if noises.shape[1] > self.limit:
+            raise OutOfMemoryError(f"{noises.shape[1]} images are too many")
+        self.batches.append(noises.shape[1])
+        return self._model.sample(noises, sigmas, labels)
+
+    limit = 3
+
+
+def test_batches_that_do_not_fit_are_halved(digits_run) -> None:
+    model = Small(load_backend("torch").load_model(digits_run, device="cpu"))
+    found = np.concatenate(list(sample_batches(model, range(10), sigmas=[80.0], seed=0, batch=8)))
+    assert model.batches == [2, 2, 2, 2, 2]
+    expected = np.concatenate(list(sample_batches(model._model, range(10), sigmas=[80.0], seed=0)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    model.limit = 0
+    with pytest.raises(OutOfMemoryError, match="1 images are too many"):
+        list(sample_batches(model, range(2), sigmas=[80.0], seed=0))
+
+
+def test_devices_take_their_parts_of_a_batch(labelled_run) -> None:
+    """Two copies of the network on one device, as they would be on two."""
+    import copy
+
+    from ict_backends.torch.sample import Model
+
+    one = load_backend("torch").load_model(labelled_run, device="cpu")
+    two = Model(one.config, one.module, (copy.deepcopy(one.module),))
+    rng = np.random.default_rng(0)
+    for b in (1, 2, 5):
+        x, sigma = rng.standard_normal((b, 3, 8, 8)), np.linspace(0.1, 2, b)
+        labels = np.arange(b) % 3
+        np.testing.assert_allclose(two.consistency(x, sigma, labels), one.consistency(x, sigma, labels), atol=1e-5)
+        noises = rng.standard_normal((2, b, 3, 8, 8)).astype(np.float32)
+        np.testing.assert_allclose(
+            two.sample(noises, [80.0, 1.0], labels), one.sample(noises, [80.0, 1.0], labels), atol=1e-5
+        )
+    seen = []
+    two.replicas[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    two.sample(noises, [80.0, 1.0], labels)
+    assert seen == [2, 2]
+
+
+def test_classes_can_be_balanced_chosen_or_random(ict, tmp_path, labelled_run) -> None:
+    found = {}
+    for labels in ("balanced", "random", "2,0", "1"):
+        out = tmp_path / f"{labels}.npz"
+        assert ict("sample", labelled_run, "--out", out, *FAST, "--labels", labels, "--seed", 4).code == 0
+        with np.load(out) as file:
+            found[labels] = file["arr_1"].tolist()
+    assert found["balanced"] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert found["2,0"] == [2, 0] * 5
+    assert found["1"] == [1] * 10
+    assert found["random"] == image_labels(4, range(10), 3).tolist()
+    assert image_labels(4, [7], 3)[0] == found["random"][7]
+    assert np.bincount(image_labels(0, range(3000), 3)).min() > 900
+    refused = ict("sample", labelled_run, "--out", tmp_path / "x.npz", "--labels", "both")
+    assert (refused.code, '"balanced" or "random"' in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_trajectory_ends_in_the_sample(ict, tmp_path, digits_run, backend) -> None:
+    model = load_backend(backend).load_model(digits_run, device="cpu")
+    sigmas = [80.0, 2.0, 0.5]
+    seen = trajectory(model, 4, sigmas=sigmas, seed=0)
+    assert seen.shape == (6, 4, 1, 8, 8)
+    (expected,) = sample_batches(model, range(4), sigmas=sigmas, seed=0)
+    np.testing.assert_allclose(np.clip(seen[-1], -1, 1), expected, atol=1e-4)
+    assert seen[0].std() == pytest.approx(80, rel=0.2)
+    # The second input is the first result with noise of the second level.
+    assert (seen[2] - seen[1]).std() == pytest.approx(2, rel=0.2)
+    replayed = iter(seen[1::2])
+    zs = [np.zeros_like(seen[0])] * 3
+    np.testing.assert_allclose(multistep_sample(lambda *_: next(replayed), zs, sigmas, clip=False), seen[-1])
+    out = tmp_path / "t.png"
+    options = ("--num", 4, "--sigmas", "80,2,0.5", "--trajectory", "--device", "cpu", "--backend", backend)
+    assert ict("sample", digits_run, "--out", out, *options).code == 0
+    with Image.open(out) as picture:
+        assert picture.size == (6 * 36, 4 * 36)
+    refused = ict("sample", digits_run, "--out", tmp_path / "t.npz", *options)
+    assert (refused.code, "must end in .png for --trajectory" in refused.err) == (2, True)
+
+
+def test_the_manifest_says_what_was_asked_for(ict, tmp_path, digits_run, interrupt) -> None:
+    interrupt(1)
+    ict("sample", digits_run, "--out", tmp_path / "out", *FAST, "--seed", 5)
+    known = json.loads((tmp_path / "out" / ".ict-sample.json").read_text())
+    assert known["seed"] == 5
+    assert known["checkpoint"] == "step_00000030"
+    (tmp_path / "out" / ".ict-sample.json").write_text("{")  # damaged, beside images
+    refused = ict("sample", digits_run, "--out", tmp_path / "out", *FAST, "--seed", 5)
+    assert (refused.code, "is not an empty folder" in refused.err) == (2, True)
