@@ -3,6 +3,7 @@
 RUN/config.toml                     the resolved configuration
 RUN/data.json                       count and sha256 of the images
 RUN/metrics.jsonl                   one JSON object a logged step
+RUN/sigmas.json                     levels for sampling in several steps, where they were searched for
 RUN/samples/step_00000100.png       one-step samples from the EMA weights, always from the same noise
 RUN/checkpoints/step_00000100/      state.safetensors and state.json
 """
@@ -42,6 +43,11 @@ class RunDir:
     def data_file(self) -> Path:
         """RUN/data.json."""
         return self.path / "data.json"
+
+    @property
+    def sigmas_file(self) -> Path:
+        """RUN/sigmas.json."""
+        return self.path / "sigmas.json"
 
     def samples_file(self, step: int) -> Path:
         """RUN/samples/step_N.png."""

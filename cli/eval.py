@@ -80,13 +80,13 @@ def eval_command(
     from tqdm import tqdm
 
     config = RunDir(what).load_config() if (what / "config.toml").is_file() else None
-    levels = resolve_sigmas(config, steps, sigmas) if config else None
+    levels = resolve_sigmas(config, steps, sigmas, run=what) if config else None
     _check_source(what, config, data, steps, sigmas)
-    network = _load_features(features, device)
+    network = load_network(features, device)
     names = read_metrics(metrics, network)
-    reference = _read_reference(data or config.data.source, names, network)
+    reference = read_reference(data or config.data.source, names, network)
     samples = _find_samples(what, num, config, reference.shape, resize)
-    _check_counts(names, samples, reference, network)
+    check_sizes(names, samples, reference, network)
     batches = samples.batches
     if config is not None:
         batches = _draw(what, config, samples.count, levels, seed, weights, backend, device, batch_size)
@@ -176,7 +176,8 @@ def _check_source(what: Path, config: Config | None, data: str | None, steps: in
         raise UsageError(f"{what} is no run: --steps and --sigmas are of samples that a model draws")
 
 
-def _load_features(features: str | None, device: str) -> Network | None:
+def load_network(features: str | None, device: str) -> Network | None:
+    """The feature network that --features names; None for pixels."""
     from ict_backends import load_backend
     from ict_backends.downloads import INCEPTION, fetch_inception
 
@@ -186,7 +187,8 @@ def _load_features(features: str | None, device: str) -> Network | None:
     return load_backend("torch").load_features(path, device=device)
 
 
-def _read_reference(source: str, names: Sequence[str], network: Network | None) -> Reference:
+def read_reference(source: str, names: Sequence[str], network: Network | None) -> Reference:
+    """What --data names: images, or statistics where they are enough for the metrics."""
     from ict_backends.data import load_data
     from ict_backends.evaluation import METRICS, read_moments
 
@@ -219,14 +221,11 @@ def _load_images(source: str) -> np.ndarray:
 def _find_samples(
     what: Path, num: int | None, config: Config | None, shape: tuple[int, ...] | None, resize: bool
 ) -> Samples:
-    from ict_backends.data import describe_shape
     from ict_backends.editing import fit_image
     from ict_backends.evaluation import in_batches
 
     if config is not None:
-        if shape not in (None, config.data.shape):
-            found, needed = describe_shape(config.data.shape), describe_shape(shape)
-            raise DataError(f"the model's images are {found}, but those of the data {needed}")
+        check_shape(config, shape)
         return Samples("--num", num or 2000, config.data.shape, None)
     images = _load_images(str(what))[:num]
     if num is not None and num > len(images):
@@ -236,7 +235,16 @@ def _find_samples(
     return Samples(str(what), len(images), images.shape[1:], in_batches(images))
 
 
-def _check_counts(names: Sequence[str], samples: Samples, reference: Reference, network: Network | None) -> None:
+def check_shape(config: Config, shape: tuple[int, ...] | None) -> None:
+    """Raise DataError unless the model's images have the shape of the data, where that has one."""
+    from ict_backends.data import describe_shape
+
+    if shape not in (None, config.data.shape):
+        found, needed = describe_shape(config.data.shape), describe_shape(shape)
+        raise DataError(f"the model's images are {found}, but those of the data {needed}")
+
+
+def check_sizes(names: Sequence[str], samples: Samples, reference: Reference, network: Network | None) -> None:
     """Refuse now what would fail after the work: too few images, statistics of another number of values."""
     from ict_backends.evaluation import check_counts
 

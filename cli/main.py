@@ -15,6 +15,7 @@ _COMMANDS = {
     "sample": "Draw images from a trained model.",
     "edit": "Change images: inpaint, colorize, super-resolve, denoise, interpolate, stroke.",
     "eval": "Measure how far a model's images are from the data.",
+    "search-sigmas": "Find good noise levels for sampling in several steps.",
     "show": "Print the settings, size and stages of a preset or a run.",
     "import": "Make a run of somebody else's checkpoint.",
     "export": "Write a run's model in the format of another library.",
@@ -31,8 +32,9 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = "import_" if cmd_name == "import" else cmd_name  # a keyword cannot name a module
-        return getattr(importlib.import_module(f"ict_cli.{module}"), f"{cmd_name}_command")
+        name = cmd_name.replace("-", "_")
+        module = "import_" if name == "import" else name  # a keyword cannot name a module
+        return getattr(importlib.import_module(f"ict_cli.{module}"), f"{name}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

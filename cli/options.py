@@ -33,17 +33,26 @@ def steps_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --steps and --sigmas."""
     command = click.option("--sigmas", help="Falling noise levels, one a step, such as 80,0.821.")(command)
     return click.option(
-        "--steps", type=click.IntRange(min=1), help="1, or 2 with the preset's second level.  [default: 1]"
+        "--steps",
+        type=click.IntRange(min=1),
+        help="1; 2 with the preset's second level; or as many as `ict search-sigmas` found.  [default: 1]",
     )(command)
 
 
-def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None) -> list[float]:
-    """The levels that --steps or --sigmas ask for. Raises UsageError, naming the option and what is allowed."""
+def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run: Path | None = None) -> list[float]:
+    """The levels that --steps or --sigmas ask for: those found for the run, or else the preset's two.
+
+    Raises UsageError, naming the option and what is allowed.
+    """
     first, second = config.noise.sigma_max, config.sample.second_sigma
     if sigmas is None:
-        if steps not in (None, 1, 2):
-            raise UsageError(f"--steps {steps} needs its levels: --sigmas {first:g},... with {steps} falling values")
-        return [first, second][: steps or 1]
+        known = _found(run) or [first, second]
+        if (steps or 1) > len(known):
+            raise UsageError(
+                f"--steps {steps} needs its levels: --sigmas {first:g},... with {steps} falling values, or "
+                f"`ict search-sigmas RUN --steps {steps}` first"
+            )
+        return known[: steps or 1]
     if steps is not None:
         raise UsageError("--steps and --sigmas exclude each other")
     try:
@@ -52,6 +61,13 @@ def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None) -> lis
     except ValueError as error:
         raise UsageError(f"--sigmas {sigmas}: {error}") from error
     return levels
+
+
+def _found(run: Path | None) -> list[float]:
+    from ict_backends.rundir import RunDir
+    from ict_backends.search import found_sigmas
+
+    return found_sigmas(RunDir(run)) if run else []
 
 
 def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 0) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,26 @@ def plot_method(config: Config, path: Path) -> None:
     curriculum.plot(steps, [stage.n for stage in found for _ in range(2)], color="black")
     curriculum.set(title="Curriculum", xlabel="training step", ylabel="N(k)", yscale="log")
     levels.legend(fontsize="small")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=100)
+    write_atomically(path, stream.getvalue())
+
+
+def plot_search(curves: Sequence[Sequence[tuple[float, float]]], metric: str, path: Path) -> None:
+    """Draw (level, metric) points, a curve a step from the second on, into a PNG.
+
+    Raises UsageError where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("--plot needs matplotlib: pip install 'ict[plot]'") from error
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for step, points in enumerate(curves, start=2):
+        axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=3, label=f"step {step}")
+    axes.set(xscale="log", xlabel="noise level of the step", ylabel=metric)
+    axes.legend()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=100)
     write_atomically(path, stream.getvalue())

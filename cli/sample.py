@@ -67,7 +67,7 @@ def sample_command(
     from ict_backends.rundir import RunDir
 
     config = RunDir(run).load_config()
-    levels = resolve_sigmas(config, steps, sigmas)
+    levels = resolve_sigmas(config, steps, sigmas, run=run)
     classes = resolve_labels(config, labels, num, seed=seed)
     rank, world = share_of_work()
     _check_output(out, trajectory, create=not dry_run)

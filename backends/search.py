@@ -1,0 +1,125 @@
+"""Good noise levels for sampling in several steps: found one after the other, by ternary search."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ict_backends.errors import CheckpointError
+from ict_backends.files import write_atomically
+from ict_backends.images import to_uint8
+from ict_backends.randomness import image_noises
+from ict_backends.rundir import RunDir
+from ict_backends.sampling import Model
+
+
+class Point(NamedTuple):
+    """A level that was tried, and what the metric made of it; smaller is better."""
+
+    sigma: float
+    value: float
+
+
+class Step(NamedTuple):
+    """A step of sampling: its level, the metric of the samples up to it, and all that was tried."""
+
+    sigma: float
+    value: float
+    tried: tuple[Point, ...]
+
+
+def search_sigmas(
+    model: Model,
+    steps: int,
+    measure: Callable[[np.ndarray], float],
+    *,
+    num: int,
+    seed: int = 0,
+    labels: np.ndarray | None = None,
+    batch: int = 256,
+    tolerance: float = 0.02,
+    on_point: Callable[[int, Point], object] = lambda step, point: None,
+) -> list[Step]:
+    """Find levels greedily: the best second one, then with it the best third, and so on.   CM algorithm 1, sec. 6.2
+
+    Each is found by ternary search on the scale of sigma^(1 / rho), between sigma_min and the level before, with the
+    same noise for all that is tried; what came before is computed once.
+
+    Args:
+        steps: >= 2, how many levels in all; the first is sigma_max.
+        measure: from images, uint8 [num, c, h, w], to a number that is smaller for better ones.
+        num, seed, labels, batch: of the samples.
+        tolerance: where the search stops, as a share of the whole scale.
+        on_point: called with the number of the step and each point.
+
+    Returns:
+        A `Step` for each level, the first one included.
+    """
+    noise = model.config.noise
+    noises = image_noises(seed, range(num), steps, model.config.data.shape)
+
+    def clean(x: np.ndarray, sigma: float) -> np.ndarray:
+        parts = []
+        for first in range(0, num, batch):
+            rows = slice(first, first + batch)
+            levels = np.full(len(x[rows]), sigma, dtype=np.float32)
+            parts.append(model.consistency(x[rows], levels, None if labels is None else labels[rows]))
+        return np.concatenate(parts)
+
+    def evaluate(step: int, before: np.ndarray, std: float, sigma: float) -> tuple[Point, np.ndarray]:
+        images = clean(before + np.float32(std) * noises[step], sigma)
+        point = Point(sigma, measure(to_uint8(images)))
+        on_point(step + 1, point)
+        return point, images
+
+    point, images = evaluate(0, np.zeros_like(noises[0]), noise.sigma_max, noise.sigma_max)
+    found = [Step(point.sigma, point.value, (point,))]
+    for step in range(1, steps):
+        before = images
+        tried: dict[float, tuple[Point, np.ndarray]] = {}
+
+        def value(place: float, step: int = step, before: np.ndarray = before, tried: dict = tried) -> float:
+            sigma = float(place**noise.rho)
+            if sigma not in tried:
+                tried[sigma] = evaluate(step, before, math.sqrt(sigma**2 - noise.sigma_min**2), sigma)
+            return tried[sigma][0].value
+
+        low, high = noise.sigma_min ** (1 / noise.rho), found[-1].sigma ** (1 / noise.rho)
+        width = tolerance * (noise.sigma_max ** (1 / noise.rho) - low)
+        while high - low > width:
+            third = (high - low) / 3
+            low, high = (low, high - third) if value(low + third) <= value(high - third) else (low + third, high)
+        value((low + high) / 2)
+        point, images = min(tried.values(), key=lambda entry: entry[0].value)
+        found.append(Step(point.sigma, point.value, tuple(p for p, _ in tried.values())))
+    return found
+
+
+def save_search(run: RunDir, steps: Sequence[Step], *, metric: str, num: int) -> None:
+    """Keep what was found with the run, for sampling in as many steps."""
+    record = {
+        "metric": metric,
+        "num": num,
+        "checkpoint": run.latest_checkpoint().name,
+        "sigmas": [step.sigma for step in steps],
+        "values": [step.value for step in steps],
+        "tried": [step.tried for step in steps],
+    }
+    write_atomically(run.sigmas_file, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def found_sigmas(run: RunDir) -> list[float]:
+    """The levels that were found for a run, falling; none where nothing was searched for.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not run.sigmas_file.is_file():
+        return []
+    try:
+        return [float(sigma) for sigma in json.loads(run.sigmas_file.read_text())["sigmas"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"run {run.path}: {run.sigmas_file.name} cannot be read ({error})") from error

@@ -1,0 +1,117 @@
+"""`ict search-sigmas`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+from ict_backends.errors import UsageError
+from ict_cli.options import (
+    backend_option,
+    batch_option,
+    debug_option,
+    device_option,
+    resolve_labels,
+    seed_option,
+    weights_option,
+)
+
+from ict_core import Config
+
+if TYPE_CHECKING:
+    from ict_backends.evaluation import Network
+    from ict_backends.search import Point, Step
+
+
+@click.command("search-sigmas")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--steps", type=click.IntRange(min=2), default=2, show_default=True, help="Levels to find, up to so many."
+)
+@click.option(
+    "--metric", help="What is made small: pixel-fd, fid, kid or sw.  [default: pixel-fd; fid with --features]"
+)
+@click.option("--features", help="Network of fid and kid, as for `ict eval`.")
+@click.option("--data", help="Images to compare with.  [default: those the run was trained on]")
+@click.option(
+    "--num", type=click.IntRange(min=2), default=2000, show_default=True, help="Samples for each level tried."
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the metric over the levels into a PNG.")
+@seed_option
+@weights_option
+@backend_option
+@batch_option
+@device_option
+@debug_option
+def search_sigmas_command(
+    run: Path,
+    steps: int,
+    metric: str | None,
+    features: str | None,
+    data: str | None,
+    num: int,
+    plot: Path | None,
+    seed: int,
+    weights: str,
+    backend: str,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Find good noise levels for sampling in several steps, and keep them with the run.
+
+    The second level is found first, then with it the third, and so on, each by ternary search. `ict sample --steps N`
+    and `ict eval --steps N` use them from then on.
+    """
+    from ict_backends import load_backend
+    from ict_backends.rundir import RunDir
+    from ict_backends.search import save_search, search_sigmas
+    from ict_cli.eval import load_network
+
+    config = RunDir(run).load_config()
+    if plot is not None and plot.suffix != ".png":
+        raise UsageError(f"--plot {plot} must end in .png")
+    network = load_network(features, device)
+    name = metric or ("fid" if network else "pixel-fd")
+    measure = _measure(name, network, data or config.data.source, num, config)
+    model = load_backend(backend).load_model(run, weights=weights, device=device)
+    labels = resolve_labels(config, None, num)
+
+    def show(step: int, point: Point) -> None:
+        click.echo(f"step {step}: sigma {point.sigma:<10.4g} {name} {point.value:.5g}")
+
+    found = search_sigmas(model, steps, measure, num=num, seed=seed, labels=labels, batch=batch_size, on_point=show)
+    save_search(RunDir(run), found, metric=name, num=num)
+    for i, step in enumerate(found, start=1):
+        levels = ",".join(f"{s.sigma:.4g}" for s in found[:i])
+        click.echo(f"{i} step{'s' * (i > 1)}: --sigmas {levels}   {name} {step.value:.5g}")
+    if plot is not None:
+        _plot(found, name, plot)
+        click.echo(f"plot: {plot}")
+
+
+def _measure(
+    name: str, network: Network | None, source: str, num: int, config: Config
+) -> Callable[[np.ndarray], float]:
+    """The metric of images against the data."""
+    from ict_backends.evaluation import compare, gather, in_batches, read_metrics
+    from ict_cli.eval import Samples, check_shape, check_sizes, read_reference
+
+    if name in ("is", "pr"):
+        raise UsageError(f"--metric {name} is no distance; take pixel-fd, fid, kid or sw")
+    names = read_metrics(name, network)
+    if len(names) != 1:
+        raise UsageError(f"--metric {name} must be one of pixel-fd, fid, kid, sw")
+    reference = read_reference(source, names, network)
+    check_shape(config, reference.shape)
+    check_sizes(names, Samples("--num", num, config.data.shape, None), reference, network)
+    gathered = reference.gather(names, network)
+    return lambda images: compare(names, gather(in_batches(images), names, network), gathered)[0].value
+
+
+def _plot(found: Sequence[Step], name: str, path: Path) -> None:
+    from ict_cli.plot import plot_search
+
+    plot_search([[(p.sigma, p.value) for p in step.tried] for step in found[1:]], name, path)
