@@ -58,3 +58,11 @@ def labelled_run(tmp_path_factory, images_file):
     """A short conditional run on the twelve images. Tests must not change it."""
     path = tmp_path_factory.mktemp("runs") / "labelled"
     return trained(path, f"--data={images_file}", "--set=network.num_classes=3")
+
+
+@pytest.fixture(scope="session")
+def rgb_run(tmp_path_factory):
+    """A short run on random RGB images of 8x8. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("rgb")
+    np.savez(folder / "x.npz", np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8))
+    return trained(folder / "run", f"--data={folder / 'x.npz'}")

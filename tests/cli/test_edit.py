@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -21,19 +20,6 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 def load(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image).astype(int)
-
-
-@pytest.fixture(scope="module")
-def rgb_run(tmp_path_factory):
-    """A short run on random RGB images of 8x8. Tests must not change it."""
-    from ict_cli.main import run
-
-    folder = tmp_path_factory.mktemp("rgb")
-    np.savez(folder / "x.npz", np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8))
-    with pytest.raises(SystemExit) as stop:
-        run(["train", f"--data={folder / 'x.npz'}", f"--out={folder / 'run'}", *TINY])
-    assert stop.value.code == 0
-    return folder / "run"
 
 
 @pytest.fixture
