@@ -49,6 +49,22 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int) -> Path:
         NonFiniteError: a weight is NaN or infinite; nothing is written, and the older checkpoints stay.
         CheckpointError, OSError: it cannot be written, as on a full disk; the older checkpoints stay.
     """
+    folder = run.checkpoint_folder(checkpoint.step)
+    write_checkpoint(folder, checkpoint, last=(run.checkpoints()[-1:] or ["none"])[0])
+    for old in run.checkpoints()[:-keep] if keep else []:
+        shutil.rmtree(old)
+    return folder
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, last: object = "none") -> None:
+    """Write a checkpoint into a folder of its own, whole or not at all; one that is there is replaced.
+
+    Args:
+        last: the last good checkpoint, to be named where this one is not.
+
+    Raises:
+        NonFiniteError, CheckpointError, OSError: as `save_checkpoint`.
+    """
     # safetensors stores the memory of an array, whatever its strides.
     arrays = {
         f"{group}/{name}": np.asarray(a, order="C")
@@ -57,9 +73,7 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int) -> Path:
     }
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
-        last = run.checkpoints()[-1:] or ["none"]
-        raise NonFiniteError(f"{bad[0]} is not finite after step {checkpoint.step}; last good checkpoint: {last[0]}")
-    folder = run.checkpoint_folder(checkpoint.step)
+        raise NonFiniteError(f"{bad[0]} is not finite after step {checkpoint.step}; last good checkpoint: {last}")
     with whole_folder(folder) as temporary:
         try:
             save_file(arrays, temporary / _TENSORS)
@@ -68,9 +82,6 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int) -> Path:
         digest = hashlib.sha256((temporary / _TENSORS).read_bytes()).hexdigest()
         state = {"format": FORMAT, "step": checkpoint.step, "sha256": digest}
         (temporary / _STATE).write_text(json.dumps(state, indent=2) + "\n")
-    for old in run.checkpoints()[:-keep] if keep else []:
-        shutil.rmtree(old)
-    return folder
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

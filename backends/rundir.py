@@ -3,6 +3,8 @@
 RUN/config.toml                     the resolved configuration
 RUN/data.json                       count and sha256 of the images
 RUN/metrics.jsonl                   one JSON object a logged step
+RUN/evals.jsonl                     one JSON object an evaluation, where training evaluates
+RUN/best/                           the checkpoint whose evaluation was best
 RUN/sigmas.json                     levels for sampling in several steps, where they were searched for
 RUN/samples/step_00000100.png       one-step samples from the EMA weights, always from the same noise
 RUN/checkpoints/step_00000100/      state.safetensors and state.json
@@ -45,6 +47,16 @@ class RunDir:
         return self.path / "data.json"
 
     @property
+    def evals_file(self) -> Path:
+        """RUN/evals.jsonl."""
+        return self.path / "evals.jsonl"
+
+    @property
+    def best_folder(self) -> Path:
+        """RUN/best."""
+        return self.path / "best"
+
+    @property
     def sigmas_file(self) -> Path:
         """RUN/sigmas.json."""
         return self.path / "sigmas.json"
@@ -68,6 +80,17 @@ class RunDir:
         if not found:
             raise CheckpointError(f"run {self.path} has no checkpoints in {self.path / 'checkpoints'}")
         return found[-1]
+
+    def checkpoint_of(self, weights: str) -> Path:
+        """The folder of the checkpoint that has the weights "ema" or "raw" (the newest), or "best".
+
+        Raises CheckpointError where there is none.
+        """
+        if weights != "best":
+            return self.latest_checkpoint()
+        if not self.best_folder.is_dir():
+            raise CheckpointError(f"run {self.path} has no best checkpoint: it was trained without eval.every")
+        return self.best_folder
 
     def load_config(self) -> Config:
         """The run's configuration. Raises CheckpointError where this is no run."""

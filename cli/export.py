@@ -32,9 +32,9 @@ def diffusers_command(run: Path, out: Path, weights: str) -> None:
     config = RunDir(run).load_config()
     check_exportable(config)
     check_new_folder(out)
-    folder = RunDir(run).latest_checkpoint()
+    folder = RunDir(run).checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
-    arrays = checkpoint.ema if weights == "ema" else checkpoint.params
+    arrays = checkpoint.params if weights == "raw" else checkpoint.ema
     check_arrays(f"checkpoint {folder}", parameter_shapes(config), arrays)
     write_diffusers(arrays, config, out)
     second = nearest_timestep(config, config.sample.second_sigma)

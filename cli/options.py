@@ -20,7 +20,11 @@ seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the noise."
 )
 weights_option = click.option(
-    "--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Averaged or last weights."
+    "--weights",
+    type=click.Choice(["ema", "raw", "best"]),
+    default="ema",
+    show_default=True,
+    help="Averaged weights, last ones, or the averaged ones of the best evaluation.",
 )
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images computed at a time."

@@ -81,7 +81,7 @@ def sample_command(
         if rank == 0:
             _write_grid(model, out, num, levels, seed, classes, batch_size)
     else:
-        checkpoint = RunDir(run).latest_checkpoint().name
+        checkpoint = RunDir(run).checkpoint_of(weights).name
         what = {"run": str(run.resolve()), "checkpoint": checkpoint, "weights": weights, "num": num, "sigmas": levels}
         _write_many(
             model, out, num, levels, seed, classes, batch_size, what | {"seed": seed, "labels": labels}, rank, world

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # What may differ when a run is resumed: it changes what is written or held in memory, not what is computed.
 _FREE_ON_RESUME = {
     "data.source",
+    "eval.every",
+    "eval.metric",
+    "eval.num",
     "network.checkpoint",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -277,6 +277,28 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Measuring while training: one-step samples of the averaged weights against the data, of their pixels.
+
+    Attributes:
+        every: in steps, and after the last one; 0 for never.
+        num: how many samples.
+        metric: "pixel-fd" (Frechet distance), "kid" (kernel distance) or "sw" (sliced Wasserstein distance); the
+            checkpoint where it is smallest is kept.
+    """
+
+    every: int = 0
+    num: int = 1000
+    metric: str = "pixel-fd"
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, "eval.every", self.every, ">= 0 (0: never)")
+        _require(self.num >= 2, "eval.num", self.num, ">= 2")
+        ok = self.metric in ("pixel-fd", "kid", "sw")
+        _require(ok, "eval.metric", self.metric, '"pixel-fd", "kid" or "sw"')
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run. Sections check themselves; this checks what they must agree on."""
 
@@ -287,6 +309,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         _, height, width = self.data.shape

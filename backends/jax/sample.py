@@ -108,7 +108,7 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
 
     Args:
         path: the run's folder.
-        weights: "ema" or "raw".
+        weights: "ema", "raw", or "best": the averaged ones of the best evaluation during training.
         device: "auto", or a platform such as "cpu" or "cuda", or one of its devices such as "cuda:1".
 
     Raises:
@@ -116,8 +116,8 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     """
     run = RunDir(Path(path))
     config, mesh = run.load_config(), check_device(device)
-    folder = run.latest_checkpoint()
+    folder = run.checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
-    arrays = checkpoint.ema if weights == "ema" else checkpoint.params
+    arrays = checkpoint.params if weights == "raw" else checkpoint.ema
     params, constants = load_arrays(abstract_network(config)[1:], arrays, mesh, f"checkpoint {folder}")
     return Model(config, params, constants, mesh)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import numpy as np
 from ict_backends.checkpoint import load_checkpoint, save_checkpoint
 from ict_backends.data import Dataset
+from ict_backends.evaluator import Evaluator
 from ict_backends.images import save_grid
 from ict_backends.jax.device import check_batch_size, check_device, replicated
 from ict_backends.jax.sample import Model
@@ -45,6 +47,8 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
     done = int(state.step)
     stride = steps_per_dispatch(config, mesh, done)
 
+    evaluator = Evaluator(run, config, dataset.images, first=done)
+
     with Progress(run, config, first=done, to_host=np.asarray) as progress:
         while done < config.train.total_steps:
             plans = [plan_step(config, step, len(images)) for step in range(done, done + stride)]
@@ -57,13 +61,18 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
                 save_checkpoint(run, to_checkpoint(state), keep=config.train.keep_checkpoints)
             if is_due(done, config.train.sample_every, config.train.total_steps):
                 save_grid(run.samples_file(done), preview(Model(config, state.ema, state.constants, mesh)))
+            evaluator.after(
+                done, partial(Model, config, state.ema, state.constants, mesh), partial(to_checkpoint, state)
+            )
 
 
 def steps_per_dispatch(config: Config, mesh: Mesh, first: int = 0) -> int:
     """The largest number of steps, up to 8 or on the CPU 1, that divides all intervals, the whole and `first`."""
     train = config.train
     most = _MOST_STEPS_ON_CPU if mesh.devices.flat[0].platform == "cpu" else _MOST_STEPS
-    common = math.gcd(first, train.total_steps, train.log_every, train.checkpoint_every, train.sample_every)
+    common = math.gcd(
+        first, train.total_steps, train.log_every, train.checkpoint_every, train.sample_every, config.eval.every
+    )
     return max(n for n in range(1, most + 1) if common % n == 0)
 
 

@@ -89,7 +89,7 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
 
     Args:
         path: the run's folder.
-        weights: "ema" or "raw".
+        weights: "ema", "raw", or "best": the averaged ones of the best evaluation during training.
         device: "auto" for all GPUs, or the CPU; or a torch device such as "cpu" or "cuda:1".
 
     Raises:
@@ -97,9 +97,9 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     """
     run = RunDir(Path(path))
     config, where = run.load_config(), check_device(device)
-    folder = run.latest_checkpoint()
+    folder = run.checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
     module = make_network(config)
-    load_arrays(module, checkpoint.ema if weights == "ema" else checkpoint.params, f"checkpoint {folder}")
+    load_arrays(module, checkpoint.params if weights == "raw" else checkpoint.ema, f"checkpoint {folder}")
     others = other_devices(device)
     return Model(config, module.to(where), tuple(copy.deepcopy(module).to(other) for other in others))

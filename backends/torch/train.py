@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from ict_backends.checkpoint import load_checkpoint, save_checkpoint
 from ict_backends.data import Dataset
+from ict_backends.evaluator import Evaluator
 from ict_backends.images import save_grid
 from ict_backends.plan import is_due, plan_step
 from ict_backends.progress import Progress
@@ -34,6 +35,8 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
     images = torch.from_numpy(dataset.images).to(where)
     labels = torch.from_numpy(dataset.labels).to(where) if config.network.num_classes else None
 
+    evaluator = Evaluator(run, config, dataset.images, first=state.step)
+
     with Progress(run, config, first=state.step, to_host=lambda losses: losses.cpu().numpy()) as progress:
         while state.step < config.train.total_steps:
             plan = plan_step(config, state.step, len(images))
@@ -46,6 +49,7 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
                 save_checkpoint(run, to_checkpoint(state), keep=config.train.keep_checkpoints)
             if is_due(state.step, config.train.sample_every, config.train.total_steps):
                 save_grid(run.samples_file(state.step), preview(Model(config, state.ema)))
+            evaluator.after(state.step, lambda: Model(config, state.ema), lambda: to_checkpoint(state))
 
 
 def _restore(config: Config, run: RunDir, device: torch.device) -> TrainState:

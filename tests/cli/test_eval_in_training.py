@@ -1,0 +1,95 @@
+"""`eval.every`: the curve, the best checkpoint, and that evaluating changes nothing of the training."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from ict_backends import load_backend
+from ict_backends.checkpoint import load_checkpoint
+from ict_backends.rundir import RunDir
+from tiny import TINY
+
+SMALL = [t for t in TINY if not t.startswith("--steps")]
+KEEP = "--set=train.keep_checkpoints=0"
+EVAL = ["--set=eval.every=2", "--set=eval.num=70"]
+
+
+def train(ict, path, *arguments, steps=6):
+    return ict("train", f"--out={path}", *SMALL, f"--steps={steps}", "--set=train.learning_rate=1e-2", *arguments)
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in (path / "evals.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_it_measures_and_keeps_the_best(ict, tmp_path, backend) -> None:
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    done = train(ict, run, *EVAL, "--set=train.ema_decay=0.5", f"--backend={backend}")
+    assert done.code == 0, done.err
+    found = lines(run)
+    assert [line["step"] for line in found] == [2, 4, 6]
+    best = min(found, key=lambda line: line["value"])
+    assert load_checkpoint(run / "best").step == best["step"]
+    # It is what `ict eval` makes of those weights.
+    for weights, line in (("ema", found[-1]), ("best", best)):
+        arguments = ("--num", 70, "--weights", weights, "--json", tmp_path / "x.json", f"--backend={backend}")
+        assert ict("eval", run, *arguments, "--device", "cpu").code == 0
+        assert json.loads((tmp_path / "x.json").read_text())["pixel-fd"] == pytest.approx(line["value"], rel=1e-3)
+    assert train(ict, plain, "--set=train.ema_decay=0.5", f"--backend={backend}").code == 0
+    assert not (plain / "evals.jsonl").exists()
+    ours, theirs = (load_checkpoint(RunDir(p).latest_checkpoint()) for p in (run, plain))
+    assert all(np.array_equal(ours.params[name], theirs.params[name]) for name in theirs.params)
+
+
+def test_a_resumed_run_has_the_same_curve_and_the_same_best(ict, tmp_path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert train(ict, whole, *EVAL, "--set=eval.metric=sw").code == 0
+    assert train(ict, run, *EVAL, "--set=eval.metric=sw", "--set=train.checkpoint_every=2", KEEP).code == 0
+    for step in (4, 6):  # as if it had been cut off after its third step
+        folder = RunDir(run).checkpoint_folder(step)
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    (run / "evals.jsonl").write_text(
+        json.dumps(lines(run)[0]) + "\n" + json.dumps({**lines(run)[1], "value": -1}) + "\n"
+    )
+    assert ict("train", "--resume", f"--out={run}", "--device=cpu").code == 0
+    assert lines(run) == lines(whole)
+    assert load_checkpoint(run / "best").step == load_checkpoint(whole / "best").step
+
+
+def test_what_goes_wrong_is_said_and_training_goes_on(ict, tmp_path, monkeypatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ict_backends.evaluator.write_checkpoint", fail)
+    done = train(ict, tmp_path / "run", *EVAL)
+    assert done.code == 0
+    assert "no evaluation after step 2" in done.out
+    assert "No space left on device" in done.out
+    assert not (tmp_path / "run" / "evals.jsonl").exists()
+
+
+@pytest.mark.parametrize("metric", ["kid", "sw"])
+def test_other_metrics(ict, tmp_path, metric) -> None:
+    assert train(ict, tmp_path / "run", *EVAL, f"--set=eval.metric={metric}", steps=2).code == 0
+    (line,) = lines(tmp_path / "run")
+    assert line["metric"] == metric
+    assert np.isfinite(line["value"])
+
+
+def test_wrong_settings_are_refused_in_one_line(ict, tmp_path, digits_run) -> None:
+    for code, says, arguments in (
+        (2, "eval.every must be >= 0", ["--set=eval.every=-1"]),
+        (2, "eval.num must be >= 2", ["--set=eval.num=1"]),
+        (2, 'eval.metric must be "pixel-fd", "kid" or "sw"', ["--set=eval.metric=fid"]),
+        (1, "eval.num = 60 gives 60 images; pixel-fd needs 65", [*EVAL, "--set=eval.num=60"]),
+    ):
+        done = train(ict, tmp_path / "run", *arguments)
+        assert (done.code, says in done.err, done.err.count("\n")) == (code, True, 1), done.err
+    refused = ict("sample", digits_run, "--out", tmp_path / "x.png", "--weights", "best")
+    assert (refused.code, "has no best checkpoint" in refused.err) == (1, True)
+    assert load_backend("torch").load_model(digits_run, weights="raw", device="cpu")
