@@ -12,6 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from ict_backends.cost import OFFICIAL_PARAMETERS, forward_flops, step_flops, training_memory
 from ict_backends.diffusers_adm import unet_settings
+from ict_backends.jcm_ncsnpp import official_names, to_official_shape
+from ict_backends.ncsnpp_spec import ncsnpp_parameters
 from ict_backends.networks import count_parameters
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.step import init_state
@@ -19,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from twins import configs
 
-from ict_core import Config, load_preset
+from ict_core import Config, NCSNppConfig, load_preset
 from ict_core.config import replace
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
@@ -169,3 +171,16 @@ def test_memory_is_what_training_holds() -> None:
     state.optimizer.step()
     moments = [a for s in state.optimizer.state.values() for key, a in s.items() if key != "step"]
     assert memory.optimizer == sum(a.nbytes for a in moments)
+
+
+@pytest.mark.parametrize(
+    ("nf", "mult", "blocks", "attention", "size"),
+    [(128, [2, 2, 2], 4, [16], 32), (32, [1, 2, 4], 2, [32, 8], 32), (16, [1], 1, [], 8), (8, [1, 1, 2], 1, [4, 2], 8)],
+)
+def test_a_released_file_has_the_names_and_shapes_that_the_import_asks_for(nf, mult, blocks, attention, size) -> None:
+    """At the size of the released CIFAR-10 models, and at others, with attention at none and at several levels."""
+    config = NCSNppConfig(channels=nf, channel_mult=tuple(mult), blocks=blocks, attention_resolutions=tuple(attention))
+    names = official_names(config, (3, size, size))
+    ours = ncsnpp_parameters(config, (3, size, size))
+    asked = {names[name]: to_official_shape(shape, names[name]) for name, shape in ours.items()}
+    assert asked == official_ncsnpp(nf, mult, blocks, attention, size)
