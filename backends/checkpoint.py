@@ -133,6 +133,16 @@ def _read_state(folder: Path) -> tuple[int, str]:
         raise CheckpointError(f"checkpoint {folder} is damaged: {_STATE} cannot be read ({error})") from error
 
 
+def read_step(folder: Path) -> int:
+    """The step after which a checkpoint was written. Raises CheckpointError as reading it does."""
+    return _read_state(folder)[0]
+
+
+def read_digest(folder: Path) -> str:
+    """The sha256 of a checkpoint's arrays, which tells it from every other. Raises CheckpointError as reading does."""
+    return _read_state(folder)[1]
+
+
 def check_arrays(what: str, expected: dict[str, tuple[int, ...]], found: Arrays) -> None:
     """Raise CheckpointError, listing every difference, unless `found` has just the expected names and shapes."""
     missing = sorted(expected.keys() - found.keys())

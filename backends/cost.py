@@ -52,13 +52,17 @@ def _halvings(name: str, levels: int) -> int:
     return levels - 1 - number - (step == "up")
 
 
+def forward_passes(config: Config) -> int:
+    """What a training step costs for an image, in forward passes."""
+    return 5 if config.network.checkpoint else 4
+
+
 def step_flops(config: Config) -> int:
     """Operations of one training step: the teacher's and the student's forward, and twice as many for the gradient.
 
     With checkpointing, the student's forward is computed once more.
     """
-    forwards = 5 if config.network.checkpoint else 4
-    return forwards * config.train.batch_size * forward_flops(config)
+    return forward_passes(config) * config.train.batch_size * forward_flops(config)
 
 
 class Memory(NamedTuple):

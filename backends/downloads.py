@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -29,7 +30,7 @@ def fetch_inception(url: str = _URL) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise DataError(
             f"--features {INCEPTION} cannot be downloaded from {url} ({reason}); give the file itself instead"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from einops import rearrange, reduce
+from einops import rearrange
 from ict_backends.data import describe_shape
 from ict_backends.errors import DataError, UsageError
 from ict_backends.images import to_uint8
@@ -103,8 +103,7 @@ def fit_image(image: np.ndarray, shape: Sequence[int], *, resize: bool, what: st
         return image
     if not resize:
         raise DataError(
-            f"{what} is {describe_shape(image.shape)}, but the model's images are {describe_shape(shape)}; "
-            "--resize makes it fit"
+            f"{what} is {describe_shape(image.shape)}, but {describe_shape(shape)} is needed; --resize makes it fit"
         )
     channels, height, width = shape
     side = min(image.shape[1:])
@@ -116,16 +115,23 @@ def fit_image(image: np.ndarray, shape: Sequence[int], *, resize: bool, what: st
     return pixels[None] if channels == 1 else rearrange(pixels, "h w c -> c h w")
 
 
+def to_grey_pixels(image: np.ndarray) -> np.ndarray:
+    """[c, h, w] uint8 as grey, [1, h, w], of its own size."""
+    if len(image) == 1:
+        return image
+    return np.asarray(Image.fromarray(rearrange(image, "c h w -> h w c")).convert("L"))[None]
+
+
 def lower(images: Images, factor: int) -> Images:
     """The means of factor x factor patches: [b, c, h, w] to [b, c, h / factor, w / factor]."""
     if images.shape[2] % factor:
         raise UsageError(f"--factor {factor} must divide the image's size, {images.shape[2]}")
-    return reduce(images, "b c (h p) (w q) -> b c h w", "mean", p=factor, q=factor)
+    return editing.patch_means(images, size=factor)
 
 
 def enlarge(images: Images, factor: int) -> Images:
     """Each pixel repeated: [b, c, h, w] to [b, c, factor h, factor w]."""
-    return images.repeat(factor, axis=2).repeat(factor, axis=3)
+    return editing.repeat_pixels(images, size=factor)
 
 
 def side_by_side(*columns: Images) -> np.ndarray:

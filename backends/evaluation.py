@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -98,7 +99,8 @@ def gather(
     features, probabilities, pixels, count = [], [], [], 0
     for images in batches:
         count += len(images)
-        flat = to_float(images).reshape(len(images), -1)
+        pixels_wanted = wanted & {"pixel-fd", "sw"} or (network is None and wanted & {"kid", "pr"})
+        flat = to_float(images).reshape(len(images), -1) if pixels_wanted else np.empty(0)
         if wanted & {"fid", "kid", "pr"}:
             found = flat if network is None else network.features(images)
             if "fid" in wanted:
@@ -174,11 +176,17 @@ def check_counts(metrics: Sequence[str], count: int, dims: int | None, pixels: i
         pixels: number of values of an image.
         what: names the set: "--num 12" or "data x.npz".
     """
-    needed = {"fid": (dims or 1) + 1, "pixel-fd": pixels + 1, "kid": 2, "pr": _NEIGHBOURS + 1, "is": _SPLITS, "sw": 1}
     for name in metrics:
-        if count < needed[name]:
-            reason = f" (a covariance of {needed[name] - 1} values)" if name in ("fid", "pixel-fd") else ""
-            raise DataError(f"{what} gives {count} images; {name} needs {needed[name]} at least{reason}")
+        needed = images_needed(name, dims, pixels)
+        if count < needed:
+            reason = f" (a covariance of {needed - 1} values)" if name in ("fid", "pixel-fd") else ""
+            raise DataError(f"{what} gives {count} images; {name} needs {needed} at least{reason}")
+
+
+def images_needed(metric: str, dims: int | None, pixels: int) -> int:
+    """How many images a metric needs of each set: for a covariance of d values, d + 1."""
+    needed = {"fid": (dims or 1) + 1, "pixel-fd": pixels + 1, "kid": 2, "pr": _NEIGHBOURS + 1, "is": _SPLITS, "sw": 1}
+    return needed[metric]
 
 
 def read_moments(path: Path) -> Moments | None:
@@ -187,12 +195,12 @@ def read_moments(path: Path) -> Moments | None:
     Returns None where the file has none. Raises DataError where they do not belong together.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             if not {"mu", "sigma"} <= set(file.files):
                 return None
             mean, cov = (file[name].astype(np.float64) for name in ("mu", "sigma"))
             count = int(file["count"]) if "count" in file.files else 0
-    except (OSError, ValueError, EOFError, TypeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"data {path} cannot be read: {error}") from error
     if (
         mean.ndim != 1
@@ -212,12 +220,13 @@ def cached_moments(images: np.ndarray, kind: str, compute: Callable[[], Moments]
     Args:
         kind: "pixels", or the digest of the network.
     """
-    key = hashlib.sha256(images.tobytes() + repr(images.shape).encode() + kind.encode()).hexdigest()[:32]
-    path = cache_folder() / f"reference-{key}.npz"
-    if path.is_file():
-        found = read_moments(path)
-        if found is not None:
-            return found
+    key = hashlib.sha256(np.ascontiguousarray(images))
+    key.update(f"{images.shape} {kind}".encode())
+    path = cache_folder() / f"reference-{key.hexdigest()[:32]}.npz"
+    with contextlib.suppress(DataError):  # what is damaged is computed again
+        known = read_moments(path) if path.is_file() else None
+        if known is not None:
+            return known
     found = compute()
     with contextlib.suppress(OSError):  # a cache that cannot be written saves no time and loses nothing
         write_atomically(path, encode_npz(mu=found.mean, sigma=found.cov, count=np.array(found.count)))

@@ -7,6 +7,20 @@ import os
 from ict_backends.errors import UsageError
 
 
+def local_rank() -> int | None:
+    """The number of this process on its machine, from LOCAL_RANK, which torchrun sets; None without it.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    number = os.environ.get("LOCAL_RANK")
+    if number is None:
+        return None
+    if not number.isdecimal():
+        raise UsageError(f"environment: LOCAL_RANK = {number} must be a number >= 0, as torchrun sets it")
+    return int(number)
+
+
 def share_of_work() -> tuple[int, int]:
     """(rank, world size) from RANK and WORLD_SIZE, which torchrun and its like set; (0, 1) without them.
 

@@ -18,6 +18,14 @@ from tqdm import tqdm
 
 from ict_core import Config
 
+# One sees a consistency model fail at some levels before it fails at all of them.
+BANDS = 8
+
+
+def band_edges(config: Config) -> list[float]:
+    """[9] noise levels from sigma_min to sigma_max, by equal factors: the bands that losses are logged in."""
+    return [float(s) for s in np.geomspace(config.noise.sigma_min, config.noise.sigma_max, BANDS + 1)]
+
 
 class Progress:
     """A context around the training loop.
@@ -40,6 +48,7 @@ class Progress:
             total=config.train.total_steps, initial=first, unit="step", file=sys.stderr, dynamic_ncols=True
         )
         self._since = time.perf_counter()
+        self._edges = band_edges(config)
 
     def __enter__(self) -> Progress:
         return self
@@ -64,12 +73,19 @@ class Progress:
         now, (step, plan, _) = time.perf_counter(), self._pending[-1]
         speed = losses.size / (now - self._since)
         record = {"step": step + 1, "n": plan.n, "loss": float(losses.mean()), "images_per_second": round(speed, 1)}
+        record["loss_bands"] = self._by_level(losses)
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
         self._bar.set_postfix_str(f"N={plan.n} loss={record['loss']:.4g} {speed:.0f} images/s", refresh=False)
         self._bar.update(len(self._pending))
         self._pending.clear()
         self._since = now
+
+    def _by_level(self, losses: np.ndarray) -> list[float | None]:
+        """The mean loss in each band of the student's level; None where no image was in it."""
+        levels = np.stack([plan.levels.sigma_hi for _, plan, _ in self._pending])
+        bands = np.clip(np.searchsorted(self._edges, levels, side="left") - 1, 0, BANDS - 1)
+        return [float(losses[bands == i].mean()) if (bands == i).any() else None for i in range(BANDS)]
 
     def _describe_nonfinite(self, losses: np.ndarray) -> str:
         row, column = np.argwhere(~np.isfinite(losses))[0]

@@ -89,7 +89,9 @@ class RunDir:
         if weights != "best":
             return self.latest_checkpoint()
         if not self.best_folder.is_dir():
-            raise CheckpointError(f"run {self.path} has no best checkpoint: it was trained without eval.every")
+            raise CheckpointError(
+                f"run {self.path} has no best checkpoint: no evaluation (eval.every) has come to an end"
+            )
         return self.best_folder
 
     def load_config(self) -> Config:

@@ -17,17 +17,20 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from ict_backends.errors import DataError, UsageError
+from ict_backends.errors import UsageError
 from ict_backends.files import write_atomically
 from ict_backends.images import save_folder, save_npz
 
 _MANIFEST = ".ict-sample.json"
-# A share that another process has not finished, nor anything new of it, for so long is given up.
-_PATIENCE_SECONDS = 1800.0
+# How long the first process waits for something new of the others'.
+_PATIENCE_SECONDS = 120.0
 
 
 class Sink(Protocol):
-    """Where images go."""
+    """Where images go: the output, and what it is samples of."""
+
+    out: Path
+    what: Mapping[str, object]
 
     def missing(self) -> list[int]:
         """The numbers of the images that are not there yet."""
@@ -47,35 +50,92 @@ def share(indices: Sequence[int], batch: int, rank: int, world: int) -> list[int
     return [i for i in indices if i // batch % world == rank]
 
 
+def open_sink(out: Path, num: int, what: Mapping[str, object], *, rank: int = 0) -> Sink | None:
+    """The files for `num` samples: an .npz, or a folder. None where they are whole, and this process has come late.
+
+    Args:
+        what: says what they are samples of; files of others are refused.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    if rank > 0 and _read(_done_file(out)) == what:
+        return None
+    if rank == 0:
+        _done_file(out).unlink(missing_ok=True)
+    check_sink(out, what)
+    return NpzSink(out, num, what) if out.suffix else FolderSink(out, num, what)
+
+
+def check_sink(out: Path, what: Mapping[str, object]) -> bool:
+    """Whether a part of these samples is there already. Raises UsageError, naming what differs, for others'."""
+    folder = _parts_folder(out)
+    if not folder.exists():
+        return False
+    known = _read(folder / _MANIFEST)
+    if known is None:
+        # What has the manifest's name in its own is another process's, about to become it.
+        names = {path.name for path in folder.iterdir()} - {_MANIFEST}
+        if any(not name.startswith(f".{_MANIFEST}.") for name in names):
+            raise UsageError(f"--out {out} is not an empty folder; choose another one")
+        return False
+    differ = [f"{key} is {known.get(key)} and not {value}" for key, value in what.items() if known.get(key) != value]
+    if differ:
+        raise UsageError(f"--out {out} holds other samples ({'; '.join(differ)}); choose another one")
+    return True
+
+
+def _parts_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.parts") if out.suffix else out
+
+
+def _done_file(out: Path) -> Path:
+    """What tells processes that start when all is done that it is."""
+    return out.with_name(f".{out.name}.done")
+
+
+def _read(manifest: Path) -> dict[str, object] | None:
+    try:
+        known = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) else None
+
+
+def _write(manifest: Path, what: Mapping[str, object]) -> None:
+    write_atomically(manifest, (json.dumps(what, indent=2) + "\n").encode())
+
+
 class FolderSink:
     """A PNG an image. The files themselves say what is there."""
 
     def __init__(self, out: Path, num: int, what: Mapping[str, object]) -> None:
-        self._out, self._num = out, num
-        _claim(out, what, f"--out {out}")
+        self.out, self.what, self._num = out, what, num
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / _MANIFEST, what)
 
     def missing(self) -> list[int]:
         """The numbers without a file."""
-        there = {path.name for path in self._out.iterdir()}
+        there = {path.name for path in self.out.iterdir()}
         return [i for i in range(self._num) if f"{i:06d}.png" not in there]
 
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
         """Write a file each."""
         for i, image in zip(indices, images, strict=True):
-            save_folder(self._out, image[None], first=i)
+            save_folder(self.out, image[None], first=i)
 
     def finish(self, labels: np.ndarray | None) -> None:
         """Leave images alone."""
-        (self._out / _MANIFEST).unlink(missing_ok=True)
+        (self.out / _MANIFEST).unlink(missing_ok=True)
 
 
 class NpzSink:
     """One .npz at the end; until then its parts are kept beside it."""
 
     def __init__(self, out: Path, num: int, what: Mapping[str, object]) -> None:
-        self._out, self._num = out, num
-        self._parts = out.with_name(f".{out.name}.parts")
-        _claim(self._parts, what, f"--out {out}")
+        self.out, self.what, self._num = out, what, num
+        self._parts = _parts_folder(out)
+        _write(self._parts / _MANIFEST, what)
 
     def missing(self) -> list[int]:
         """The numbers in no part."""
@@ -100,33 +160,13 @@ class NpzSink:
             if images is None:
                 images = np.empty((self._num, *part.shape[1:]), dtype=np.uint8)
             images[first : last + 1] = part
-        save_npz(self._out, images, labels)
+        save_npz(self.out, images, labels)
         shutil.rmtree(self._parts)
 
     def _found(self) -> Iterator[tuple[int, int, Path]]:
         for path in sorted(self._parts.glob("*.npy")):
             if match := re.fullmatch(r"(\d+)-(\d+)\.npy", path.name):
                 yield int(match[1]), int(match[2]), path
-
-
-def _claim(folder: Path, what: Mapping[str, object], name: str) -> None:
-    """Make a folder for these samples; one that holds a part of them goes on. Several processes may do so at once.
-
-    Raises UsageError, naming what differs, where it holds others.
-    """
-    manifest = folder / _MANIFEST
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        known = json.loads(manifest.read_text())
-    except (OSError, ValueError) as error:
-        # What has the manifest's name in its own is another process's, about to become it.
-        if any(not path.name.startswith(f".{_MANIFEST}.") for path in folder.iterdir() if path != manifest):
-            raise UsageError(f"{name} is not an empty folder; choose another one") from error
-        write_atomically(manifest, (json.dumps(what, indent=2) + "\n").encode())
-        return
-    differ = [f"{key} is {known.get(key)} and not {value}" for key, value in what.items() if known.get(key) != value]
-    if differ:
-        raise UsageError(f"{name} holds other samples ({'; '.join(differ)}); choose another one")
 
 
 def draw_into(
@@ -141,35 +181,39 @@ def draw_into(
 ) -> bool:
     """Draw what is missing of this process's share; the first process then waits for the others' and finishes.
 
+    Where nothing of the others' has come for two minutes, it draws that too: they may have been killed.
+
     Args:
         draw: from numbers to their images, uint8, in batches.
         on_batch: called with the number of images that each batch adds.
 
     Returns:
         Whether the output is whole: only the first process can say.
-
-    Raises:
-        DataError: others have added nothing for half an hour.
     """
-    mine = share(sink.missing(), batch, rank, world)
-    done = 0
-    for images in draw(mine):
-        sink.write(mine[done : done + len(images)], images)
-        done += len(images)
-        on_batch(len(images))
+
+    def fill(numbers: Sequence[int]) -> None:
+        done = 0
+        for images in draw(numbers):
+            sink.write(numbers[done : done + len(images)], images)
+            done += len(images)
+            on_batch(len(images))
+
+    fill(share(sink.missing(), batch, rank, world))
     if rank != 0:
         return False
-    _wait_for_others(sink)
+    fill(_wait_for_others(sink))
     sink.finish(labels)
+    if world > 1:
+        _write(_done_file(sink.out), sink.what)
     return True
 
 
-def _wait_for_others(sink: Sink) -> None:
-    left, since = len(sink.missing()), time.monotonic()
-    while left:
+def _wait_for_others(sink: Sink) -> list[int]:
+    """The numbers that are missing still when nothing more comes."""
+    left, since = sink.missing(), time.monotonic()
+    while left and time.monotonic() - since <= _PATIENCE_SECONDS:
         time.sleep(0.2)
-        now = len(sink.missing())
-        if now < left:
+        now = sink.missing()
+        if len(now) < len(left):
             left, since = now, time.monotonic()
-        elif time.monotonic() - since > _PATIENCE_SECONDS:
-            raise DataError(f"{left} images of other processes are missing; the same command again goes on with them")
+    return left

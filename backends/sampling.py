@@ -75,7 +75,7 @@ def sample_batches(
         chosen = indices[first : first + batch]
         noises = image_noises(seed, chosen, len(sigmas), model.config.data.shape)
         try:
-            images = model.sample(noises, sigmas, None if labels is None else labels[list(chosen)])
+            images = model.sample(noises, sigmas, None if labels is None else np.asarray(labels)[list(chosen)])
         except OutOfMemoryError:
             if len(chosen) == 1:
                 raise

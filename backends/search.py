@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from ict_backends.checkpoint import read_step
 from ict_backends.errors import CheckpointError
 from ict_backends.files import write_atomically
 from ict_backends.images import to_uint8
 from ict_backends.randomness import image_noises
 from ict_backends.rundir import RunDir
 from ict_backends.sampling import Model
+
+from ict_core.sampling import check_falling_sigmas
 
 
 class Point(NamedTuple):
@@ -79,13 +82,18 @@ def search_sigmas(
     found = [Step(point.sigma, point.value, (point,))]
     for step in range(1, steps):
         before = images
-        tried: dict[float, tuple[Point, np.ndarray]] = {}
+        tried: dict[float, Point] = {}
 
         def value(place: float, step: int = step, before: np.ndarray = before, tried: dict = tried) -> float:
+            nonlocal images
             sigma = float(place**noise.rho)
             if sigma not in tried:
-                tried[sigma] = evaluate(step, before, math.sqrt(sigma**2 - noise.sigma_min**2), sigma)
-            return tried[sigma][0].value
+                std = math.sqrt(sigma**2 - noise.sigma_min**2)
+                best = min((point.value for point in tried.values()), default=math.inf)
+                tried[sigma], made = evaluate(step, before, std, sigma)
+                if tried[sigma].value < best:  # of all that is tried, only the best images are held
+                    images = made
+            return tried[sigma].value
 
         low, high = noise.sigma_min ** (1 / noise.rho), found[-1].sigma ** (1 / noise.rho)
         width = tolerance * (noise.sigma_max ** (1 / noise.rho) - low)
@@ -93,17 +101,18 @@ def search_sigmas(
             third = (high - low) / 3
             low, high = (low, high - third) if value(low + third) <= value(high - third) else (low + third, high)
         value((low + high) / 2)
-        point, images = min(tried.values(), key=lambda entry: entry[0].value)
-        found.append(Step(point.sigma, point.value, tuple(p for p, _ in tried.values())))
+        point = min(tried.values(), key=lambda point: point.value)
+        found.append(Step(point.sigma, point.value, tuple(tried.values())))
     return found
 
 
-def save_search(run: RunDir, steps: Sequence[Step], *, metric: str, num: int) -> None:
-    """Keep what was found with the run, for sampling in as many steps."""
+def save_search(run: RunDir, steps: Sequence[Step], *, metric: str, num: int, weights: str) -> None:
+    """Keep what was found with the run, for sampling in as many steps, and what it was found with."""
     record = {
         "metric": metric,
         "num": num,
-        "checkpoint": run.latest_checkpoint().name,
+        "weights": weights,
+        "step": read_step(run.checkpoint_of(weights)),
         "sigmas": [step.sigma for step in steps],
         "values": [step.value for step in steps],
         "tried": [step.tried for step in steps],
@@ -120,6 +129,6 @@ def found_sigmas(run: RunDir) -> list[float]:
     if not run.sigmas_file.is_file():
         return []
     try:
-        return [float(sigma) for sigma in json.loads(run.sigmas_file.read_text())["sigmas"]]
+        return check_falling_sigmas(json.loads(run.sigmas_file.read_text())["sigmas"], sigma_min=1e-12)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"run {run.path}: {run.sigmas_file.name} cannot be read ({error})") from error

@@ -196,7 +196,10 @@ def interpolate_command(
     weights: str,
     device: str,
 ) -> None:
-    """Draw images between two that `ict sample` draws: number --from and number --to of --seed."""
+    """Draw images between two that `ict sample` draws: number --from and number --to of --seed.
+
+    Of a conditional model, all are of one class: --label, or else 0.
+    """
     from ict_backends import load_backend
     from ict_backends.editing import interpolate
     from ict_backends.images import save_grid, to_uint8
@@ -255,7 +258,7 @@ def _load_small(request: Request, config: Config, factor: int | None) -> tuple[n
     first, size = request.images[0], found[request.images[0]].shape[1]
     if request.resize or size == height:
         if factor is None:
-            raise UsageError(f"--image {first} has the model's size: say by --factor how small to make it")
+            raise UsageError(f"--image {first} comes to have the model's size: say by --factor how small to make it")
         images = _load(request)[1]
         return images, lower(images, factor)
     factor = factor or max(1, height // size)
@@ -275,10 +278,10 @@ def _load_small(request: Request, config: Config, factor: int | None) -> tuple[n
 def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
     """bool [1, h, w]: what stays, the black half of the greys."""
     from ict_backends.data import read_image
-    from ict_backends.editing import fit_image
+    from ict_backends.editing import fit_image, to_grey_pixels
 
     image = read_image(path)
-    grey = fit_image(image, (1, *image.shape[1:]), resize=True, what="") if len(image) == 3 else image
+    grey = to_grey_pixels(image)
     mask = fit_image(grey, (1, *config.data.shape[1:]), resize=resize, what=f"--mask {path}") < 128
     if mask.all() or not mask.any():
         raise DataError(f"--mask {path} is all {'black' if mask.all() else 'white'}; white is filled in, black stays")
@@ -288,6 +291,9 @@ def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
 def _levels(config: Config, steps: int, sigmas: str | None) -> list[float]:
     from ict_backends.editing import edit_levels
 
+    given = click.get_current_context().get_parameter_source("steps") != click.core.ParameterSource.DEFAULT
+    if sigmas is not None and given:
+        raise UsageError("--steps and --sigmas exclude each other")
     return edit_levels(config, steps) if sigmas is None else resolve_sigmas(config, None, sigmas)
 
 

@@ -26,6 +26,7 @@ from ict_core import Config
 
 if TYPE_CHECKING:
     from ict_backends.evaluation import Gathered, Network, Result
+    from ict_backends.metrics import Moments
 
 
 @click.command("eval")
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--num",
     type=click.IntRange(min=2),
-    help="How many images; the field's figures take 50,000.  [default: 2000 samples; all images]",
+    help="How many images; the field's figures take 50,000.  [default: 2000 or as many as are needed; all]",
 )
 @click.option("--resize", is_flag=True, help="Resample images of another size or kind to those of the data.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures into a file, too.")
@@ -81,11 +82,11 @@ def eval_command(
 
     config = RunDir(what).load_config() if (what / "config.toml").is_file() else None
     levels = resolve_sigmas(config, steps, sigmas, run=what) if config else None
-    _check_source(what, config, data, steps, sigmas)
+    _check_source(what, config, data, resize)
     network = load_network(features, device)
     names = read_metrics(metrics, network)
     reference = read_reference(data or config.data.source, names, network)
-    samples = _find_samples(what, num, config, reference.shape, resize)
+    samples = _find_samples(what, num, config, reference.shape, resize, names, network)
     check_sizes(names, samples, reference, network)
     batches = samples.batches
     if config is not None:
@@ -139,20 +140,25 @@ class Reference(NamedTuple):
     def gather(self, names: Sequence[str], network: Network | None) -> Gathered:
         """What the metrics need of it."""
         from ict_backends.evaluation import Gathered, cached_moments, gather, in_batches
+        from ict_backends.metrics import moments
 
         if self.images is None:
             return Gathered(self.count, moments=self.moments, pixel_moments=self.moments)
-        found = gather(in_batches(self.images), [n for n in names if n in ("kid", "pr", "sw")], network)
+        held = [name for name in names if name in ("kid", "pr", "sw")]
+        found = gather(in_batches(self.images), held, network) if held else Gathered(self.count)
+
+        def of_features() -> Moments:
+            if found.features is not None:  # they need not be computed twice
+                return moments(found.features)
+            return gather(in_batches(self.images), ["fid"], network).moments
+
+        def of_pixels() -> Moments:
+            return gather(in_batches(self.images), ["pixel-fd"], None).pixel_moments
+
         if "fid" in names:
-            moments = cached_moments(
-                self.images, network.digest, lambda: gather(in_batches(self.images), ["fid"], network).moments
-            )
-            found = found._replace(moments=moments)
+            found = found._replace(moments=cached_moments(self.images, network.digest, of_features))
         if "pixel-fd" in names:
-            moments = cached_moments(
-                self.images, "pixels", lambda: gather(in_batches(self.images), ["pixel-fd"], None).pixel_moments
-            )
-            found = found._replace(pixel_moments=moments)
+            found = found._replace(pixel_moments=cached_moments(self.images, "pixels", of_pixels))
         return found
 
 
@@ -165,15 +171,25 @@ class Samples(NamedTuple):
     batches: Iterator[np.ndarray] | None
 
 
-def _check_source(what: Path, config: Config | None, data: str | None, steps: int | None, sigmas: str | None) -> None:
+# What only says how a model draws.
+_OF_RUNS = ("steps", "sigmas", "seed", "weights", "backend", "batch_size")
+
+
+def _check_source(what: Path, config: Config | None, data: str | None, resize: bool) -> None:
+    """Refuse a source that is none, and options that would do nothing for it."""
     if config is not None:
+        if resize:
+            raise UsageError(f"--resize is for folders and files of images; {what} is a run")
         return
     if not what.exists():
         raise DataError(f"{what} does not exist; give a run, a folder of images or an .npz file")
     if data is None:
         raise UsageError(f"{what} is no run: say by --data what to compare with")
-    if steps is not None or sigmas is not None:
-        raise UsageError(f"{what} is no run: --steps and --sigmas are of samples that a model draws")
+    context = click.get_current_context()
+    for name in _OF_RUNS:
+        if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT:
+            option = name.replace("_", "-")
+            raise UsageError(f"{what} is no run: --{option} is of samples that a model draws")
 
 
 def load_network(features: str | None, device: str) -> Network | None:
@@ -219,14 +235,20 @@ def _load_images(source: str) -> np.ndarray:
 
 
 def _find_samples(
-    what: Path, num: int | None, config: Config | None, shape: tuple[int, ...] | None, resize: bool
+    what: Path,
+    num: int | None,
+    config: Config | None,
+    shape: tuple[int, ...] | None,
+    resize: bool,
+    names: Sequence[str],
+    network: Network | None,
 ) -> Samples:
     from ict_backends.editing import fit_image
     from ict_backends.evaluation import in_batches
 
     if config is not None:
         check_shape(config, shape)
-        return Samples("--num", num or 2000, config.data.shape, None)
+        return Samples("--num", num or default_number(names, network, config.data.shape), config.data.shape, None)
     images = _load_images(str(what))[:num]
     if num is not None and num > len(images):
         raise UsageError(f"--num {num} is more than the {len(images)} images of {what}")
@@ -244,13 +266,24 @@ def check_shape(config: Config, shape: tuple[int, ...] | None) -> None:
         raise DataError(f"the model's images are {found}, but those of the data {needed}")
 
 
+def default_number(names: Sequence[str], network: Network | None, shape: tuple[int, ...]) -> int:
+    """How many samples are drawn where it is not said: 2,000, or as many as the metrics need."""
+    from ict_backends.evaluation import images_needed
+
+    features, pixels = _dimensions(network, shape), int(np.prod(shape))
+    return max(2000, *(images_needed(name, features, pixels) for name in names))
+
+
+def _dimensions(network: Network | None, shape: tuple[int, ...]) -> int | None:
+    """The number of features that a network gives of images of a shape."""
+    return None if network is None else network.features(np.zeros((2, *shape), np.uint8)).shape[1]
+
+
 def check_sizes(names: Sequence[str], samples: Samples, reference: Reference, network: Network | None) -> None:
     """Refuse now what would fail after the work: too few images, statistics of another number of values."""
     from ict_backends.evaluation import check_counts
 
-    pixels, features = int(np.prod(samples.shape)), None
-    if network is not None:
-        features = network.features(np.zeros((2, *samples.shape), np.uint8)).shape[1]
+    pixels, features = int(np.prod(samples.shape)), _dimensions(network, samples.shape)
     check_counts(names, samples.count, features, pixels, samples.name)
     if reference.images is not None:
         check_counts([n for n in names if n != "is"], reference.count, features, pixels, f"data {reference.source}")

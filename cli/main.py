@@ -15,6 +15,7 @@ _COMMANDS = {
     "sample": "Draw images from a trained model.",
     "edit": "Change images: inpaint, colorize, super-resolve, denoise, interpolate, stroke.",
     "eval": "Measure how far a model's images are from the data.",
+    "report": "Write a page about a run.",
     "search-sigmas": "Find good noise levels for sampling in several steps.",
     "show": "Print the settings, size and stages of a preset or a run.",
     "import": "Make a run of somebody else's checkpoint.",

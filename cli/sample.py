@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -70,34 +70,45 @@ def sample_command(
     levels = resolve_sigmas(config, steps, sigmas, run=run)
     classes = resolve_labels(config, labels, num, seed=seed)
     rank, world = share_of_work()
-    _check_output(out, trajectory, create=not dry_run)
+    what = _describe(run, weights, num, levels, seed, labels)
+    _check_output(out, what, trajectory, create=not dry_run)
     model = load_backend(backend).load_model(run, weights=weights, device=device)
     if dry_run:
         click.echo(f"would draw {num} images at sigmas {', '.join(f'{s:g}' for s in levels)} into {out}")
         return
-    if trajectory:
+    if out.suffix != ".png":
+        _write_many(model, out, what, classes, batch_size, rank, world)
+    elif rank == 0 and trajectory:
         _write_trajectory(model, out, num, levels, seed, classes)
-    elif out.suffix == ".png":
-        if rank == 0:
-            _write_grid(model, out, num, levels, seed, classes, batch_size)
-    else:
-        checkpoint = RunDir(run).checkpoint_of(weights).name
-        what = {"run": str(run.resolve()), "checkpoint": checkpoint, "weights": weights, "num": num, "sigmas": levels}
-        _write_many(
-            model, out, num, levels, seed, classes, batch_size, what | {"seed": seed, "labels": labels}, rank, world
-        )
+    elif rank == 0:
+        _write_grid(model, out, num, levels, seed, classes, batch_size)
     if rank == 0:
         click.echo(f"{num} images: {out}")
 
 
-def _check_output(out: Path, trajectory: bool, *, create: bool) -> None:
-    """Refuse an output that cannot be; folders and parts of an .npz are looked into when they are opened."""
+def _describe(
+    run: Path, weights: str, num: int, levels: list[float], seed: int, labels: str | None
+) -> dict[str, object]:
+    """What samples are of: two sets that have the same are the same."""
+    from ict_backends.checkpoint import read_digest
+    from ict_backends.rundir import RunDir
+
+    model = {"weights": weights, "sha256": read_digest(RunDir(run).checkpoint_of(weights))}
+    return model | {"num": num, "sigmas": levels, "seed": seed, "labels": labels}
+
+
+def _check_output(out: Path, what: dict[str, object], trajectory: bool, *, create: bool) -> None:
+    """Refuse an output that cannot be."""
+    from ict_backends.sample_files import check_sink
+
     if trajectory and out.suffix != ".png":
         raise UsageError(f"--out {out} must end in .png for --trajectory")
     if out.suffix:
         check_output(out, (".png", ".npz"), create=create)
     elif out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not an empty folder; choose another one")
+    if out.suffix != ".png":
+        check_sink(out, what)
 
 
 def _write_grid(
@@ -129,24 +140,23 @@ def _write_trajectory(
 def _write_many(
     model: Model,
     out: Path,
-    num: int,
-    levels: list[float],
-    seed: int,
+    what: dict[str, Any],
     labels: np.ndarray | None,
     batch: int,
-    what: dict[str, object],
     rank: int,
     world: int,
 ) -> None:
     from ict_backends.images import to_uint8
-    from ict_backends.sample_files import FolderSink, NpzSink, draw_into, share
+    from ict_backends.sample_files import draw_into, open_sink, share
     from ict_backends.sampling import sample_batches
 
-    sink = NpzSink(out, num, what) if out.suffix else FolderSink(out, num, what)
+    sink = open_sink(out, what["num"], what, rank=rank)
+    if sink is None:
+        return
     left = share(sink.missing(), batch, rank, world)
 
     def draw(indices: Sequence[int]) -> Iterator[np.ndarray]:
-        batches = sample_batches(model, indices, sigmas=levels, seed=seed, labels=labels, batch=batch)
+        batches = sample_batches(model, indices, sigmas=what["sigmas"], seed=what["seed"], labels=labels, batch=batch)
         return (to_uint8(images) for images in batches)
 
     with _bar(len(left)) as bar:

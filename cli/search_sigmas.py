@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--features", help="Network of fid and kid, as for `ict eval`.")
 @click.option("--data", help="Images to compare with.  [default: those the run was trained on]")
 @click.option(
-    "--num", type=click.IntRange(min=2), default=2000, show_default=True, help="Samples for each level tried."
+    "--num", type=click.IntRange(min=2), help="Samples for each level.  [default: 2000, or as many as are needed]"
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the metric over the levels into a PNG.")
 @seed_option
@@ -52,7 +52,7 @@ def search_sigmas_command(
     metric: str | None,
     features: str | None,
     data: str | None,
-    num: int,
+    num: int | None,
     plot: Path | None,
     seed: int,
     weights: str,
@@ -66,15 +66,17 @@ def search_sigmas_command(
     and `ict eval --steps N` use them from then on.
     """
     from ict_backends import load_backend
+    from ict_backends.evaluation import read_metrics
     from ict_backends.rundir import RunDir
     from ict_backends.search import save_search, search_sigmas
-    from ict_cli.eval import load_network
+    from ict_cli.eval import default_number, load_network
 
     config = RunDir(run).load_config()
     if plot is not None and plot.suffix != ".png":
         raise UsageError(f"--plot {plot} must end in .png")
     network = load_network(features, device)
     name = metric or ("fid" if network else "pixel-fd")
+    num = num or default_number(read_metrics(name, network), network, config.data.shape)
     measure = _measure(name, network, data or config.data.source, num, config)
     model = load_backend(backend).load_model(run, weights=weights, device=device)
     labels = resolve_labels(config, None, num)
@@ -83,7 +85,7 @@ def search_sigmas_command(
         click.echo(f"step {step}: sigma {point.sigma:<10.4g} {name} {point.value:.5g}")
 
     found = search_sigmas(model, steps, measure, num=num, seed=seed, labels=labels, batch=batch_size, on_point=show)
-    save_search(RunDir(run), found, metric=name, num=num)
+    save_search(RunDir(run), found, metric=name, num=num, weights=weights)
     for i, step in enumerate(found, start=1):
         levels = ",".join(f"{s.sigma:.4g}" for s in found[:i])
         click.echo(f"{i} step{'s' * (i > 1)}: --sigmas {levels}   {name} {step.value:.5g}")

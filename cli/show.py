@@ -56,20 +56,19 @@ def _find(what: str) -> Config:
 
 def _describe_cost(what: str, config: Config) -> str:
     """Parameters, operations and memory, a line each."""
-    from ict_backends.cost import OFFICIAL_PARAMETERS, forward_flops, step_flops, training_memory
+    from ict_backends.cost import OFFICIAL_PARAMETERS, forward_flops, forward_passes, step_flops, training_memory
     from ict_backends.networks import count_parameters
 
     official = OFFICIAL_PARAMETERS.get(what)
     beside = f"; the authors' network of these sizes: {official:,}" if official else ""
     memory = training_memory(config)
     parts = (f"{name} {_mebibytes(size)}" for name, size in zip(_MEMORY, memory, strict=True))
-    forwards = 5 if config.network.checkpoint else 4
     return "\n".join(
         [
             f"parameters: {count_parameters(config):,}{beside}",
             f"one forward pass: {_amount(forward_flops(config))}FLOP an image, two a multiplication and addition",
-            f"one training step: {_amount(step_flops(config))}FLOP, {config.train.batch_size} images of {forwards} "
-            "forward passes each",
+            f"one training step: {_amount(step_flops(config))}FLOP, {config.train.batch_size} images of "
+            f"{forward_passes(config)} forward passes each",
             f"memory: {', '.join(parts)}; in all {_mebibytes(sum(memory))}, beside activations and images",
         ]
     )

@@ -79,6 +79,7 @@ def train_command(
     printed, and saved in the run's folder with metrics, sample pictures and checkpoints.
     """
     from ict_backends import load_backend
+    from ict_backends.evaluator import evaluation_size
     from ict_backends.importing import start_from
     from ict_backends.networks import count_parameters
     from ict_backends.rundir import RunDir, create_run, free_run_path, remember_data
@@ -99,6 +100,8 @@ def train_command(
         out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
     _check_labels(config, dataset.labels)
 
+    if config.eval.every:
+        evaluation_size(config, len(dataset.images))
     weights = _averaged_weights(init, config) if init else None
     parameters = count_parameters(config)
     verb = "resume" if resume else "run"

@@ -103,7 +103,13 @@ def constant(value: float, like: Array, xp: Namespace) -> Array:
     float32, and then sigma - sigma_min is not exactly 0 at sigma_min.
     """
     # Not array_api_compat.device, whose questions torch.compile warns about. What JAX traces has no device.
-    return xp.asarray(value, dtype=like.dtype, device=getattr(like, "device", None))
+    # Filled there, not copied there: a copy would make the host wait for the device.
+    return xp.full((), value, dtype=like.dtype, device=getattr(like, "device", None))
+
+
+def host_constant(values: Any, like: Array, xp: Namespace) -> Array:
+    """Numbers of the host, nested or a NumPy array, in the dtype and on the device of `like`."""
+    return xp.asarray(values, dtype=like.dtype, device=getattr(like, "device", None))
 
 
 def full_batch(value: float, like: Array, xp: Namespace) -> Array:

@@ -73,7 +73,7 @@ class NCSNppConfig:
         skip_rescale: divide sums of two branches by sqrt 2.
         num_classes: 0 for an unconditional model.
         checkpoint: keep for the gradient what enters each block and attention, and compute the inside of them
-            again: less memory, the same gradient, about a third more time.
+            again: less memory, the same gradient, about a fifth more time.
     """
 
     family: str = "ncsnpp"
@@ -128,7 +128,7 @@ class ADMConfig:
         embedding_scale: the factor on c_noise (1000 gives the authors' 250 log sigma).
         num_classes: 0 for an unconditional model.
         checkpoint: keep for the gradient what enters each block and attention, and compute the inside of them
-            again: less memory, the same gradient, about a third more time.
+            again: less memory, the same gradient, about a fifth more time.
     """
 
     family: str = "adm"
@@ -282,18 +282,19 @@ class EvalConfig:
 
     Attributes:
         every: in steps, and after the last one; 0 for never.
-        num: how many samples.
+        num: how many samples; 0 for 1,000, or as many as the metric needs.
         metric: "pixel-fd" (Frechet distance), "kid" (kernel distance) or "sw" (sliced Wasserstein distance); the
             checkpoint where it is smallest is kept.
     """
 
     every: int = 0
-    num: int = 1000
+    num: int = 0
     metric: str = "pixel-fd"
 
     def __post_init__(self) -> None:
         _require(self.every >= 0, "eval.every", self.every, ">= 0 (0: never)")
-        _require(self.num >= 2, "eval.num", self.num, ">= 2")
+        ok = self.num == 0 or self.num >= 2
+        _require(ok, "eval.num", self.num, ">= 2 (or 0: as many as are needed)")
         ok = self.metric in ("pixel-fd", "kid", "sw")
         _require(ok, "eval.metric", self.metric, '"pixel-fd", "kid" or "sw"')
 

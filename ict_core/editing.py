@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ict_core._arrays import (
     Array,
@@ -21,6 +20,7 @@ from ict_core._arrays import (
     check_same,
     constant,
     full_batch,
+    host_constant,
     namespace,
     unstack,
 )
@@ -56,7 +56,7 @@ def mix_colors(x: Array, *, xp: Namespace | None = None) -> Array:
     xp = namespace("x", x, xp)
     _check_images("x", x, xp, channels=3)
     b, c, h, w = x.shape
-    matrix = _like(reflection(LUMA), x, xp)
+    matrix = host_constant(reflection(LUMA), x, xp)
     return xp.reshape(matrix @ xp.reshape(x, (b, c, h * w)), (b, c, h, w))
 
 
@@ -65,12 +65,8 @@ def mix_patches(x: Array, *, size: int, xp: Namespace | None = None) -> Array:
     size times its mean. [b, c, h, w] -> [b, c, h, w], where h and w are multiples of size.  CM algorithm 4
     """
     xp = namespace("x", x, xp)
-    _check_images("x", x, xp)
-    check_count("size", size, at_least=1)
-    b, c, h, w = x.shape
-    if h % size or w % size:
-        raise ValueError(f"size must divide the height and width of x, {h} and {w}, not {size}")
-    matrix = _like(reflection([1.0] * size**2), x, xp)
+    b, c, h, w = _check_patches(x, size, xp)
+    matrix = host_constant(reflection([1.0] * size**2), x, xp)
     patches = xp.reshape(x, (b, c, h // size, size, w // size, size))
     rows = xp.reshape(xp.permute_dims(patches, (0, 1, 2, 4, 3, 5)), (-1, size * size))
     mixed = xp.reshape(rows @ matrix, (b, c, h // size, w // size, size, size))
@@ -254,23 +250,22 @@ def to_grey(x: Array, *, xp: Namespace | None = None) -> Array:
     """[b, 3, h, w] images to grey ones of the same luma, [b, 3, h, w]."""
     xp = namespace("x", x, xp)
     _check_images("x", x, xp, channels=3)
-    weights = xp.reshape(_like(LUMA, x, xp), (1, 3, 1, 1))
+    weights = xp.reshape(host_constant(LUMA, x, xp), (1, 3, 1, 1))
     return xp.broadcast_to(xp.sum(weights * x, axis=1, keepdims=True), tuple(x.shape))
 
 
 def patch_means(x: Array, *, size: int, xp: Namespace | None = None) -> Array:
     """[b, c, h, w] to the means of its patches, [b, c, h / size, w / size]."""
     xp = namespace("x", x, xp)
-    _check_images("x", x, xp)
-    b, c, h, w = x.shape
-    if h % size or w % size:
-        raise ValueError(f"size must divide the height and width of x, {h} and {w}, not {size}")
+    b, c, h, w = _check_patches(x, size, xp)
     return xp.mean(xp.reshape(x, (b, c, h // size, size, w // size, size)), axis=(3, 5))
 
 
 def repeat_pixels(x: Array, *, size: int, xp: Namespace | None = None) -> Array:
     """[b, c, h, w] to [b, c, size h, size w], each pixel a patch."""
     xp = namespace("x", x, xp)
+    _check_images("x", x, xp)
+    check_count("size", size, at_least=1)
     b, c, h, w = x.shape
     spread = xp.broadcast_to(xp.reshape(x, (b, c, h, 1, w, 1)), (b, c, h, size, w, size))
     return xp.reshape(spread, (b, c, h * size, w * size))
@@ -316,10 +311,6 @@ def _clip(x: Array, xp: Namespace) -> Array:
     return xp.clip(x, constant(-1.0, x, xp), constant(1.0, x, xp))
 
 
-def _like(values: Sequence[Any], like: Array, xp: Namespace) -> Array:
-    return xp.asarray(values, dtype=like.dtype, device=getattr(like, "device", None))
-
-
 def _first_channel(x: Array, xp: Namespace) -> Array:
     """bool [1, c, 1, 1]: the channel that is luma."""
     index = xp.arange(x.shape[1], device=getattr(x, "device", None))
@@ -331,6 +322,16 @@ def _first_of_patch(x: Array, size: int, xp: Namespace) -> Array:
     device = getattr(x, "device", None)
     rows, columns = (xp.arange(n, device=device) % size == 0 for n in x.shape[2:])
     return xp.reshape(rows, (1, 1, -1, 1)) & xp.reshape(columns, (1, 1, 1, -1))
+
+
+def _check_patches(x: Array, size: int, xp: Namespace) -> tuple[int, int, int, int]:
+    """The shape of images that can be cut into patches."""
+    _check_images("x", x, xp)
+    check_count("size", size, at_least=1)
+    b, c, h, w = x.shape
+    if h % size or w % size:
+        raise ValueError(f"size must divide the height and width of x, {h} and {w}, not {size}")
+    return b, c, h, w
 
 
 def _check_images(name: str, x: Array, xp: Namespace, *, channels: int | None = None) -> None:

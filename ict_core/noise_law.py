@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ict_core._arrays import Array, Namespace, check_floating, check_number, constant, namespace, to_host
+from ict_core._arrays import Array, Namespace, check_floating, check_number, host_constant, namespace, to_host
 
 
 def interval_probabilities(
@@ -47,7 +47,7 @@ def interval_probabilities(
         raise ValueError(
             f"p_mean = {p_mean}, p_std = {p_std} put no mass between sigmas {levels[0]:g} and {levels[-1]:g}"
         )
-    return constant(mass / total, sigmas, xp)
+    return host_constant(mass / total, sigmas, xp)
 
 
 def interval_cdf(probabilities: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

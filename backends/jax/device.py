@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 from ict_backends.errors import UsageError
+from ict_backends.processes import local_rank
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "gpu": "gpu", "rocm": "rocm", "tpu": "tpu"}
@@ -13,8 +14,8 @@ BATCH_AXIS = "batch"
 
 
 def check_device(name: str) -> Mesh:
-    """The devices of a name, as a mesh of one axis: "auto" for all of the default platform, or a platform's
-    name for all of its, with ":N" for one of them.
+    """The devices of a name, as a mesh of one axis: "auto" for all of the default platform (or the one of number
+    LOCAL_RANK, as torchrun sets it), or a platform's name for all of its, with ":N" for one of them.
 
     Raises:
         UsageError: the name is unknown, or the platform or the device is not there.
@@ -27,6 +28,8 @@ def check_device(name: str) -> Mesh:
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f'--device {name} is not available: {reason} (allowed: "auto", {_allowed()})') from error
+    if name == "auto" and local_rank() is not None:  # several processes share this machine's devices
+        devices = [devices[local_rank() % len(devices)]]
     if colon:
         chosen = [d for d in devices if str(d.id) == index]
         if not chosen:

@@ -47,19 +47,19 @@ class Model:
         """
         function = partial(_sample, sigmas=tuple(float(s) for s in sigmas))
         batch_first = np.moveaxis(_nhwc(noises), 0, 1)
-        try:
-            return self._run(function, len(batch_first), batch_first, labels)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise OutOfMemoryError(f"{len(batch_first)} images at a time are too many for the devices") from error
+        return self._run(function, len(batch_first), batch_first, labels)
 
     def _run(self, function: Callable[..., Array], batch: int, *arrays: np.ndarray | None) -> np.ndarray:
         """`function` of [b, ...] arrays, padded to a power of two and a multiple of the devices: few sizes compile."""
         size = -(-(1 << (batch - 1).bit_length()) // self.mesh.size) * self.mesh.size
         padded = [None if a is None else jax.device_put(_pad(np.asarray(a), size), split(self.mesh)) for a in arrays]
-        images = function(self.config, self.params, self.constants, *padded)
-        return np.ascontiguousarray(np.asarray(images)[:batch].transpose(0, 3, 1, 2))
+        try:
+            images = np.asarray(function(self.config, self.params, self.constants, *padded))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OutOfMemoryError(f"{batch} images at a time are more than fit into memory") from error
+        return np.ascontiguousarray(images[:batch].transpose(0, 3, 1, 2))
 
 
 @partial(jax.jit, static_argnames="config")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from ict_backends.errors import UsageError
+from ict_backends.processes import local_rank
 
 
 def check_device(name: str) -> torch.device:
@@ -19,7 +18,7 @@ def check_device(name: str) -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         if found is None:
             return torch.device("cpu")
-        return torch.device(found.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
+        return torch.device(found.type, (local_rank() or 0) % torch.accelerator.device_count())
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -35,7 +34,7 @@ def other_devices(name: str) -> list[torch.device]:
     """The GPUs that a process may use beside the one of `check_device`: for "auto" all others, where no other process
     shares the machine."""
     first = check_device(name)
-    if name != "auto" or first.type == "cpu" or "LOCAL_RANK" in os.environ:
+    if name != "auto" or first.type == "cpu" or local_rank() is not None:
         return []
     return [torch.device(first.type, i) for i in range(torch.accelerator.device_count()) if i != first.index]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,18 @@ import torch
 from ict_backends.errors import CheckpointError
 from ict_backends.torch.device import check_device
 from torch import Tensor
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What TorchScript says of its own age, and torch of a file that we refuse, is not for the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 @dataclass(frozen=True)
@@ -44,8 +58,7 @@ class FeatureNetwork:
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
         batch = batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch
         try:
-            with torch.inference_mode(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what TorchScript thinks of itself is not the user's affair
+            with torch.inference_mode(), _quiet():
                 found = self._module(batch, **{flag: True}) if self._takes_flags else self._module(batch)
         except Exception as error:  # whatever the file's own code raises
             line = next(text for text in reversed(str(error).strip().splitlines() or [type(error).__name__]) if text)
@@ -73,8 +86,7 @@ def load_features(path: Path, *, device: str = "auto") -> FeatureNetwork:
     except OSError as error:
         raise CheckpointError(f"--features {path} cannot be read: {error.strerror}") from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             if path.suffix == ".pt2":
                 return FeatureNetwork(
                     path.name, digest, False, torch.export.load(path).module().to(where), where, False

@@ -61,27 +61,26 @@ class Model:
 
     def _run(self, function: Callable[..., Tensor], *arrays: np.ndarray | None) -> np.ndarray:
         """`function` of a network and [b, ...] arrays, the last one labels or None; each device takes a part of b."""
-        modules = (self.module, *self.replicas)[: len(arrays[0])]
-        rows = np.array_split(np.arange(len(arrays[0])), len(modules))
+        floats = [np.asarray(a, dtype=np.float32) for a in arrays[:-1]]
+        labels = None if arrays[-1] is None else np.asarray(arrays[-1], dtype=np.int64)
+        modules = (self.module, *self.replicas)[: len(floats[0])]
+        rows = np.array_split(np.arange(len(floats[0])), len(modules))
         try:
             with torch.inference_mode():  # nothing waits for a device until all have their work
                 parts = [
-                    function(module, *(_to_device(a, part, module) for a in arrays))
+                    function(module, *(_to_device(a, part, module) for a in floats), _to_device(labels, part, module))
                     for module, part in zip(modules, rows, strict=True)
                 ]
                 return torch.cat([part.cpu() for part in parts]).numpy()
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
-            raise OutOfMemoryError(f"{len(arrays[0])} images at a time are more than fit into memory") from error
+            raise OutOfMemoryError(f"{len(floats[0])} images at a time are more than fit into memory") from error
 
 
 def _to_device(array: np.ndarray | None, rows: np.ndarray, module: Network) -> Tensor | None:
-    """Rows of an array on a network's device: integers as int64, all else as float32."""
-    if array is None:
-        return None
-    kind = np.int64 if np.issubdtype(np.asarray(array).dtype, np.integer) else np.float32
-    return torch.tensor(np.asarray(array, dtype=kind)[rows], device=module.conv_in.weight.device)
+    """Rows of an array on a network's device."""
+    return None if array is None else torch.tensor(array[rows], device=module.conv_in.weight.device)
 
 
 def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:

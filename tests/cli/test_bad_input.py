@@ -283,7 +283,7 @@ def test_labels_for_an_unconditional_model_are_refused(refused, tmp_path, digits
         (["--num", "0"], "--num"),
         (["--batch-size", "0"], "--batch-size"),
         (["--seed", "-1"], "--seed"),
-        (["--weights", "best"], "--weights"),
+        (["--weights", "mean"], "--weights"),
         (["--backend", "tensorflow"], "unknown backend"),
         (["--device", "warp"], "--device warp"),
     ],

@@ -130,10 +130,26 @@ def test_resize_makes_images_fit(ict, tmp_path, digits_run, rgb_run, mask):
         arguments = ("edit", "inpaint", run, "--image", wide, "--mask", mask, "--out", tmp_path / "x.png", *FAST)
         refused = ict(*arguments)
         assert (refused.code, refused.err.count("\n")) == (1, 1)
-        assert "30x20 RGB, but the model's images are 8x8" in refused.err
+        assert "wide.png is 30x20 RGB, but 8x8" in refused.err
         assert "--resize" in refused.err
         assert ict(*arguments, "--resize").code == 0
         assert load(tmp_path / "x.png").shape == shape
+
+
+def test_a_mask_of_another_size_and_kind_is_cut_once(ict, tmp_path, rgb_run, photo):
+    """The same in RGB as in grey: the middle square, then resampled."""
+    grey = np.zeros((20, 40), np.uint8)
+    grey[:, 25:32] = 255
+    results = []
+    for name, pixels in (("grey", grey), ("rgb", np.stack([grey] * 3, axis=-1))):
+        mask = save(tmp_path / f"{name}.png", pixels)
+        arguments = ("--image", photo, "--mask", mask, "--resize", "--out", tmp_path / "x.png", *FAST)
+        assert ict("edit", "inpaint", rgb_run, *arguments).code == 0
+        results.append(load(tmp_path / "x.png"))
+    np.testing.assert_array_equal(*results)
+    changed = (results[0] != load(photo)).any(axis=(0, 2))
+    # The stripe is at 15 to 22 of the 20 columns in the middle: the last two of eight.
+    assert changed.tolist() == [False] * 6 + [True] * 2
 
 
 def test_wrong_input_is_one_line_and_leaves_nothing(ict, tmp_path, digits_run, rgb_run, photo, mask):
@@ -155,6 +171,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(ict, tmp_path, digits_run, r
         (2, "is a folder", ("inpaint", rgb_run, *masked, "--out", tmp_path / "folder.png")),
         (2, "--steps", ("inpaint", rgb_run, *masked, "--steps", 0)),
         (2, "--sigmas", ("inpaint", rgb_run, *masked, "--sigmas", "1,2")),
+        (2, "exclude each other", ("inpaint", rgb_run, *masked, "--steps", 2, "--sigmas", "80,2")),
         (2, "unconditional", ("inpaint", rgb_run, *masked, "--labels", "1")),
         (2, "unknown backend", ("inpaint", rgb_run, *masked, "--backend", "numpy")),
         (1, "does not exist", ("inpaint", tmp_path / "none", *masked)),

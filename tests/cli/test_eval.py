@@ -15,6 +15,7 @@ from ict_backends.data import load_data
 from ict_backends.evaluation import in_batches
 from ict_backends.images import save_folder, to_float, to_uint8
 from ict_backends.metrics import frechet_distance, inception_score, kernel_distance, moments, precision_recall
+from ict_backends.torch import load_features
 from PIL import Image
 from scipy.linalg import sqrtm
 
@@ -158,8 +159,22 @@ def test_statistics_of_the_data_are_kept_and_read_again(ict, tmp_path, networks,
     np.savez(kept, mu=expected.mean + 1, sigma=expected.cov, count=250)
     changed = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz", *options)
     assert changed["fid"] != first["fid"]
+    # What is damaged there is computed again.
+    kept.write_bytes(kept.read_bytes()[:300])
+    again = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz", *options)
+    assert again == first
     figures(ict, tmp_path, sets / "b.npz", "--data", sets / "b.npz", *options)
     assert len(list(cache.iterdir())) == 2
+
+
+def test_as_many_samples_are_drawn_as_the_metrics_need(networks) -> None:
+    """A covariance of so many pixels needs more than 2,000 where images are large."""
+    from ict_cli.eval import default_number
+
+    assert default_number(["pixel-fd"], None, (3, 32, 32)) == 3 * 32 * 32 + 1
+    assert default_number(["kid", "pr"], None, (3, 32, 32)) == 2000
+    features = load_features(networks / "means.pt", device="cpu")
+    assert default_number(["fid"], features, (3, 32, 32)) == 2000
 
 
 def test_a_reference_batch_of_adm_gives_statistics_or_images(ict, tmp_path, networks, sets) -> None:
@@ -205,6 +220,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(ict, tmp_path, networks,
     np.savez(tmp_path / "stats.npz", mu=np.zeros(7), sigma=np.eye(7))
     np.savez(tmp_path / "odd.npz", mu=np.zeros(7), sigma=np.eye(6))
     np.savez(tmp_path / "nan.npz", mu=np.full(4, np.nan), sigma=np.eye(4))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "stats.npz").read_bytes()[:300])
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
@@ -236,7 +252,11 @@ def test_what_cannot_be_measured_is_refused_in_one_line(ict, tmp_path, networks,
         (1, "the model's images are 8x8 grey, but those of the data 8x8 RGB", (digits_run, "--data", a)),
         (1, "does not exist", (tmp_path / "none", "--data", a)),
         (2, "say by --data", (b,)),
-        (2, "--steps and --sigmas are of samples", (b, "--data", a, "--steps", 2)),
+        (2, "--steps is of samples that a model draws", (b, "--data", a, "--steps", 2)),
+        (2, "--seed is of samples that a model draws", (b, "--data", a, "--seed", 1)),
+        (2, "--batch-size is of samples", (b, "--data", a, "--batch-size", 9)),
+        (2, "--resize is for folders and files", (digits_run, "--resize")),
+        (1, "cannot be read", (b, "--data", tmp_path / "cut.npz")),
         (2, "--num 251 is more than the 250 images", (b, "--data", a, "--num", 251)),
     ]
     for code, says, arguments in cases:

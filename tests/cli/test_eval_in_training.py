@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from ict_backends import load_backend
 from ict_backends.checkpoint import load_checkpoint
+from ict_backends.evaluator import evaluation_size
 from ict_backends.rundir import RunDir
 from tiny import TINY
+
+from ict_core import load_preset
+from ict_core.config import replace
 
 SMALL = [t for t in TINY if not t.startswith("--steps")]
 KEEP = "--set=train.keep_checkpoints=0"
@@ -73,6 +77,30 @@ def test_what_goes_wrong_is_said_and_training_goes_on(ict, tmp_path, monkeypatch
     assert not (tmp_path / "run" / "evals.jsonl").exists()
 
 
+def test_lines_of_other_numbers_of_samples_are_not_compared(ict, tmp_path) -> None:
+    run = tmp_path / "run"
+    assert train(ict, run, *EVAL, KEEP, "--set=train.checkpoint_every=2", steps=4).code == 0
+    first = lines(run)
+    (run / "evals.jsonl").write_text(
+        "".join(json.dumps({**line, "num": 9999, "value": -1}) + "\n" for line in first[:1])
+    )
+    folder = RunDir(run).checkpoint_folder(4)
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    assert ict("train", "--resume", f"--out={run}", "--device=cpu").code == 0
+    assert load_checkpoint(run / "best").step == 4  # better than none of as many samples
+    (run / "evals.jsonl").write_text("{\n")
+    damaged = ict("train", "--resume", f"--out={run}", "--device=cpu")
+    assert (damaged.code, "evals.jsonl cannot be read" in damaged.err) == (1, True)
+
+
+def test_without_a_number_as_many_are_drawn_as_are_needed() -> None:
+    config = load_preset("digits")
+    assert evaluation_size(config, 1797) == 1000
+    assert evaluation_size(replace(load_preset("cifar10"), eval={"every": 1}), 50_000) == 3073
+
+
 @pytest.mark.parametrize("metric", ["kid", "sw"])
 def test_other_metrics(ict, tmp_path, metric) -> None:
     assert train(ict, tmp_path / "run", *EVAL, f"--set=eval.metric={metric}", steps=2).code == 0
@@ -85,11 +113,13 @@ def test_wrong_settings_are_refused_in_one_line(ict, tmp_path, digits_run) -> No
     for code, says, arguments in (
         (2, "eval.every must be >= 0", ["--set=eval.every=-1"]),
         (2, "eval.num must be >= 2", ["--set=eval.num=1"]),
+        (1, "eval.num = 60 gives 60 images; pixel-fd needs 65", [*EVAL, "--set=eval.num=60", "--dry-run"]),
         (2, 'eval.metric must be "pixel-fd", "kid" or "sw"', ["--set=eval.metric=fid"]),
         (1, "eval.num = 60 gives 60 images; pixel-fd needs 65", [*EVAL, "--set=eval.num=60"]),
     ):
         done = train(ict, tmp_path / "run", *arguments)
         assert (done.code, says in done.err, done.err.count("\n")) == (code, True, 1), done.err
+        assert not (tmp_path / "run").exists()
     refused = ict("sample", digits_run, "--out", tmp_path / "x.png", "--weights", "best")
     assert (refused.code, "has no best checkpoint" in refused.err) == (1, True)
     assert load_backend("torch").load_model(digits_run, weights="raw", device="cpu")

@@ -18,7 +18,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 def test_the_examples_run(tmp_path, rgb_run, backend, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert len(EXAMPLES) == 3
-    names: dict = {"np": np, "Path": Path}
+    names: dict = {}
     for example in EXAMPLES:
         code = example.replace('"runs/mine"', repr(str(rgb_run))).replace(
             'load_backend("torch")', f'load_backend("{backend}")'

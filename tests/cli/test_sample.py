@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ict_backends import load_backend, sample_files
-from ict_backends.errors import DataError, OutOfMemoryError
-from ict_backends.processes import share_of_work
+from ict_backends.checkpoint import read_digest
+from ict_backends.errors import OutOfMemoryError, UsageError
+from ict_backends.processes import local_rank, share_of_work
 from ict_backends.randomness import image_labels
+from ict_backends.rundir import RunDir
 from ict_backends.sampling import sample_batches, trajectory
 from PIL import Image
 
@@ -104,30 +106,49 @@ def test_processes_share_the_work(ict, tmp_path, digits_run, name) -> None:
         assert contents(out) == contents(alone)
     else:
         np.testing.assert_array_equal(samples(out), samples(alone))
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [f".{name}.done"]
 
 
-def test_each_process_draws_its_share_and_the_first_waits(tmp_path, monkeypatch) -> None:
+def test_each_process_draws_its_share_and_the_first_finishes(tmp_path, monkeypatch) -> None:
     drawn: dict[int, list[int]] = {0: [], 1: []}
 
     def draw(rank: int):
         def one(indices):
             drawn[rank] += indices
-            yield np.full((len(indices), 1, 2, 2), rank, np.uint8)
+            if indices:
+                yield np.full((len(indices), 1, 2, 2), rank, np.uint8)
 
         return one
 
-    sink = sample_files.NpzSink(tmp_path / "x.npz", 7, {})
-    assert not sample_files.draw_into(sink, draw(1), None, batch=2, rank=1, world=2)
-    assert sink.missing() == [0, 1, 4, 5]
-    monkeypatch.setattr(sample_files, "_PATIENCE_SECONDS", 0.0)
-    alone = sample_files.NpzSink(tmp_path / "y.npz", 9, {})
-    with pytest.raises(DataError, match="3 images of other processes are missing"):
-        sample_files.draw_into(alone, draw(0), None, batch=3, rank=0, world=2)
-    drawn[0].clear()
-    assert sample_files.draw_into(sink, draw(0), None, batch=2, rank=0, world=2)
-    assert drawn == {0: [0, 1, 4, 5], 1: [2, 3, 6]}
+    def begin(name: str, num: int, rank: int, seed: int = 0):
+        return sample_files.open_sink(tmp_path / name, num, {"seed": seed}, rank=rank)
+
+    for name in ("x.npz", "folder"):
+        late, first = begin(name, 7, 1), begin(name, 7, 0)
+        assert not sample_files.draw_into(late, draw(1), None, batch=2, rank=1, world=2)
+        assert first.missing() == [0, 1, 4, 5]
+        assert sample_files.draw_into(first, draw(0), None, batch=2, rank=0, world=2)
+        assert drawn == {0: [0, 1, 4, 5], 1: [2, 3, 6]}
+        assert begin(name, 7, 1) is None  # it came when all was done
+        assert begin("other.npz", 7, 1) is not None
+        for numbers in drawn.values():
+            numbers.clear()
     np.testing.assert_array_equal(samples(tmp_path / "x.npz")[:, 0, 0, 0], [0, 0, 1, 1, 0, 0, 1])
+    # What another process was to draw and did not, the first draws.
+    monkeypatch.setattr(sample_files, "_PATIENCE_SECONDS", 0.0)
+    assert sample_files.draw_into(begin("y.npz", 9, 0), draw(0), None, batch=3, rank=0, world=2)
+    assert drawn[0] == [0, 1, 2, 6, 7, 8, 3, 4, 5]
+    # The mark of a finished run stops no process of another.
+    assert begin("y.npz", 9, 1, seed=1) is not None
+
+
+def test_a_dry_run_finds_what_is_in_the_way(ict, tmp_path, digits_run) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    refused = ict("sample", digits_run, "--out", tmp_path / "full", "--dry-run")
+    assert (refused.code, "is not an empty folder" in refused.err) == (2, True)
+    assert ict("sample", digits_run, "--out", tmp_path / "new", "--dry-run").code == 0
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -220,6 +241,26 @@ def test_classes_can_be_balanced_chosen_or_random(ict, tmp_path, labelled_run) -
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_numbers_of_any_kind_are_taken(labelled_run, backend) -> None:
+    """Integers as levels, lists as labels."""
+    model = load_backend(backend).load_model(labelled_run, device="cpu")
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8))
+    whole = model.consistency(x, np.array([80, 2]), [0, 2])
+    np.testing.assert_array_equal(whole, model.consistency(x, np.array([80.0, 2.0]), np.array([0, 2])))
+    (images,) = sample_batches(model, range(2), sigmas=[80], seed=0, labels=[1, 2])
+    assert images.shape == (2, 3, 8, 8)
+
+
+def test_each_process_of_a_machine_has_its_device(monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert local_rank() == 3
+    assert load_backend("jax").check_device("auto").size == 1
+    monkeypatch.setenv("LOCAL_RANK", "x")
+    with pytest.raises(UsageError, match="LOCAL_RANK = x must be a number"):
+        load_backend("jax").check_device("auto")
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_a_trajectory_ends_in_the_sample(ict, tmp_path, digits_run, backend) -> None:
     model = load_backend(backend).load_model(digits_run, device="cpu")
     sigmas = [80.0, 2.0, 0.5]
@@ -247,7 +288,7 @@ def test_the_manifest_says_what_was_asked_for(ict, tmp_path, digits_run, interru
     ict("sample", digits_run, "--out", tmp_path / "out", *FAST, "--seed", 5)
     known = json.loads((tmp_path / "out" / ".ict-sample.json").read_text())
     assert known["seed"] == 5
-    assert known["checkpoint"] == "step_00000030"
-    (tmp_path / "out" / ".ict-sample.json").write_text("{")  # damaged, beside images
+    assert known["sha256"] == read_digest(RunDir(digits_run).latest_checkpoint())
+    (tmp_path / "out" / ".ict-sample.json").write_text("[]")  # damaged, beside images
     refused = ict("sample", digits_run, "--out", tmp_path / "out", *FAST, "--seed", 5)
     assert (refused.code, "is not an empty folder" in refused.err) == (2, True)

@@ -126,5 +126,10 @@ def test_wrong_input_is_refused_in_one_line(ict, tmp_path, run, images_file) -> 
         done = ict("search-sigmas", run, "--device", "cpu", *arguments)
         assert (done.code, done.err.count("\n")) == (code, 1), (arguments, done)
         assert says in done.err, (says, done.err)
+    for content in ("[]", '{"sigmas": [1, 2]}', '{"sigmas": ["x"]}'):
+        (run / "sigmas.json").write_text(content)
+        damaged = ict("sample", run, "--out", tmp_path / "x.png", "--steps", 2)
+        assert (damaged.code, "sigmas.json cannot be read" in damaged.err) == (1, True)
+    (run / "sigmas.json").write_text("{")
     damaged = ict("sample", run, "--out", tmp_path / "x.png", "--steps", 2)
     assert (damaged.code, "sigmas.json cannot be read" in damaged.err) == (1, True)

@@ -1,0 +1,181 @@
+"""A page about a run, in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from ict_backends.charts import Mark, Series, line_chart
+from ict_backends.errors import CheckpointError
+from ict_backends.images import encode_png, grid, to_float
+from ict_backends.networks import count_parameters
+from ict_backends.progress import band_edges
+from ict_backends.rundir import RunDir
+
+from ict_core import Config, stages
+
+_NEIGHBOURS = 4
+_STYLE = """
+:root { color-scheme: light dark; --line: #8886; --soft: #8882; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 60rem; }
+h1 { font-size: 1.5rem; margin: .5rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
+svg polyline { fill: none; stroke-width: 1.8; } svg .grid { stroke: var(--line); stroke-width: .5; }
+svg line.mark { stroke: currentColor; stroke-dasharray: 3 3; opacity: .5; }
+svg text.mark { font-size: 11px; opacity: .8; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; }
+.legend i { display: inline-block; width: .9rem; height: .25rem; margin-right: .35rem; vertical-align: middle; }
+img { image-rendering: pixelated; max-width: 100%; } img.wide { width: min(100%, 36rem); }
+input[type=range] { width: min(100%, 36rem); display: block; margin: .5rem 0; }
+table { border-collapse: collapse; font-size: .9rem; } td { padding: .1rem .75rem .1rem 0; overflow-wrap: anywhere; }
+td:first-child { font-family: ui-monospace, monospace; } summary { cursor: pointer; }
+.facts { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; }
+"""
+_SLIDER = """
+const strip = document.getElementById("strip"), slider = document.getElementById("slider");
+if (slider) slider.addEventListener("input", () => {
+  const frame = frames[slider.value];
+  strip.src = frame[1];
+  document.getElementById("step").textContent = frame[0];
+});
+"""
+
+
+def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) -> str:
+    """The page's HTML.
+
+    Args:
+        images: [n, c, h, w] uint8 that the run was trained on, or None where they are not at hand.
+        samples: [k, c, h, w] uint8 of its model, to be shown beside their nearest training images.
+
+    Raises:
+        CheckpointError: the run's records are damaged.
+    """
+    config = run.load_config()
+    metrics, evals = _read_lines(run, run.metrics_file), _read_lines(run, run.evals_file)
+    done = metrics[-1]["step"] if metrics else 0
+    facts = [
+        f"{done:,} of {config.train.total_steps:,} steps",
+        f"{count_parameters(config):,} parameters",
+        f"{config.network.family}, {'x'.join(map(str, config.data.shape))}",
+    ]
+    if metrics:
+        facts.append(f"loss {metrics[-1]['loss']:.4g}")
+    if evals:
+        best = min(evals, key=lambda line: line["value"])
+        facts.append(f"best {best['metric']} {best['value']:.4g} at step {best['step']:,}")
+    body = [
+        f"<h1>{escape(str(run.path))}</h1>",
+        f'<div class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts)}</div>',
+        *_samples(run),
+        *_curves(config, metrics, evals),
+        *_nearest(images, samples),
+        "<h2>Configuration</h2>",
+        f"<details><summary>All settings</summary>{_table(config.flat())}</details>",
+    ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(run.path.name)}: report</title><style>{_STYLE}</style>"
+    return f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+
+
+def _read_lines(run: RunDir, file: Any) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"run {run.path}: {file.name} cannot be read ({error})") from error
+
+
+def _samples(run: RunDir) -> list[str]:
+    """The samples over time, with a slider; the last ones first."""
+    found = sorted((run.path / "samples").glob("step_*.png"))
+    frames = [(int(m[1]), _data_url(path.read_bytes())) for path in found if (m := re.search(r"(\d+)", path.name))]
+    if not frames:
+        return []
+    last = len(frames) - 1
+    slider = f'<input type="range" id="slider" min="0" max="{last}" value="{last}" aria-label="step">' * (last > 0)
+    return [
+        "<h2>Samples</h2>",
+        "<p>One step each, from noise that is always the same"
+        + (", over the course of training:" if last else ":")
+        + f' step <b id="step">{frames[-1][0]}</b></p>',
+        slider,
+        f'<img class="wide" id="strip" alt="samples" src="{frames[-1][1]}">',
+        f"<script>const frames = {json.dumps(frames)};{_SLIDER}</script>",
+    ]
+
+
+def _curves(config: Config, metrics: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> list[str]:
+    curriculum = config.curriculum
+    marks = [
+        Mark(stage.first, f"N={stage.n}")
+        for stage in stages(config.train.total_steps, s0=curriculum.s0, s1=curriculum.s1)
+    ]
+    loss = Series("loss", [(line["step"], line["loss"]) for line in metrics])
+    parts = [
+        "<h2>Loss</h2><p>Its scale changes with the number of levels, N: compare within a stage.</p>",
+        line_chart([loss], x_label="step", y_label="loss", marks=marks, log_y=True),
+    ]
+    if any("loss_bands" in line for line in metrics):
+        parts += ["<h2>Loss by noise level</h2>", _band_chart(config, metrics, marks)]
+    if evals:
+        name = evals[-1]["metric"]
+        points = [(line["step"], line["value"]) for line in evals if line["metric"] == name]
+        parts += ["<h2>Evaluation</h2>", line_chart([Series(name, points)], x_label="step", y_label=name, marks=marks)]
+    return parts
+
+
+def _band_chart(config: Config, metrics: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> str:
+    edges = band_edges(config)
+    lines = []
+    for i, (low, high) in enumerate(pairwise(edges)):
+        color = f"hsl({240 - 240 * i / (len(edges) - 2):.0f} 70% 45%)"
+        points = [
+            (line["step"], line["loss_bands"][i])
+            for line in metrics
+            if line.get("loss_bands") and line["loss_bands"][i] is not None
+        ]
+        lines.append(Series(f"{low:.2g} to {high:.2g}", points, color))
+    return line_chart(lines, x_label="step", y_label="loss", marks=marks, log_y=True)
+
+
+def _nearest(images: np.ndarray | None, samples: np.ndarray) -> list[str]:
+    """Samples beside the training images that are nearest to them, in pixels."""
+    if images is None:
+        return ["<h2>Nearest training images</h2><p>The data are not where they were when the run was trained.</p>"]
+    rows = nearest_images(samples, images, min(_NEIGHBOURS, len(images)))
+    shown = np.stack([np.concatenate([sample[None], images[row]]) for sample, row in zip(samples, rows, strict=True)])
+    picture = grid(shown.reshape(-1, *samples.shape[1:]), columns=shown.shape[1])
+    return [
+        "<h2>Nearest training images</h2>",
+        "<p>First in each row a sample, then the images of the data that are nearest to it, in pixels: a model that "
+        "copies shows the same image twice.</p>",
+        f'<img class="wide" alt="samples and their nearest training images" src="{_data_url(encode_png(picture))}">',
+    ]
+
+
+def nearest_images(samples: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
+    """[k, count] numbers of the images nearest to each of [k, c, h, w] samples, Euclidean, nearest first."""
+    distances = np.empty((len(samples), len(images)), dtype=np.float32)
+    flat = to_float(samples).reshape(len(samples), 1, -1)
+    for first in range(0, len(images), 1024):
+        part = to_float(images[first : first + 1024]).reshape(1, -1, flat.shape[2])
+        for row, sample in enumerate(flat):
+            distances[row, first : first + part.shape[1]] = np.square(part[0] - sample).sum(axis=1)
+    return np.argsort(distances, axis=1, kind="stable")[:, :count]
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in values.items())
+    return f"<table>{rows}</table>"
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,0 +1,48 @@
+"""`ict report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from ict_backends.errors import UsageError
+from ict_cli.options import backend_option, check_output, debug_option, device_option
+
+_SHOWN = 8
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: RUN/report.html]")
+@backend_option
+@device_option
+@debug_option
+def report_command(run: Path, out: Path | None, backend: str, device: str) -> None:
+    """Write a page about a run: samples over time, losses, evaluations, settings, nearest training images.
+
+    It is one HTML file that needs no network and nothing beside it.
+    """
+    import numpy as np
+    from ict_backends import load_backend
+    from ict_backends.data import load_data
+    from ict_backends.errors import UserError
+    from ict_backends.files import write_atomically
+    from ict_backends.report import build_report
+    from ict_backends.rundir import RunDir
+    from ict_backends.sampling import preview
+
+    config = RunDir(run).load_config()
+    out = out or run / "report.html"
+    if out.suffix != ".html":
+        raise UsageError(f"--out {out} must end in .html")
+    check_output(out, (".html",), create=False)
+    model = load_backend(backend).load_model(run, device=device)
+    images: np.ndarray | None
+    try:
+        images = load_data(config.data.source).images
+    except UserError as error:
+        click.echo(f"Warning: without nearest training images: {error}", err=True)
+        images = None
+    page = build_report(RunDir(run), images, preview(model, _SHOWN))
+    write_atomically(out, page.encode())
+    click.echo(f"report: {out}")

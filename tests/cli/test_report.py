@@ -1,0 +1,183 @@
+"""`ict report`: one page that holds everything and shows what the run's files say."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ict_backends.charts import Mark, Series, line_chart
+from ict_backends.plan import plan_step
+from ict_backends.progress import BANDS, band_edges
+from ict_backends.report import nearest_images
+from ict_backends.rundir import RunDir
+from PIL import Image
+from tiny import TINY
+
+from ict_core import stages
+
+VOID = {"meta", "img", "input", "line", "polyline", "br"}
+
+
+class Page(HTMLParser):
+    """What a page holds; every element that is opened must be closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.words.append(data)
+
+    def points(self) -> list[int]:
+        """The number of points of each line."""
+        return [len(attrs["points"].split()) for tag, attrs in self.tags if tag == "polyline"]
+
+
+def picture(url: str) -> Image.Image:
+    head, _, data = url.partition(",")
+    assert head == "data:image/png;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of four steps with three pictures and two evaluations."""
+    from ict_cli.main import run as ict
+
+    options = [
+        "--set=train.sample_every=2",
+        "--set=eval.every=2",
+        "--set=eval.num=70",
+        "--set=train.learning_rate=1e-2",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        ict(["train", f"--out={tmp_path / 'run'}", *TINY, "--steps=4", *options])
+    assert stop.value.code == 0
+    return tmp_path / "run"
+
+
+def test_the_page_shows_the_run_and_needs_nothing_else(ict, run) -> None:
+    done = ict("report", run, "--device", "cpu")
+    assert (done.code, done.err) == (0, "")
+    text = (run / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert not re.findall(r"https?://", text)
+    assert all(attrs["src"].startswith("data:") for tag, attrs in page.tags if tag == "img")
+    assert not [tag for tag, attrs in page.tags if tag == "link" or (tag == "script" and "src" in attrs)]
+    words = " ".join(page.words)
+    found = stages(4, s0=10, s1=160)
+    assert len(found) > 2
+    for said in ("4 of 4 steps", "train.learning_rate", "best pixel-fd", "Nearest training images"):
+        assert said in words
+    assert all(f"N={stage.n}" in words for stage in found)
+    frames = json.loads(re.search(r"const frames = (\[.*?\]);\n", text)[1])
+    assert [step for step, _ in frames] == [2, 4]
+    for step, url in frames:
+        with Image.open(RunDir(run).samples_file(step)) as saved:
+            np.testing.assert_array_equal(np.asarray(picture(url)), np.asarray(saved))
+    slider = next(attrs for tag, attrs in page.tags if tag == "input")
+    assert (slider["min"], slider["max"]) == ("0", "1")
+    # The loss, eight bands, the evaluation.
+    points = page.points()
+    assert (points[0], points[-1], len(points)) == (4, 2, 1 + BANDS + 1)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert points[1:-1] == [sum(line["loss_bands"][i] is not None for line in lines) for i in range(BANDS)]
+    nearest = picture([attrs["src"] for tag, attrs in page.tags if tag == "img"][-1])
+    assert nearest.size == (5 * 36, 8 * 36)
+
+
+def test_losses_by_level_add_up_to_the_loss(ict, run) -> None:
+    config = RunDir(run).load_config()
+    edges = band_edges(config)
+    assert len(edges) == BANDS + 1
+    assert (edges[0], edges[-1]) == pytest.approx((0.002, 80))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for step, line in enumerate(lines):
+        levels = plan_step(config, step, 1797).levels.sigma_hi
+        counts = np.array([((lo < levels) & (levels <= hi * (1 + 1e-12))).sum() for lo, hi in zip(edges, edges[1:])])  # noqa: B905, RUF007
+        assert counts.sum() == config.train.batch_size
+        assert [n > 0 for n in counts] == [value is not None for value in line["loss_bands"]]
+        total = sum(n * value for n, value in zip(counts, line["loss_bands"], strict=True) if n)
+        assert total / counts.sum() == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_a_run_without_its_data_evaluations_or_bands_has_a_page_too(ict, tmp_path, run) -> None:
+    (run / "evals.jsonl").unlink()
+    (run / "metrics.jsonl").write_text('{"step": 2, "n": 11, "loss": 3.5, "images_per_second": 1.0}\n')
+    text = (run / "config.toml").read_text().replace('source = "digits"', 'source = "gone <&> away.npz"')
+    (run / "config.toml").write_text(text)
+    shutil.rmtree(run / "samples")
+    done = ict("report", run, "--out", tmp_path / "x.html", "--device", "cpu")
+    assert (done.code, done.err.count("\n")) == (0, 1)
+    assert "Warning: without nearest training images" in done.err
+    page = Page((tmp_path / "x.html").read_text(encoding="utf-8"))
+    assert page.points() == [1]
+    assert "gone <&> away.npz" in " ".join(page.words)
+
+
+def test_wrong_input_is_refused_in_one_line(ict, tmp_path, run) -> None:
+    for code, says, arguments in (
+        (1, "does not exist", [tmp_path / "none"]),
+        (2, "must end in .html", [run, "--out", tmp_path / "x.pdf"]),
+        (2, "unknown backend", [run, "--backend", "numpy"]),
+    ):
+        done = ict("report", *arguments)
+        assert (done.code, done.err.count("\n"), says in done.err) == (code, 1, True), done.err
+    (run / "metrics.jsonl").write_text("{\n")
+    done = ict("report", run, "--device", "cpu")
+    assert (done.code, "metrics.jsonl cannot be read" in done.err) == (1, True)
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(1, 5))
+def test_nearest_images_are_those_of_brute_force(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    images, samples = (rng.integers(0, 256, (n, 1, 2, 3), dtype=np.uint8) for n in (12, 3))
+    samples[1] = images[7]
+    found = nearest_images(samples, images, count)
+    assert found[1, 0] == 7
+    for row, sample in zip(found, samples, strict=True):
+        distances = ((images.astype(float) - sample) ** 2).sum(axis=(1, 2, 3))
+        np.testing.assert_allclose(np.sort(distances)[:count], distances[row])
+
+
+def test_charts_leave_out_what_cannot_be_drawn() -> None:
+    points = [(0, 1.0), (1, float("nan")), (2, 0.0), (3, 100.0)]
+    one = [Series("a <b>", points)]
+    assert Page(line_chart(one, x_label="x", y_label="y", log_y=True)).points() == [2]
+    assert Page(line_chart(one, x_label="x", y_label="y", marks=[Mark(1, "<m>"), Mark(9, "out")])).points() == [3]
+    assert "out" not in line_chart(one, x_label="x", y_label="y", marks=[Mark(9, "out")])
+    assert "Nothing to draw" in line_chart([Series("a", [])], x_label="x", y_label="y")
+    assert Page(line_chart([Series("a", [(1, 5.0)])], x_label="x", y_label="y")).points() == [1]
+
+
+def test_a_chart_puts_larger_values_higher_and_later_ones_to_the_right() -> None:
+    text = line_chart([Series("a", [(0, 1.0), (10, 10.0), (20, 100.0)])], x_label="x", y_label="y", log_y=True)
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, p.split(",")) for p in re.search(r'points="([^"]*)"', text)[1].split())
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+    assert y0 > y2
+    assert ">10<" in text
