@@ -29,8 +29,10 @@ class Mark(NamedTuple):
 def line_chart(
     series: Sequence[Series], *, x_label: str, y_label: str, marks: Sequence[Mark] = (), log_y: bool = False
 ) -> str:
-    """An SVG element that takes the width of its place, from 0 on to the right. Points that cannot be drawn (not finite, or not positive
-    on a logarithmic axis) are left out."""
+    """An SVG element that takes the width of its place; its horizontal axis starts at 0.
+
+    Points that cannot be drawn (not finite, or not positive on a logarithmic axis) are left out.
+    """
     kept = [s._replace(points=[p for p in s.points if _drawable(p, log_y)]) for s in series]
     xs = [x for s in kept for x, _ in s.points]
     ys = [_scaled(y, log_y) for s in kept for _, y in s.points]
