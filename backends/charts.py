@@ -46,8 +46,7 @@ def line_chart(
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(y_label)} over {escape(x_label)}">']
-    for tick in _ticks(*y_range):
-        value = 10**tick if log_y else tick
+    for value in _log_ticks(*y_range) if log_y else _ticks(*y_range):
         _, y = place(x_range[0], value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
@@ -64,7 +63,7 @@ def line_chart(
         parts.append(f'<polyline points="{path}" stroke="{line.color}"><title>{escape(line.name)}</title></polyline>')
     parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(
-        f'<text transform="rotate(-90)" x="{-_HEIGHT / 2}" y="12" text-anchor="middle">{escape(y_label)}</text>'
+        f'<text transform="rotate(-90)" x="{-_HEIGHT / 2}" y="18" text-anchor="middle">{escape(y_label)}</text>'
     )
     legend = "".join(
         f'<span><i style="background:{s.color}"></i>{escape(s.name)}</span>' for s in kept if len(kept) > 1
@@ -83,6 +82,12 @@ def _scaled(y: float, log_y: bool) -> float:
 def _padded(low: float, high: float, share: float) -> tuple[float, float]:
     room = (high - low) * share or (0.0 if high > low else 0.5)
     return low - room, high + room
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Values between 10^low and 10^high: powers of ten, or round numbers where those are too few."""
+    powers = [10.0**n for n in range(math.ceil(low), math.floor(high) + 1)]
+    return powers if len(powers) > 2 else _ticks(10**low, 10**high)
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:

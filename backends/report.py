@@ -29,6 +29,7 @@ svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; 
 svg polyline { fill: none; stroke-width: 1.8; } svg .grid { stroke: var(--line); stroke-width: .5; }
 svg line.mark { stroke: currentColor; stroke-dasharray: 3 3; opacity: .5; }
 svg text.mark { font-size: 11px; opacity: .8; }
+@media (max-width: 40rem) { svg text, svg text.mark { font-size: 21px; } svg polyline { stroke-width: 3; } }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; }
 .legend i { display: inline-block; width: .9rem; height: .25rem; margin-right: .35rem; vertical-align: middle; }
 img { image-rendering: pixelated; max-width: 100%; } img.wide { width: min(100%, 36rem); }
