@@ -15,8 +15,9 @@ demo: .venv/installed-$(BACKEND)
 	@echo "  for orientation: two halves of the data, 0.31; a plain 0.5 M-parameter U-Net by the same method, 0.67"
 	@echo "Pictures: $(RUN)/one-step.png, $(RUN)/two-step.png, and while it learnt: $(RUN)/samples/"
 
+# The parity tests are few and slow: begun last, they would keep one of the two processes waiting.
 test: .venv/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/parity tests
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,10 @@ class Dataset(NamedTuple):
         return self.images.shape[1:]
 
 
-def load_data(source: str, *, unreadable: list[Path] | None = None) -> Dataset:
+Fit = Callable[[np.ndarray], np.ndarray]
+
+
+def load_data(source: str, *, unreadable: list[Path] | None = None, fit: Fit | None = None) -> Dataset:
     """Read a data set.
 
     Args:
@@ -42,24 +45,29 @@ def load_data(source: str, *, unreadable: list[Path] | None = None) -> Dataset:
             depth, where each folder directly inside it is a class if no image lies outside of them.
         unreadable: takes the files of a folder that are no images, which are then left out; without it they
             are an error.
+        fit: makes of each image, [c, h, w] uint8, one of the wanted shape; without it all must be alike.
 
     Raises:
         DataError: in one line, what is missing, empty, unreadable, of mixed sizes or of a wrong type.
         UsageError: the embedded digits are asked for and scikit-learn is not installed.
     """
     if source == "digits":
-        return _load_digits()
+        return _fitted(_load_digits(), fit)
     path = Path(source)
     if not path.exists():
         raise DataError(f'data {source} does not exist; give a folder, an .npz or .npy file, or "digits"')
     try:
         if path.is_dir():
-            return _load_folder(path, unreadable)
+            return _load_folder(path, unreadable, fit)
         if path.suffix in (".npz", ".npy"):
-            return _load_arrays(path)
+            return _fitted(_load_arrays(path), fit)
     except OSError as error:
         raise DataError(f"data {source} cannot be read: {error.strerror or error}") from error
     raise DataError(f'data {source} is of an unknown kind; give a folder, an .npz or .npy file, or "digits"')
+
+
+def _fitted(dataset: Dataset, fit: Fit | None) -> Dataset:
+    return dataset if fit is None else dataset._replace(images=np.stack([fit(image) for image in dataset.images]))
 
 
 def _load_digits() -> Dataset:
@@ -112,12 +120,12 @@ def _check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _load_folder(folder: Path, unreadable: list[Path] | None) -> Dataset:
+def _load_folder(folder: Path, unreadable: list[Path] | None, fit: Fit | None) -> Dataset:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not paths:
         raise DataError(f"data {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     images, read = np.empty(0), list[Path]()
-    for path, image in _readable(paths, unreadable):
+    for path, image in _readable(paths, unreadable, fit):
         if not read:
             images = np.empty((len(paths), *image.shape), dtype=np.uint8)
         if image.shape != images.shape[1:]:
@@ -137,11 +145,14 @@ def _load_folder(folder: Path, unreadable: list[Path] | None) -> Dataset:
     return Dataset(images, np.array([classes[top] for top in tops], dtype=np.int64))
 
 
-def _readable(paths: Sequence[Path], unreadable: list[Path] | None) -> Iterator[tuple[Path, np.ndarray]]:
+def _readable(
+    paths: Sequence[Path], unreadable: list[Path] | None, fit: Fit | None
+) -> Iterator[tuple[Path, np.ndarray]]:
     """The images that can be read; the others go into the list, or are an error where there is none."""
     for path in paths:
         try:
-            yield path, read_image(path)
+            image = read_image(path)
+            yield path, image if fit is None else fit(image)
         except DataError:
             if unreadable is None:
                 raise

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     type=click.IntRange(min=2),
     help="How many images; the field's figures take 50,000.  [default: 2000 or as many as are needed; all]",
 )
-@click.option("--resize", is_flag=True, help="Resample images of another size or kind to those of the data.")
+@click.option(
+    "--resize", is_flag=True, help="Resample images of other sizes or kinds: to the model's, or to the data's."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures into a file, too.")
 @steps_options
 @seed_option
@@ -82,10 +84,11 @@ def eval_command(
 
     config = RunDir(what).load_config() if (what / "config.toml").is_file() else None
     levels = resolve_sigmas(config, steps, sigmas, run=what) if config else None
-    _check_source(what, config, data, resize)
+    _check_source(what, config, data)
     network = load_network(features, device)
     names = read_metrics(metrics, network)
-    reference = read_reference(data or config.data.source, names, network)
+    shape = config.data.shape if config and resize else None
+    reference = read_reference(data or config.data.source, names, network, shape=shape)
     samples = _find_samples(what, num, config, reference.shape, resize, names, network)
     check_sizes(names, samples, reference, network)
     batches = samples.batches
@@ -175,11 +178,9 @@ class Samples(NamedTuple):
 _OF_RUNS = ("steps", "sigmas", "seed", "weights", "backend", "batch_size")
 
 
-def _check_source(what: Path, config: Config | None, data: str | None, resize: bool) -> None:
+def _check_source(what: Path, config: Config | None, data: str | None) -> None:
     """Refuse a source that is none, and options that would do nothing for it."""
     if config is not None:
-        if resize:
-            raise UsageError(f"--resize is for folders and files of images; {what} is a run")
         return
     if not what.exists():
         raise DataError(f"{what} does not exist; give a run, a folder of images or an .npz file")
@@ -203,8 +204,10 @@ def load_network(features: str | None, device: str) -> Network | None:
     return load_backend("torch").load_features(path, device=device)
 
 
-def read_reference(source: str, names: Sequence[str], network: Network | None) -> Reference:
-    """What --data names: images, or statistics where they are enough for the metrics."""
+def read_reference(
+    source: str, names: Sequence[str], network: Network | None, *, shape: tuple[int, ...] | None = None
+) -> Reference:
+    """What --data names: images, resampled to a shape where one is given, or statistics where they are enough."""
     from ict_backends.data import load_data
     from ict_backends.evaluation import METRICS, read_moments
 
@@ -219,15 +222,19 @@ def read_reference(source: str, names: Sequence[str], network: Network | None) -
         except DataError as error:
             raise DataError(f"data {source} holds mu and sigma only; {METRICS[wrong[0]]} needs images") from error
         return Reference(source, images, None)
-    return Reference(source, _load_images(source), None)
+    return Reference(source, _load_images(source, shape), None)
 
 
-def _load_images(source: str) -> np.ndarray:
-    """The images of a source; those that cannot be read are named and left out."""
+def _load_images(source: str, shape: tuple[int, ...] | None) -> np.ndarray:
+    """The images of a source, resampled to a shape where one is given; what cannot be read is named and left out."""
     from ict_backends.data import load_data
+    from ict_backends.editing import fit_image
+
+    def fit(image: np.ndarray) -> np.ndarray:
+        return fit_image(image, shape, resize=True, what=source)
 
     unreadable: list[Path] = []
-    images = load_data(source, unreadable=unreadable).images
+    images = load_data(source, unreadable=unreadable, fit=fit if shape else None).images
     if unreadable:
         names = ", ".join(path.name for path in unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
         click.echo(f"Warning: {len(unreadable)} files of {source} are no images and are left out: {names}", err=True)
@@ -243,17 +250,20 @@ def _find_samples(
     names: Sequence[str],
     network: Network | None,
 ) -> Samples:
-    from ict_backends.editing import fit_image
+    from ict_backends.data import describe_shape
     from ict_backends.evaluation import in_batches
 
     if config is not None:
         check_shape(config, shape)
         return Samples("--num", num or default_number(names, network, config.data.shape), config.data.shape, None)
-    images = _load_images(str(what))[:num]
+    images = _load_images(str(what), shape if resize else None)[:num]
     if num is not None and num > len(images):
         raise UsageError(f"--num {num} is more than the {len(images)} images of {what}")
     if shape is not None and images.shape[1:] != shape:
-        images = np.stack([fit_image(image, shape, resize=resize, what=str(what)) for image in images])
+        raise DataError(
+            f"the images of {what} are {describe_shape(images.shape[1:])}, but those of the data "
+            f"{describe_shape(shape)}; --resize makes them fit"
+        )
     return Samples(str(what), len(images), images.shape[1:], in_batches(images))
 
 
@@ -263,7 +273,7 @@ def check_shape(config: Config, shape: tuple[int, ...] | None) -> None:
 
     if shape not in (None, config.data.shape):
         found, needed = describe_shape(config.data.shape), describe_shape(shape)
-        raise DataError(f"the model's images are {found}, but those of the data {needed}")
+        raise DataError(f"the model's images are {found}, but those of the data {needed}; --resize makes them fit")
 
 
 def default_number(names: Sequence[str], network: Network | None, shape: tuple[int, ...]) -> int:

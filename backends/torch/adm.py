@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from ict_backends.adm_spec import ADMLevelSpec, adm_spec, positional_frequencies
 from ict_backends.ncsnpp_spec import BlockSpec
-from ict_backends.torch.layers import Middle, call
+from ict_backends.torch.layers import Middle, call, downsample, upsample
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,9 +55,9 @@ class ADMBlock(nn.Module):
         """The block's output."""
         h = F.silu(self.norm_0(x))
         if self.up:
-            h, x = (F.interpolate(a, scale_factor=2, mode="nearest") for a in (h, x))
+            h, x = upsample(h, ()), upsample(x, ())
         elif self.down:
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+            h, x = downsample(h, ()), downsample(x, ())
         h, e = self.conv_0(h), self.embed(F.silu(embedding))[:, :, None, None]
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
@@ -102,7 +102,7 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The resampled images."""
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest") if self.up else x)
+        return self.conv(upsample(x, ()) if self.up else x)
 
 
 class PositionalEmbedding(nn.Module):

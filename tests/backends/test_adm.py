@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from ict_backends import openai_adm
 from ict_backends.adm_spec import adm_parameters, adm_spec
 from ict_backends.jax import adm as jax_adm
+from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import load_arrays as jax_load
 from ict_backends.ncsnpp_spec import BlockSpec
 from ict_backends.torch import adm as torch_adm
+from ict_backends.torch import layers as torch_layers
 from safetensors.numpy import load_file
 from twins import adm_configs, assert_close, jax_weights, nchw, nhwc, torch_network
 
@@ -222,13 +224,32 @@ def test_normalisation_has_their_epsilon(backend: str) -> None:
     assert_close(found, blocks["groupnorm_eps/out"], 1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_resampling_without_a_convolution_is_theirs(backend: str) -> None:
+    """As the branches of their blocks are resampled: means of 2x2, and repeated pixels."""
+    blocks = arrays("adm_blocks_open.npz")
+    for name, key in (("downsample", "resample_down_avgpool"), ("upsample", "resample_up_nearest")):
+        if backend == "torch":
+            found = getattr(torch_layers, name)(torch.tensor(blocks["resample/x"]), ()).numpy()
+        else:
+            found = nchw(getattr(jax_layers, name)(nhwc(blocks["resample/x"]), ()))
+        assert_close(found, blocks[f"{key}/out"], 1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("channels", [16, 17])
-def test_features_are_their_cosines_then_sines(channels: int) -> None:
+def test_features_are_their_cosines_then_sines(backend: str, channels: int) -> None:
     blocks, found = arrays("adm_blocks_open.npz"), []
     t = blocks["timestep_embedding/t"]
-    ours = torch_adm.PositionalEmbedding(channels, scale=1.0, num_classes=0)
-    ours.dense_0.register_forward_pre_hook(lambda _, args: found.append(args[0].numpy()))
-    ours(torch.tensor(t), None)
+    if backend == "torch":
+        ours = torch_adm.PositionalEmbedding(channels, scale=1.0, num_classes=0)
+        ours.dense_0.register_forward_pre_hook(lambda _, args: found.append(args[0].numpy()))
+        ours(torch.tensor(t), None)
+    else:
+        ours = jax_adm.PositionalEmbedding(channels, scale=1.0, num_classes=0, rngs=nnx.Rngs(0))
+        dense = ours.dense_0
+        ours.dense_0 = lambda x: (found.append(np.asarray(x)), dense(x))[1]
+        ours(jnp.asarray(t), None)
     assert_close(found[0], blocks[f"timestep_embedding/dim{channels}"], 1e-4)
 
 

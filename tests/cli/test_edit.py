@@ -55,6 +55,28 @@ def test_inpainting_keeps_the_black_part_of_the_mask(ict, tmp_path, rgb_run, pho
         assert (load(other) != load(out)).any()
 
 
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("inpaint", ("--steps", 3)),
+        ("colorize", ("--steps", 3)),
+        ("super-resolve", ("--steps", 3, "--factor", 2)),
+        ("denoise", ("--sigma", 0.3, "--add-noise")),
+        ("stroke", ("--steps", 3)),
+    ],
+)
+def test_both_backends_make_the_same(ict, tmp_path, rgb_run, photo, mask, task, options):
+    found = []
+    for backend in ("torch", "jax"):
+        out = tmp_path / f"{backend}.png"
+        arguments = ("--image", photo, "--out", out, "--backend", backend, "--device", "cpu", *options)
+        arguments += ("--mask", mask) if task == "inpaint" else ()
+        done = ict("edit", task, rgb_run, *arguments)
+        assert (done.code, done.err) == (0, "")
+        found.append(load(out))
+    np.testing.assert_allclose(*found, atol=1)  # a grey level, where a value lies between two
+
+
 def test_colours_change_and_luma_stays(ict, tmp_path, rgb_run, photo):
     out = tmp_path / "x.png"
     assert ict("edit", "colorize", rgb_run, "--image", photo, "--out", out, *FAST).code == 0

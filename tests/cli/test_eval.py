@@ -200,7 +200,7 @@ def test_unreadable_images_are_named_and_left_out(ict, tmp_path, sets) -> None:
     assert json.loads((tmp_path / "x.json").read_text())["num"] == 250
 
 
-def test_images_of_another_kind_are_refused_or_resized(ict, tmp_path, sets) -> None:
+def test_images_of_another_kind_are_refused_or_resized(ict, tmp_path, sets, digits_run) -> None:
     (tmp_path / "large").mkdir()
     for i in range(10):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 16), dtype=np.uint8)
@@ -208,8 +208,14 @@ def test_images_of_another_kind_are_refused_or_resized(ict, tmp_path, sets) -> N
     options = ("eval", tmp_path / "large", "--data", sets / "a.npz", "--metrics", "kid")
     done = ict(*options)
     assert (done.code, done.err.count("\n")) == (1, 1)
-    assert "16x20 grey" in done.err
-    assert "--resize" in done.err
+    assert "16x20 grey, but those of the data 8x8 RGB; --resize makes them fit" in done.err
+    assert ict(*options, "--resize").code == 0
+    # A folder of several sizes, and data of another size than the model's.
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "large" / "z.png")
+    assert "all images must be alike" in ict(*options).err
+    assert ict(*options, "--resize").code == 0
+    options = ("eval", digits_run, "--data", tmp_path / "large", "--metrics", "kid", "--num", 20, "--device", "cpu")
+    assert ict(*options).code == 1
     assert ict(*options, "--resize").code == 0
 
 
@@ -255,7 +261,6 @@ def test_what_cannot_be_measured_is_refused_in_one_line(ict, tmp_path, networks,
         (2, "--steps is of samples that a model draws", (b, "--data", a, "--steps", 2)),
         (2, "--seed is of samples that a model draws", (b, "--data", a, "--seed", 1)),
         (2, "--batch-size is of samples", (b, "--data", a, "--batch-size", 9)),
-        (2, "--resize is for folders and files", (digits_run, "--resize")),
         (1, "cannot be read", (b, "--data", tmp_path / "cut.npz")),
         (2, "--num 251 is more than the 250 images", (b, "--data", a, "--num", 251)),
     ]
