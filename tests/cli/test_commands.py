@@ -166,15 +166,14 @@ def test_show_gives_the_cost_of_a_preset_and_the_authors_count(ict):
     assert "authors'" not in ict("show", "digits").out.split("parameters:")[1]
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax"])
-def test_the_tiny_cifar10_preset_trains_on_its_images(ict, tmp_path, backend):
+def test_the_tiny_cifar10_preset_trains_on_its_images(ict, tmp_path):
     if not CIFAR10.is_file():
         pytest.skip(f"the CIFAR-10 images are not here: {CIFAR10}")
     with tarfile.open(CIFAR10) as archive:
         for member in itertools.islice((m for m in archive if m.isfile()), 8):
             archive.extract(member, tmp_path, filter="data")
     run = tmp_path / "run"
-    start = ["train", "--preset=cifar10-tiny", f"--data={tmp_path / 'train'}", f"--backend={backend}", "--device=cpu"]
+    start = ["train", "--preset=cifar10-tiny", f"--data={tmp_path / 'train'}", "--device=cpu"]
     done = ict(*start, f"--out={run}", "--steps=2", "--set=train.batch_size=2", "--set=train.log_every=1")
     assert done.code == 0, done.err
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]

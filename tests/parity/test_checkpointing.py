@@ -28,7 +28,7 @@ from ict_core.config import replace
 
 CONFIGS = {
     "ncsnpp": small_config(
-        data={"shape": [3, 8, 8]}, network={"channel_mult": [1, 2], "attention_resolutions": [8, 4], "dropout": 0.4}
+        data={"shape": [3, 8, 8]}, network={"channel_mult": [1, 1], "attention_resolutions": [4], "dropout": 0.4}
     ),
     "adm": replace(small_adm_config(), data={"shape": (3, 8, 8)}, network={"channel_mult": (1, 1)}),
 }
