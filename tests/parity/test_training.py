@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
@@ -22,6 +22,7 @@ from ict_backends.torch import step as torch_step
 from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
 from ict_backends.torch.weights import to_arrays as torch_to_arrays
 from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
+from parity_profile import COMPILED
 from twins import (
     Arrays,
     Twins,
@@ -70,6 +71,7 @@ def assert_gradients_agree(both: Twins, config: Config, dtype: str, seed: int) -
 
 
 @pytest.mark.parametrize("dtype", GRADIENT_TOLERANCES)
+@settings(max_examples=COMPILED.max_examples)
 @given(seed=st.integers(0, 2**20))
 def test_a_step_has_the_same_loss_and_gradient_with_the_same_masks(dtype: str, seed: int) -> None:
     """For drawn weights, images, noise, levels of any stage and masks."""
