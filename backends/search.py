@@ -80,30 +80,31 @@ def search_sigmas(
 
     point, images = evaluate(0, np.zeros_like(noises[0]), noise.sigma_max, noise.sigma_max)
     found = [Step(point.sigma, point.value, (point,))]
+    low, top = (sigma ** (1 / noise.rho) for sigma in (noise.sigma_min, noise.sigma_max))
     for step in range(1, steps):
-        before = images
-        tried: dict[float, Point] = {}
+        before, best, tried = images, math.inf, dict[float, Point]()
 
         def value(place: float, step: int = step, before: np.ndarray = before, tried: dict = tried) -> float:
-            nonlocal images
+            nonlocal images, best
             sigma = float(place**noise.rho)
             if sigma not in tried:
-                std = math.sqrt(sigma**2 - noise.sigma_min**2)
-                best = min((point.value for point in tried.values()), default=math.inf)
-                tried[sigma], made = evaluate(step, before, std, sigma)
+                tried[sigma], made = evaluate(step, before, math.sqrt(sigma**2 - noise.sigma_min**2), sigma)
                 if tried[sigma].value < best:  # of all that is tried, only the best images are held
-                    images = made
+                    best, images = tried[sigma].value, made
             return tried[sigma].value
 
-        low, high = noise.sigma_min ** (1 / noise.rho), found[-1].sigma ** (1 / noise.rho)
-        width = tolerance * (noise.sigma_max ** (1 / noise.rho) - low)
-        while high - low > width:
-            third = (high - low) / 3
-            low, high = (low, high - third) if value(low + third) <= value(high - third) else (low + third, high)
-        value((low + high) / 2)
+        _ternary_search(value, low, found[-1].sigma ** (1 / noise.rho), width=tolerance * (top - low))
         point = min(tried.values(), key=lambda point: point.value)
         found.append(Step(point.sigma, point.value, tuple(tried.values())))
     return found
+
+
+def _ternary_search(value: Callable[[float], float], low: float, high: float, *, width: float) -> None:
+    """Close in on the minimum of a function that falls and then rises; its last evaluation is within `width` of it."""
+    while high - low > width:
+        third = (high - low) / 3
+        low, high = (low, high - third) if value(low + third) <= value(high - third) else (low + third, high)
+    value((low + high) / 2)
 
 
 def save_search(run: RunDir, steps: Sequence[Step], *, metric: str, num: int, weights: str) -> None:

@@ -1,10 +1,11 @@
-"""The picture of `ict show --plot`: levels, noise law, weights and curriculum of a configuration."""
+"""The pictures of `--plot`: what a configuration's method is, and what a search for levels tried."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ict_backends.errors import UsageError
@@ -12,16 +13,15 @@ from ict_backends.files import write_atomically
 
 from ict_core import Config, make_grid, stages
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def plot_method(config: Config, path: Path) -> None:
     """Draw into a PNG. Raises UsageError where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("--plot needs matplotlib: pip install 'ict[plot]'") from error
     noise = config.noise
     found = stages(config.train.total_steps, s0=config.curriculum.s0, s1=config.curriculum.s1)
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure = _new_figure(11, 8)
     levels, law, weights, curriculum = figure.subplots(2, 2).flat
     for i, stage in enumerate(found):
         grid = make_grid(
@@ -44,9 +44,7 @@ def plot_method(config: Config, path: Path) -> None:
     curriculum.plot(steps, [stage.n for stage in found for _ in range(2)], color="black")
     curriculum.set(title="Curriculum", xlabel="training step", ylabel="N(k)", yscale="log")
     levels.legend(fontsize="small")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=100)
-    write_atomically(path, stream.getvalue())
+    _save(figure, path)
 
 
 def plot_search(curves: Sequence[Sequence[tuple[float, float]]], metric: str, path: Path) -> None:
@@ -54,16 +52,25 @@ def plot_search(curves: Sequence[Sequence[tuple[float, float]]], metric: str, pa
 
     Raises UsageError where matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("--plot needs matplotlib: pip install 'ict[plot]'") from error
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = _new_figure(7, 4)
     axes = figure.subplots()
     for step, points in enumerate(curves, start=2):
         axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=3, label=f"step {step}")
     axes.set(xscale="log", xlabel="noise level of the step", ylabel=metric)
     axes.legend()
+    _save(figure, path)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches. Raises UsageError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("--plot needs matplotlib: pip install 'ict[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=100)
     write_atomically(path, stream.getvalue())

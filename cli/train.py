@@ -79,7 +79,6 @@ def train_command(
     printed, and saved in the run's folder with metrics, sample pictures and checkpoints.
     """
     from ict_backends import load_backend
-    from ict_backends.evaluator import evaluation_size
     from ict_backends.importing import start_from
     from ict_backends.networks import count_parameters
     from ict_backends.rundir import RunDir, create_run, free_run_path, remember_data
@@ -98,10 +97,8 @@ def train_command(
         base = {**preset_tree(preset), **(_network_of(init) if init else {})}
         config, dataset = _resolve_new(base, merge(asked))
         out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
-    _check_labels(config, dataset.labels)
+    _check_data(config, dataset)
 
-    if config.eval.every:
-        evaluation_size(config, len(dataset.images))
     weights = _averaged_weights(init, config) if init else None
     parameters = count_parameters(config)
     verb = "resume" if resume else "run"
@@ -204,8 +201,13 @@ def _resume_config(out: Path | None, asked: Tree) -> Config:
     return replace(config, **free)
 
 
-def _check_labels(config: Config, labels: Any) -> None:
-    classes = config.network.num_classes
+def _check_data(config: Config, dataset: Dataset) -> None:
+    """Raise DataError unless there are the labels that the network needs, and images enough for the evaluations."""
+    from ict_backends.evaluator import evaluation_size
+
+    if config.eval.every:
+        evaluation_size(config, len(dataset.images))
+    classes, labels = config.network.num_classes, dataset.labels
     if classes and labels is None:
         raise DataError(f"data {config.data.source} has no labels, which network.num_classes = {classes} needs")
     if classes and labels.max() >= classes:

@@ -103,6 +103,7 @@ def inpaint(
     start = xp.where(known, y, constant(0.0, y, xp))
 
     def keep(x: Array) -> Array:
+        """x with what is known of y."""
         return xp.where(known, y, x)
 
     x = _edit(f, start, keep, noises, sigmas, sigma_min, xp)
@@ -134,6 +135,7 @@ def colorize(
     first = _first_channel(y, xp)
 
     def keep(x: Array) -> Array:
+        """x with what is known of y."""
         return mix_colors(xp.where(first, mix_colors(y, xp=xp), mix_colors(x, xp=xp)), xp=xp)
 
     start = mix_colors(xp.where(first, mix_colors(y, xp=xp), constant(0.0, y, xp)), xp=xp)
@@ -172,6 +174,7 @@ def super_resolve(
     mixed = mix_patches(blocks, size=size, xp=xp)
 
     def keep(x: Array) -> Array:
+        """x with what is known of y."""
         return mix_patches(xp.where(first, mixed, mix_patches(x, size=size, xp=xp)), size=size, xp=xp)
 
     x = _edit(f, blocks, keep, noises, sigmas, sigma_min, xp)
