@@ -70,29 +70,57 @@ def sample_batches(
         labels: those of all numbers from 0 on, for a conditional model.
         sigmas, seed, batch: as for `sample_images`.
     """
-    first = 0
-    while first < len(indices):
-        chosen = indices[first : first + batch]
+
+    def draw(rows: slice) -> np.ndarray:
+        chosen = indices[rows]
         noises = image_noises(seed, chosen, len(sigmas), model.config.data.shape)
+        return model.sample(noises, sigmas, None if labels is None else np.asarray(labels)[list(chosen)])
+
+    return fitting_batches(draw, len(indices), batch)
+
+
+def fitting_batches(compute: Callable[[slice], np.ndarray], count: int, batch: int) -> Iterator[np.ndarray]:
+    """What `compute` makes of rows 0..count-1, a batch at a time, in halves where one does not fit into memory."""
+    first = 0
+    while first < count:
+        rows = slice(first, min(first + batch, count))
         try:
-            images = model.sample(noises, sigmas, None if labels is None else np.asarray(labels)[list(chosen)])
+            images = compute(rows)
         except OutOfMemoryError:
-            if len(chosen) == 1:
+            if rows.stop - first == 1:
                 raise
-            batch = len(chosen) // 2
+            batch = (rows.stop - first) // 2
             continue
-        first += len(chosen)
+        first = rows.stop
         yield images
 
 
+def consistency_in_batches(
+    model: Model, x: np.ndarray, sigma: float, labels: np.ndarray | None, *, batch: int
+) -> np.ndarray:
+    """The consistency function of any number of images, [n, c, h, w], that have one noise level."""
+
+    def clean(rows: slice) -> np.ndarray:
+        levels = np.full(len(x[rows]), sigma, dtype=np.float32)
+        return model.consistency(x[rows], levels, None if labels is None else labels[rows])
+
+    return np.concatenate(list(fitting_batches(clean, len(x), batch)))
+
+
 def trajectory(
-    model: Model, num: int, *, sigmas: Sequence[float], seed: int, labels: np.ndarray | None = None
+    model: Model,
+    num: int,
+    *,
+    sigmas: Sequence[float],
+    seed: int,
+    labels: np.ndarray | None = None,
+    batch: int = 256,
 ) -> np.ndarray:
     """What each step of sampling is given and what it makes of it: [2 steps, num, c, h, w] float32, in turn."""
     seen: list[np.ndarray] = []
 
     def f(x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-        clean = model.consistency(x, sigma, labels)
+        clean = consistency_in_batches(model, x, float(sigma[0]), labels, batch=batch)
         seen.extend((x, clean))
         return clean
 

@@ -14,7 +14,7 @@ from ict_backends.files import write_atomically
 from ict_backends.images import to_uint8
 from ict_backends.randomness import image_noises
 from ict_backends.rundir import RunDir
-from ict_backends.sampling import Model
+from ict_backends.sampling import Model, consistency_in_batches
 
 from ict_core.sampling import check_falling_sigmas
 
@@ -64,16 +64,9 @@ def search_sigmas(
     noise = model.config.noise
     noises = image_noises(seed, range(num), steps, model.config.data.shape)
 
-    def clean(x: np.ndarray, sigma: float) -> np.ndarray:
-        parts = []
-        for first in range(0, num, batch):
-            rows = slice(first, first + batch)
-            levels = np.full(len(x[rows]), sigma, dtype=np.float32)
-            parts.append(model.consistency(x[rows], levels, None if labels is None else labels[rows]))
-        return np.concatenate(parts)
-
     def evaluate(step: int, before: np.ndarray, std: float, sigma: float) -> tuple[Point, np.ndarray]:
-        images = clean(before + np.float32(std) * noises[step], sigma)
+        noisy = before + np.float32(std) * noises[step]
+        images = consistency_in_batches(model, noisy, sigma, labels, batch=batch)
         point = Point(sigma, measure(to_uint8(images)))
         on_point(step + 1, point)
         return point, images

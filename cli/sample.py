@@ -79,7 +79,7 @@ def sample_command(
     if out.suffix != ".png":
         _write_many(model, out, what, classes, batch_size, rank, world)
     elif rank == 0 and trajectory:
-        _write_trajectory(model, out, num, levels, seed, classes)
+        _write_trajectory(model, out, num, levels, seed, classes, batch_size)
     elif rank == 0:
         _write_grid(model, out, num, levels, seed, classes, batch_size)
     if rank == 0:
@@ -123,14 +123,14 @@ def _write_grid(
 
 
 def _write_trajectory(
-    model: Model, out: Path, num: int, levels: list[float], seed: int, labels: np.ndarray | None
+    model: Model, out: Path, num: int, levels: list[float], seed: int, labels: np.ndarray | None, batch: int
 ) -> None:
     """A row an image: for each step, what it is given, scaled to be seen, and what it makes of it."""
     from einops import rearrange
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.sampling import trajectory
 
-    seen = trajectory(model, num, sigmas=levels, seed=seed, labels=labels)
+    seen = trajectory(model, num, sigmas=levels, seed=seed, labels=labels, batch=batch)
     for i, level in enumerate(levels):
         # Noise of standard deviation s about images in [-1, 1] is shown within about that range.
         seen[2 * i] /= np.sqrt(level**2 + 1)

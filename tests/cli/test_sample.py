@@ -181,10 +181,17 @@ class Small:
         self.config, self._model, self.batches = model.config, model, []
 
     def sample(self, noises, sigmas, labels):
-        if noises.shape[1] > self.limit:
-            raise OutOfMemoryError(f"{noises.shape[1]} images are too many")
-        self.batches.append(noises.shape[1])
+        self._hold(noises.shape[1])
         return self._model.sample(noises, sigmas, labels)
+
+    def consistency(self, x, sigma, labels):
+        self._hold(len(x))
+        return self._model.consistency(x, sigma, labels)
+
+    def _hold(self, images: int) -> None:
+        if images > self.limit:
+            raise OutOfMemoryError(f"{images} images are too many")
+        self.batches.append(images)
 
     limit = 3
 
@@ -198,6 +205,14 @@ def test_batches_that_do_not_fit_are_halved(digits_run) -> None:
     model.limit = 0
     with pytest.raises(OutOfMemoryError, match="1 images are too many"):
         list(sample_batches(model, range(2), sigmas=[80.0], seed=0))
+
+
+def test_trajectories_are_drawn_in_batches_that_fit(digits_run) -> None:
+    """As the search for levels is, by the same function."""
+    model = Small(load_backend("torch").load_model(digits_run, device="cpu"))
+    found = trajectory(model, 7, sigmas=[80.0, 2.0], seed=0, batch=5)
+    assert model.batches == [2, 2, 2, 1] * 2
+    np.testing.assert_allclose(found, trajectory(model._model, 7, sigmas=[80.0, 2.0], seed=0), atol=1e-4)
 
 
 def test_devices_take_their_parts_of_a_batch(labelled_run) -> None:
