@@ -14,8 +14,9 @@ BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 def load_backend(name: str) -> ModuleType:
     """The module of a backend.
 
-    It has `train(config, dataset, run, *, device, resume)`, `load_model(path, *, weights, device)` and
-    `check_device(name)`; what it takes and gives is NumPy, NCHW, float32 in [-1, 1].
+    It has `train(config, dataset, run, *, device, resume)`, `load_model(path, *, weights, device)`,
+    `check_device(name)` and `joined(name)`, the context in which several processes train together; what it takes and
+    gives is NumPy, NCHW, float32 in [-1, 1].
 
     Args:
         name: a key of `BACKENDS`.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from ict_backends.errors import CheckpointError, NonFiniteError
-from ict_backends.files import whole_folder
-from ict_backends.rundir import RunDir
+from ict_backends.files import remove_folder, whole_folder
+from ict_backends.rundir import RunDir, step_of
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -40,8 +40,10 @@ class Checkpoint(NamedTuple):
     second_moment: Arrays
 
 
-def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int) -> Path:
+def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int, keep_every: int = 0) -> Path:
     """Write a checkpoint, then remove all but the newest `keep` (0: remove none). Returns its folder.
+
+    Those of every `keep_every` steps stay, too (0: none of them).
 
     It is written to a temporary name and renamed, so that a checkpoint is there whole or not at all.
 
@@ -52,7 +54,8 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int) -> Path:
     folder = run.checkpoint_folder(checkpoint.step)
     write_checkpoint(folder, checkpoint, last=(run.checkpoints()[-1:] or ["none"])[0])
     for old in run.checkpoints()[:-keep] if keep else []:
-        shutil.rmtree(old)
+        if not keep_every or step_of(old) % keep_every:
+            remove_folder(old)
     return folder
 
 
@@ -82,6 +85,21 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, last: object = "no
         digest = hashlib.sha256((temporary / _TENSORS).read_bytes()).hexdigest()
         state = {"format": FORMAT, "step": checkpoint.step, "sha256": digest}
         (temporary / _STATE).write_text(json.dumps(state, indent=2) + "\n")
+
+
+def load_newest(run: RunDir, *, warn: Callable[[str], object]) -> tuple[Path, Checkpoint]:
+    """The newest checkpoint of a run that is whole, and its folder; damaged ones that are newer are told of.
+
+    Raises:
+        CheckpointError: there is none, or all are damaged.
+    """
+    *newer, oldest = [*reversed(run.checkpoints())] or [run.latest_checkpoint()]
+    for folder in newer:
+        try:
+            return folder, load_checkpoint(folder)
+        except CheckpointError as error:
+            warn(f"{error}; going on from the one before")
+    return oldest, load_checkpoint(oldest)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
-from ict_backends.checkpoint import Checkpoint, read_step, write_checkpoint
+from ict_backends.checkpoint import Checkpoint, write_checkpoint
 from ict_backends.errors import CheckpointError, UserError
 from ict_backends.evaluation import Gathered, check_counts, compare, gather, images_needed, in_batches
-from ict_backends.files import write_atomically
+from ict_backends.files import remove_folder, write_atomically
 from ict_backends.images import to_uint8
-from ict_backends.plan import is_due
-from ict_backends.rundir import RunDir
+from ict_backends.progress import warn
+from ict_backends.rundir import RunDir, step_of
 from ict_backends.sampling import Model, sample_images
-from tqdm import tqdm
 
 from ict_core import Config
 
@@ -59,18 +56,23 @@ class Evaluator:
         kept = [line for line in lines if line["step"] <= first]
         if len(kept) < len(lines):
             self._write(kept)
-        if run.best_folder.is_dir() and read_step(run.best_folder) > first:
-            shutil.rmtree(run.best_folder)
+        for best in run.best_checkpoints():
+            if step_of(best) > first:
+                remove_folder(best)
 
-    def after(self, step: int, model: Callable[[], Model], checkpoint: Callable[[], Checkpoint]) -> None:
-        """Measure after so many steps, where it is time to."""
-        settings = self._config.eval
-        if not settings.every or not is_due(step, settings.every, self._config.train.total_steps):
-            return
+    def after(self, step: int, model: Model, checkpoint: Checkpoint) -> float | None:
+        """Measure the model after so many steps, and keep its checkpoint if it is the best.
+
+        Returns the value, or None where nothing came of it, which is said.
+        """
         try:
-            self._record(step, self._measure(model()), checkpoint)
-        except (UserError, OSError, MemoryError, np.linalg.LinAlgError) as error:
-            tqdm.write(f"Warning: no evaluation after step {step}: {error}")
+            value = self._measure(model)
+            self._record(step, value, checkpoint)
+            return value
+        # Whatever goes wrong here, the training is worth more: a RuntimeError is what the libraries make of a device.
+        except (UserError, OSError, MemoryError, RuntimeError, np.linalg.LinAlgError) as error:
+            warn(f"no evaluation after step {step}: {error}")
+            return None
 
     def _measure(self, model: Model) -> float:
         settings, classes = self._config.eval, self._config.network.num_classes
@@ -80,13 +82,16 @@ class Evaluator:
         found = gather(in_batches(samples), [settings.metric], None)
         return compare([settings.metric], found, self._reference)[0].value
 
-    def _record(self, step: int, value: float, checkpoint: Callable[[], Checkpoint]) -> None:
+    def _record(self, step: int, value: float, checkpoint: Checkpoint) -> None:
         line = {"step": step, "metric": self._config.eval.metric, "num": self._num, "value": value}
         lines = [known for known in self._lines() if known["step"] < step]
         # Distances between sets depend on their sizes, so that only those of as many samples compare.
         alike = [known["value"] for known in lines if (known["metric"], known["num"]) == (line["metric"], line["num"])]
         if value < min(alike, default=np.inf):
-            write_checkpoint(self._run.best_folder, checkpoint())
+            write_checkpoint(self._run.best_folder(step), checkpoint)
+            for old in self._run.best_checkpoints():
+                if step_of(old) != step:
+                    remove_folder(old)
         self._write([*lines, line])
 
     @cached_property

@@ -168,7 +168,8 @@ def _reach(features: np.ndarray, neighbours: int) -> np.ndarray:
     parts = []
     for rows in _blocks(len(features), len(features)):
         # Itself comes first, at distance zero.
-        parts.append(np.partition(_squared_distances(features[rows], features), neighbours, axis=1)[:, neighbours])
+        near = np.partition(_squared_distances(features[rows], features), neighbours, axis=1)
+        parts.append(near[:, neighbours].copy())  # a view would keep the whole block
     return np.concatenate(parts)
 
 

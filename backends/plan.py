@@ -19,14 +19,25 @@ class StepPlan(NamedTuple):
         indices: [b] images.
         flips: [b] bool, mirror left to right.
         levels: the drawn levels and weights, float64.
-        device_seed: seed of the backend's own generator, for z and the dropout masks.
+        row_seeds: [b] uint64, of the backend's own generators, for the noise and the dropout masks of each image: so
+            neither depends on how a batch is split over devices, processes and micro-batches.
     """
 
     n: int
     indices: np.ndarray
     flips: np.ndarray
     levels: Levels
-    device_seed: int
+    row_seeds: np.ndarray
+
+    def rows(self, chosen: slice) -> StepPlan:
+        """The plan of a part of the batch."""
+        levels = Levels(*(values[chosen] for values in self.levels))
+        return StepPlan(self.n, self.indices[chosen], self.flips[chosen], levels, self.row_seeds[chosen])
+
+    def parts(self, count: int) -> list[StepPlan]:
+        """The plans of `count` equal parts of the batch, which it divides by."""
+        size = len(self.indices) // count
+        return [self.rows(slice(i * size, (i + 1) * size)) for i in range(count)]
 
 
 @lru_cache(maxsize=2)
@@ -54,4 +65,4 @@ def plan_step(config: Config, step: int, count: int) -> StepPlan:
     levels = _grid(n, config.noise).draw(rng, train.batch_size)
     flips = rng.random(train.batch_size) < (0.5 if config.data.flip else 0.0)
     indices = batch_indices(train.seed, step, train.batch_size, count)
-    return StepPlan(n, indices, flips, levels, int(rng.integers(2**63)))
+    return StepPlan(n, indices, flips, levels, rng.integers(2**63, size=train.batch_size, dtype=np.uint64))

@@ -36,3 +36,39 @@ def share_of_work() -> tuple[int, int]:
             "does, with 0 <= RANK < WORLD_SIZE"
         )
     return int(rank), int(size)
+
+
+def check_rendezvous() -> str:
+    """HOST:PORT where the processes meet, from MASTER_ADDR and MASTER_PORT, as torchrun sets them.
+
+    Raises:
+        UsageError: one of them is not set, or the port is none.
+    """
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not host or port is None or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(
+            f"environment: MASTER_ADDR = {host or 'unset'} and MASTER_PORT = {port or 'unset'} must say where the "
+            f"{os.environ.get('WORLD_SIZE')} processes meet, as torchrun does; or unset RANK and WORLD_SIZE to train "
+            "in one process"
+        )
+    return f"{host}:{port}"
+
+
+def check_split(batch_size: int, micro_batch: int, devices: int, what: str) -> int:
+    """The number of parts that a batch is computed in on each of `devices`, called `what`.
+
+    Raises:
+        UsageError: it cannot be split like that.
+    """
+    if batch_size % devices:
+        raise UsageError(
+            f"train.batch_size = {batch_size} must be divisible by the number of {what}, {devices}; "
+            "take another batch size, or another number of them"
+        )
+    each = batch_size // devices
+    if micro_batch and each % micro_batch:
+        raise UsageError(
+            f"train.micro_batch = {micro_batch} must divide the {each} images that each of the {devices} {what} has of "
+            f"train.batch_size = {batch_size}"
+        )
+    return each // micro_batch if micro_batch else 1

@@ -1,11 +1,11 @@
-"""What training shows and records while it goes: the bar, metrics.jsonl, and the watch over the losses."""
+"""What training shows and logs while it goes: the bar or lines, metrics.jsonl, and the watch over the losses."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +20,16 @@ from ict_core import Config
 
 # One sees a consistency model fail at some levels before it fails at all of them.
 BANDS = 8
+# A step whose loss is so many times the middle one of its stretch of the log is a spike.
+_SPIKE = 4.0
+
+# From the results of successive steps on the device to NumPy: [k, b] losses and [k] norms of the gradient.
+ToHost = Callable[[Sequence[Any]], tuple[np.ndarray, np.ndarray]]
+
+
+def warn(text: str) -> None:
+    """Say that something went wrong that does not end the training; on the error stream, above the bar."""
+    tqdm.write(f"Warning: {text}", file=sys.stderr)
 
 
 def band_edges(config: Config) -> list[float]:
@@ -36,64 +46,131 @@ class Progress:
         run: where metrics.jsonl is written; lines of later steps, left by a run that was cut off, are dropped.
         config: the run's settings.
         first: the step that training starts from.
-        to_host: from the backend's array of losses to NumPy.
+        to_host: see `ToHost`.
+        writes: whether this process is the one that shows and writes.
+        on_record: called with each line of the log.
     """
 
-    def __init__(self, run: RunDir, config: Config, *, first: int, to_host: Callable[[Any], np.ndarray]) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        config: Config,
+        *,
+        first: int,
+        to_host: ToHost,
+        writes: bool = True,
+        on_record: Callable[[dict[str, Any]], object] = lambda record: None,
+    ) -> None:
         self._run, self._config, self._to_host = run, config, to_host
+        self._writes, self._on_record = writes, on_record
         self._pending: list[tuple[int, StepPlan, Any]] = []
-        self._drop_later_metrics(first)
-        self._metrics = open(run.metrics_file, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._bar = tqdm(
-            total=config.train.total_steps, initial=first, unit="step", file=sys.stderr, dynamic_ncols=True
-        )
-        self._since = time.perf_counter()
+        self._unwritten: list[str] = []
+        if writes:
+            self._drop_later_metrics(first)
+        self._first, self._began = first, time.perf_counter()
+        self._since, self.skipped = self._began, 0
         self._edges = band_edges(config)
+        # Without a terminal, a bar would fill a file: there, each record of the log is a line.
+        self._bar = tqdm(
+            total=config.train.total_steps,
+            initial=first,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            disable=not (writes and sys.stderr.isatty()),
+        )
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
-        self._metrics.close()
+        if self._unwritten:
+            warn(f"{self._run.metrics_file} lacks {len(self._unwritten)} lines, which could not be written")
 
-    def add(self, step: int, plan: StepPlan, losses: Any) -> None:
-        """Note a step that was done, counted from 0, and its [b] losses on the device; log every now and then."""
-        self._pending.append((step, plan, losses))
+    def add(self, step: int, plan: StepPlan, result: Any) -> None:
+        """Note a step that was done, counted from 0, and its result on the device; log every now and then."""
+        self._pending.append((step, plan, result))
         if (step + 1) % self._config.train.log_every == 0:
             self.flush()
 
     def flush(self) -> None:
-        """Log the steps since the last time. Raises NonFiniteError where a loss was NaN or infinite."""
+        """Log the steps since the last time.
+
+        Raises NonFiniteError where a loss or a gradient was NaN or infinite, unless such steps are skipped.
+        """
         if not self._pending:
             return
-        losses = np.stack([self._to_host(values) for _, _, values in self._pending])
-        if not np.isfinite(losses).all():
-            raise NonFiniteError(self._describe_nonfinite(losses))
-        now, (step, plan, _) = time.perf_counter(), self._pending[-1]
-        speed = losses.size / (now - self._since)
-        record = {"step": step + 1, "n": plan.n, "loss": float(losses.mean()), "images_per_second": round(speed, 1)}
-        record["loss_bands"] = self._by_level(losses)
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
-        self._bar.set_postfix_str(f"N={plan.n} loss={record['loss']:.4g} {speed:.0f} images/s", refresh=False)
-        self._bar.update(len(self._pending))
+        losses, norms = self._to_host([result for _, _, result in self._pending])
+        finite = np.isfinite(losses).all(axis=1) & np.isfinite(norms)
+        if self._config.train.on_nonfinite == "stop" and not finite.all():
+            raise NonFiniteError(self._describe_nonfinite(losses, norms))
+        if self._writes:
+            self._record(losses, norms, finite)
         self._pending.clear()
-        self._since = now
+        self._since = time.perf_counter()
 
-    def _by_level(self, losses: np.ndarray) -> list[float | None]:
+    def _record(self, losses: np.ndarray, norms: np.ndarray, finite: np.ndarray) -> None:
+        step, plan, _ = self._pending[-1]
+        speed = losses.size / (time.perf_counter() - self._since)
+        record: dict[str, Any] = {"step": step + 1, "n": plan.n}
+        if finite.any():
+            means = losses[finite].mean(axis=1, dtype=np.float64)
+            record["loss"] = float(losses[finite].mean())
+            record["loss_max"] = float(means.max())
+            record["spikes"] = int((means > _SPIKE * np.median(means)).sum())
+            record["grad_norm"] = float(norms[finite].mean(dtype=np.float64))
+            record["grad_norm_max"] = float(norms[finite].max())
+        if not finite.all():
+            self.skipped += int((~finite).sum())
+            record["skipped"] = int((~finite).sum())
+            warn(f"{record['skipped']} steps up to step {step + 1} are skipped: a loss or gradient is not finite")
+        record["images_per_second"] = round(speed, 1)
+        record["loss_bands"] = self._by_level(losses, finite)
+        self._write(json.dumps(record) + "\n")
+        self._on_record(record)
+        self._show(record, speed)
+
+    def _show(self, record: dict[str, Any], speed: float) -> None:
+        text = f"N={record['n']} loss={record.get('loss', np.nan):.4g} {speed:.0f} images/s"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(len(self._pending))
+        if self._bar.disable:
+            done, total = record["step"], self._config.train.total_steps
+            left = (time.perf_counter() - self._began) / (done - self._first) * (total - done)
+            print(f"step {done}/{total}: {text}, {tqdm.format_interval(left)} left", file=sys.stderr, flush=True)
+
+    def _write(self, line: str) -> None:
+        """Add a line to metrics.jsonl, with those that could not be written before."""
+        self._unwritten.append(line)
+        try:
+            # Opened by its name each time: what has vanished meanwhile would take lines and keep none.
+            with open(self._run.metrics_file, "a", encoding="utf-8") as file:
+                file.write("".join(self._unwritten))
+            self._unwritten.clear()
+        except OSError as error:
+            warn(f"{self._run.metrics_file} cannot be written: {error.strerror}; trying again at the next line")
+
+    def _by_level(self, losses: np.ndarray, finite: np.ndarray) -> list[float | None]:
         """The mean loss in each band of the student's level; None where no image was in it."""
-        levels = np.stack([plan.levels.sigma_hi for _, plan, _ in self._pending])
+        levels = np.stack([plan.levels.sigma_hi for _, plan, _ in self._pending])[finite]
         bands = np.clip(np.searchsorted(self._edges, levels, side="left") - 1, 0, BANDS - 1)
-        return [float(losses[bands == i].mean()) if (bands == i).any() else None for i in range(BANDS)]
+        chosen = losses[finite]
+        return [float(chosen[bands == i].mean()) if (bands == i).any() else None for i in range(BANDS)]
 
-    def _describe_nonfinite(self, losses: np.ndarray) -> str:
-        row, column = np.argwhere(~np.isfinite(losses))[0]
-        step, plan, _ = self._pending[row]
-        lo, hi = plan.levels.sigma_lo[column], plan.levels.sigma_hi[column]
-        where = f"N = {plan.n}, sigma {lo:.4g} -> {hi:.4g}, seed {self._config.train.seed}"
+    def _describe_nonfinite(self, losses: np.ndarray, norms: np.ndarray) -> str:
         last = self._run.checkpoints()[-1:] or ["none"]
-        return f"loss is {losses[row, column]} at step {step + 1} ({where}); last good checkpoint: {last[0]}"
+        if np.isfinite(losses).all():
+            row = int(np.flatnonzero(~np.isfinite(norms))[0])
+            what, where = f"the gradient's norm is {norms[row]}", ""
+        else:
+            row, column = np.argwhere(~np.isfinite(losses))[0]
+            levels = self._pending[row][1].levels
+            what = f"loss is {losses[row, column]}"
+            where = f", sigma {levels.sigma_lo[column]:.4g} -> {levels.sigma_hi[column]:.4g}"
+        step, plan, _ = self._pending[row]
+        where = f"N = {plan.n}{where}, seed {self._config.train.seed}"
+        return f"{what} at step {step + 1} ({where}); last good checkpoint: {last[0]}"
 
     def _drop_later_metrics(self, first: int) -> None:
         if not self._run.metrics_file.exists():

@@ -3,8 +3,9 @@
 RUN/config.toml                     the resolved configuration
 RUN/data.json                       count and sha256 of the images
 RUN/metrics.jsonl                   one JSON object a logged step
+RUN/tensorboard/                    the same for TensorBoard, where it is asked for
 RUN/evals.jsonl                     one JSON object an evaluation, where training evaluates
-RUN/best/                           the checkpoint whose evaluation was best
+RUN/best/step_00000100/             the checkpoint whose evaluation was best
 RUN/sigmas.json                     levels for sampling in several steps, where they were searched for
 RUN/samples/step_00000100.png       one-step samples from the EMA weights, always from the same noise
 RUN/checkpoints/step_00000100/      state.safetensors and state.json
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +53,18 @@ class RunDir:
         """RUN/evals.jsonl."""
         return self.path / "evals.jsonl"
 
+    def best_folder(self, step: int) -> Path:
+        """RUN/best/step_N."""
+        return self.path / "best" / f"step_{step:08d}"
+
+    def best_checkpoints(self) -> list[Path]:
+        """The folders of the best checkpoints, oldest first: one, but for moments."""
+        return _step_folders(self.path / "best")
+
     @property
-    def best_folder(self) -> Path:
-        """RUN/best."""
-        return self.path / "best"
+    def tensorboard_folder(self) -> Path:
+        """RUN/tensorboard."""
+        return self.path / "tensorboard"
 
     @property
     def sigmas_file(self) -> Path:
@@ -71,8 +81,7 @@ class RunDir:
 
     def checkpoints(self) -> list[Path]:
         """The folders of the checkpoints, oldest first."""
-        found = (self.path / "checkpoints").glob("step_*")
-        return sorted(p for p in found if re.fullmatch(r"step_\d{8,}", p.name) and p.is_dir())
+        return _step_folders(self.path / "checkpoints")
 
     def latest_checkpoint(self) -> Path:
         """The newest checkpoint's folder. Raises CheckpointError where there is none."""
@@ -88,11 +97,12 @@ class RunDir:
         """
         if weights != "best":
             return self.latest_checkpoint()
-        if not self.best_folder.is_dir():
+        found = self.best_checkpoints()
+        if not found:
             raise CheckpointError(
                 f"run {self.path} has no best checkpoint: no evaluation (eval.every) has come to an end"
             )
-        return self.best_folder
+        return found[-1]
 
     def load_config(self) -> Config:
         """The run's configuration. Raises CheckpointError where this is no run."""
@@ -104,6 +114,25 @@ class RunDir:
             return Config.load(self.config_file)
         except ConfigError as error:
             raise CheckpointError(f"run {self.path}: {error}") from error
+
+
+def _step_folders(parent: Path) -> list[Path]:
+    found = (p for p in parent.glob("step_*") if re.fullmatch(r"step_\d{8,}", p.name) and p.is_dir())
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def remove_leftovers(run: RunDir) -> None:
+    """Remove what a process that was killed was about to write."""
+    for leftover in run.path.rglob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def create_run(path: Path, config: Config, dataset: Dataset | None) -> RunDir:

@@ -33,16 +33,17 @@ def torch_step(config: Config) -> Callable[[], None]:
     """A function that does one training step on the default device and waits for it."""
     import torch
     from ict_backends.torch.device import check_device
+    from ict_backends.torch.parallel import Processes
     from ict_backends.torch.step import init_state, make_batch, train_step
 
     device = check_device("auto")
-    state = init_state(config, device)
+    state = init_state(config, Processes(device))
     shape = (config.train.batch_size, *config.data.shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
 
     def step() -> None:
         plan = plan_step(config, state.step, IMAGES)
-        float(train_step(state, config, make_batch(config, plan, images, None)).sum())
+        float(train_step(state, config, [make_batch(config, plan, images, None)]).losses.sum())
 
     return step
 
@@ -90,8 +91,8 @@ def jax_measures(config: Config) -> tuple[int, int, Callable[[], None]]:
     channels, height, width = config.data.shape
     images = jnp.zeros((IMAGES, height, width, channels), jnp.uint8)
     draws = jax_step.to_device([plan_step(config, 0, IMAGES)], mesh)
-    compiled = jax_step.train_steps.lower(state, config, draws, images, None).compile()
-    batch = jax_step.make_batch(config, jax.tree.map(lambda a: a[0], draws), images, None)
+    compiled = jax_step.train_steps.lower(state, config, draws, images, None, mesh).compile()
+    batch = jax_step.make_batch(config, jax.tree.map(lambda a: a[0, 0], draws), images, None)
 
     def pullback(params: object) -> object:
         network = jax_step.merge_network
@@ -103,8 +104,8 @@ def jax_measures(config: Config) -> tuple[int, int, Callable[[], None]]:
 
     def step() -> None:
         nonlocal state
-        state, losses = compiled(state, draws, images, None)
-        losses.block_until_ready()
+        state, result = compiled(state, draws, images, None)
+        result.losses.block_until_ready()
 
     return kept, compiled.memory_analysis().temp_size_in_bytes, step
 

@@ -34,8 +34,13 @@ _FREE_ON_RESUME = {
     "network.checkpoint",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_every",
     "train.log_every",
+    "train.micro_batch",
+    "train.on_nonfinite",
     "train.sample_every",
+    "train.shard_weights",
+    "train.tensorboard",
 }
 
 
@@ -48,6 +53,13 @@ _FREE_ON_RESUME = {
 @click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")
 @click.option("--steps", type=int, help="Training steps (train.total_steps).")
 @click.option("--seed", type=int, help="Of all randomness (train.seed).")
+@click.option(
+    "--on-nonfinite",
+    type=click.Choice(["stop", "skip"]),
+    help="What a loss or gradient that is NaN or infinite does (train.on_nonfinite): end the run, or leave the weights "
+    "as they are in that step, and count it.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write event files, too (train.tensorboard).")
 @device_option
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its newest checkpoint.")
 @click.option(
@@ -68,6 +80,8 @@ def train_command(
     assignments: tuple[str, ...],
     steps: int | None,
     seed: int | None,
+    on_nonfinite: str | None,
+    tensorboard: bool,
     device: str,
     resume: bool,
     init: Path | None,
@@ -77,42 +91,60 @@ def train_command(
 
     Settings come from the preset, then --config, then --set, then the other options; later ones win. They are
     printed, and saved in the run's folder with metrics, sample pictures and checkpoints.
+
+    Ctrl-C or SIGTERM ends the step that is being done, writes a checkpoint and exits with 130 or 143; a second Ctrl-C
+    leaves at once. Under torchrun, or wherever RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, processes train
+    together.
     """
     from ict_backends import load_backend
-    from ict_backends.importing import start_from
     from ict_backends.networks import count_parameters
-    from ict_backends.rundir import RunDir, create_run, free_run_path, remember_data
+    from ict_backends.rundir import RunDir, free_run_path
 
-    engine = load_backend(backend)
-    engine.check_device(device)
-    asked = [_read_file(config_file)] if config_file else []
-    asked += [parse_assignment(text) for text in assignments]
-    asked.append(_flags(data=data, steps=steps, seed=seed))
     if resume and init:
         raise UsageError("--resume and --init exclude each other")
-    if resume:
-        explicit = ctx.get_parameter_source("preset") != click.core.ParameterSource.DEFAULT
-        config, dataset = _resolve_resumed(out, merge([preset_tree(preset)] * explicit + asked))
-    else:
-        base = {**preset_tree(preset), **(_network_of(init) if init else {})}
-        config, dataset = _resolve_new(base, merge(asked))
-        out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
-    _check_data(config, dataset)
+    asked = [_read_file(config_file)] if config_file else []
+    asked += [parse_assignment(text) for text in assignments]
+    asked.append(_flags(data=data, steps=steps, seed=seed, on_nonfinite=on_nonfinite, tensorboard=tensorboard or None))
+    engine = load_backend(backend)
+    with engine.joined(device) as processes:
+        if processes.world > 1 and out is None:
+            raise UsageError("--out RUN is needed where several processes train together")
+        if resume:
+            explicit = ctx.get_parameter_source("preset") != click.core.ParameterSource.DEFAULT
+            config, dataset = _resolve_resumed(out, merge([preset_tree(preset)] * explicit + asked))
+        else:
+            base = {**preset_tree(preset), **(_network_of(init) if init else {})}
+            config, dataset = _resolve_new(base, merge(asked))
+            out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
+        _check(config, dataset)
+        weights = _averaged_weights(init, config) if init else None
+        if processes.rank == 0:
+            size = f"{count_parameters(config):,} parameters, {len(dataset.images):,} images"
+            click.echo(f"# {'resume' if resume else 'run'} {out} with {backend}: {size}")
+            click.echo(config.to_toml())
+        if dry_run:
+            return
+        if processes.rank == 0:
+            _prepare(out, config, dataset, weights, resume=resume)
+        processes.wait()
+        run = RunDir(out)
+        engine.train(config, dataset, run, device=device, resume=resume or weights is not None)
+    if processes.rank == 0:
+        click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
 
-    weights = _averaged_weights(init, config) if init else None
-    parameters = count_parameters(config)
-    verb = "resume" if resume else "run"
-    click.echo(f"# {verb} {out} with {backend}: {parameters:,} parameters, {len(dataset.images):,} images")
-    click.echo(config.to_toml())
-    if dry_run:
-        return
-    run = RunDir(out) if resume else create_run(out, config, dataset)
+
+def _prepare(out: Path, config: Config, dataset: Dataset, weights: dict[str, Any] | None, *, resume: bool) -> None:
+    """Make the run's folder, or make it ready to go on."""
+    from ict_backends.importing import start_from
+    from ict_backends.rundir import RunDir, create_run, remember_data, remove_leftovers
+
     if resume:
-        remember_data(run, dataset)
+        remove_leftovers(RunDir(out))
+        remember_data(RunDir(out), dataset)
+    else:
+        create_run(out, config, dataset)
     if weights is not None:
-        start_from(run, config, weights)
-    engine.train(config, dataset, run, device=device, resume=resume or weights is not None)
-    click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
+        start_from(RunDir(out), config, weights)
 
 
 def _resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
@@ -164,8 +196,8 @@ def _read_file(path: Path) -> Tree:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
 
 
-def _flags(*, data: str | None, steps: int | None, seed: int | None) -> Tree:
-    given = {"data": {"source": data}, "train": {"total_steps": steps, "seed": seed}}
+def _flags(*, data: str | None, steps: int | None, **train: Any) -> Tree:
+    given = {"data": {"source": data}, "train": {"total_steps": steps, **train}}
     return {section: {k: v for k, v in values.items() if v is not None} for section, values in given.items()}
 
 
@@ -193,7 +225,10 @@ def _resume_config(out: Path | None, asked: Tree) -> Config:
         if value != known[name] and name not in _FREE_ON_RESUME
     ]
     if refused:
-        raise UsageError(f"--resume: the run in {out} has other settings: {'; '.join(refused)}")
+        free = ", ".join(sorted(_FREE_ON_RESUME))
+        raise UsageError(
+            f"--resume: the run in {out} has other settings: {'; '.join(refused)} (what may be changed: {free})"
+        )
     free: dict[str, dict[str, Any]] = {s: {} for s in sections}
     for name in changed.keys() & _FREE_ON_RESUME:
         section, _, key = name.partition(".")
@@ -201,10 +236,14 @@ def _resume_config(out: Path | None, asked: Tree) -> Config:
     return replace(config, **free)
 
 
-def _check_data(config: Config, dataset: Dataset) -> None:
-    """Raise DataError unless there are the labels that the network needs, and images enough for the evaluations."""
+def _check(config: Config, dataset: Dataset) -> None:
+    """Raise DataError unless there are the labels that the network needs, and images enough for the evaluations;
+    UsageError where TensorBoard is asked for and not there."""
     from ict_backends.evaluator import evaluation_size
+    from ict_backends.tensorboard import check_tensorboard
 
+    if config.train.tensorboard:
+        check_tensorboard()
     if config.eval.every:
         evaluation_size(config, len(dataset.images))
     classes, labels = config.network.num_classes, dataset.labels

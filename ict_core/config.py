@@ -229,35 +229,53 @@ class TrainConfig:
     Attributes:
         seed: all randomness of the run is a function of it and the step.
         total_steps: K, over which the curriculum is spread.
-        batch_size: images a step.
+        batch_size: images a step, over all devices and processes.
+        micro_batch: images that a device computes at a time, the gradients being added up; 0 for all of its share.
+            The result is the same but for rounding.
+        shard_weights: let each device hold a part of the weights, their average and moments, and not a copy of them.
         learning_rate, betas: of RAdam.
         ema_decay: of the weights that samples are made from; the teacher has no EMA.
+        on_nonfinite: "stop" where a loss or the gradient is NaN or infinite, or "skip": leave the weights as they
+            are in such a step, and count it.
         log_every, sample_every, checkpoint_every: in steps; the last two 0 for never, but the last step
             always leaves samples and a checkpoint.
         keep_checkpoints: how many of the newest to keep; 0 for all.
+        keep_every: keep also those of every so many steps; 0 for none of them.
+        tensorboard: write scalars and sample pictures for TensorBoard, too.
     """
 
     seed: int = 0
     total_steps: int = 400_000
     batch_size: int = 1024
+    micro_batch: int = 0
+    shard_weights: bool = False
     learning_rate: float = 1e-4
     betas: tuple[float, ...] = (0.9, 0.999)
     ema_decay: float = 0.99993
+    on_nonfinite: str = "stop"
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    keep_every: int = 0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "in [0, 2^63)")
         _require(self.total_steps >= 1, "train.total_steps", self.total_steps, ">= 1")
         _require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        ok = self.micro_batch == 0 or (self.micro_batch > 0 and self.batch_size % self.micro_batch == 0)
+        allowed = f"a divisor of train.batch_size = {self.batch_size} (or 0: all)"
+        _require(ok, "train.micro_batch", self.micro_batch, allowed)
         _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "> 0")
         ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         _require(ok, "train.betas", self.betas, "two numbers in [0, 1)")
         _require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "in [0, 1)")
+        ok = self.on_nonfinite in ("stop", "skip")
+        _require(ok, "train.on_nonfinite", self.on_nonfinite, '"stop" or "skip"')
         _require(self.log_every >= 1, "train.log_every", self.log_every, ">= 1")
-        for name, zero in (("sample_every", "never"), ("checkpoint_every", "never"), ("keep_checkpoints", "all")):
+        zeros = {"sample_every": "never", "checkpoint_every": "never", "keep_checkpoints": "all", "keep_every": "none"}
+        for name, zero in zeros.items():
             value = getattr(self, name)
             _require(value >= 0, f"train.{name}", value, f">= 0 (0: {zero})")
 

@@ -23,6 +23,7 @@ from ict_backends.jax.weights import to_arrays as jax_to_arrays
 from ict_backends.plan import plan_step
 from ict_backends.torch import step as torch_step
 from ict_backends.torch.networks import Network, make_network
+from ict_backends.torch.parallel import Processes
 from ict_backends.torch.weights import to_arrays as torch_to_arrays
 
 from ict_core import Config
@@ -141,10 +142,8 @@ def jax_weights(config: Config, network: Network, dtype: str) -> tuple[nnx.State
 
 def twins(config: Config, dtype: str, seed: int = 0) -> Twins:
     """The state before the first step, with random weights."""
-    ours = torch_step.init_state(config, torch.device("cpu"))
-    with torch.no_grad():
-        ours.params.to(getattr(torch, dtype)).load_state_dict(torch_network(config, dtype, seed).state_dict())
-    ours.ema = copy.deepcopy(ours.params).requires_grad_(False)
+    network = torch_network(config, dtype, seed)
+    ours = torch_step.make_state(config, 0, network, copy.deepcopy(network), Processes(torch.device("cpu")))
     params, constants = jax_weights(config, ours.params, dtype)
     optimizer = jax.jit(jax_step.make_optimizer(config).init)(params)
     ema = jax.tree.map(jnp.copy, params)

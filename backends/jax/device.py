@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 import numpy as np
-from ict_backends.errors import UsageError
+from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.processes import local_rank
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ict_core import Config
 
 _PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "gpu": "gpu", "rocm": "rocm", "tpu": "tpu"}
 # The name of the mesh's one axis, along which a batch is split.
@@ -44,13 +51,24 @@ def describe_device(name: str) -> str:
     return f"jax {jax.__version__} on {mesh.size} x {mesh.devices.flat[0].platform}"
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raise UsageError unless the batch can be split over the devices."""
-    if batch_size % mesh.size:
-        raise UsageError(
-            f"train.batch_size = {batch_size} must be divisible by the number of devices, {mesh.size}; "
-            "--device cpu:0 or such takes one of them"
-        )
+@contextlib.contextmanager
+def out_of_memory(config: Config) -> Iterator[None]:
+    """Turn JAX's error into ours, which says what to do in training."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"train.batch_size = {config.train.batch_size} with train.micro_batch = {config.train.micro_batch} does "
+            "not fit into memory: take a smaller train.micro_batch, or network.checkpoint = true; the result stays "
+            "the same"
+        ) from error
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the devices are the CPU's."""
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -61,6 +79,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Every device holds its part of the axis."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
+
+
+def sharded(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Every device holds its part of the last axis that the devices divide; all of it, where there is none."""
+    axes = [i for i, size in enumerate(shape) if size % mesh.size == 0 and size > 0]
+    return split(mesh, axis=axes[-1]) if axes else replicated(mesh)
+
+
+def put(array: Any, sharding: NamedSharding) -> Array:
+    """An array of the host, which every process has alike, on the devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _allowed() -> str:

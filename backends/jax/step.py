@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from ict_backends.jax.device import replicated, split
+from ict_backends.jax.device import put, replicated, sharded, split
 from ict_backends.jax.networks import Network, make_network
 from ict_backends.networks import mask_shapes
 from ict_backends.plan import StepPlan
@@ -69,21 +69,29 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def init_state(config: Config, mesh: Mesh) -> TrainState:
-    """The state before the first step, on every device: weights from the seed, EMA equal to them."""
+    """The state before the first step, on the devices: weights from the seed, EMA equal to them."""
 
-    @partial(jax.jit, out_shardings=replicated(mesh))
     def init(seed: Array) -> TrainState:
         network = make_network(config, nnx.Rngs(params=jax.random.wrap_key_data(seed)))
         _, params, constants = nnx.split(network, nnx.Param, ...)
         optimizer = make_optimizer(config).init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer, constants)
 
-    return init(key_data(config.train.seed))
+    seed = key_data(config.train.seed)
+    return jax.jit(init, out_shardings=state_shardings(config, jax.eval_shape(init, seed), mesh))(seed)
 
 
-def key_data(seed: int) -> np.ndarray:
-    """[2] uint32 of a seed in [0, 2^64), for `jax.random.wrap_key_data`."""
-    return np.array([seed >> 32, seed & 0xFFFF_FFFF], dtype=np.uint32)
+def state_shardings(config: Config, state: TrainState, mesh: Mesh) -> TrainState:
+    """Where each array of a state lies: on every device, or (`train.shard_weights`) in parts on all of them."""
+    if not config.train.shard_weights:
+        return jax.tree.map(lambda array: replicated(mesh), state)
+    return jax.tree.map(lambda array: sharded(mesh, array.shape), state)
+
+
+def key_data(seeds: int | np.ndarray) -> np.ndarray:
+    """[..., 2] uint32 of seeds in [0, 2^64), for `jax.random.wrap_key_data`."""
+    seeds = np.asarray(seeds, dtype=np.uint64)
+    return np.stack([seeds >> np.uint64(32), seeds & np.uint64(0xFFFF_FFFF)], axis=-1).astype(np.uint32)
 
 
 def consistency_function(
@@ -105,27 +113,32 @@ def consistency_function(
     return f
 
 
-def draw_masks(config: Config, batch: int, key: Array) -> list[Array] | None:
-    """Dropout masks for one step, or None without dropout: bool [b, h, w, c].
+def draw_noise(config: Config, keys: Array) -> tuple[Array, list[Array] | None]:
+    """The noise of one step, [b, h, w, c], and its dropout masks, bool [b, h, w, c], or None without dropout.
 
-    They are drawn once and handed to both passes, so that student and teacher share them on every device.
+    Each image has those of its key, [b, 2] uint32. The masks are drawn once and handed to both passes, so that student
+    and teacher share them on every device.
     """
-    rate = config.network.dropout
-    if rate == 0:
-        return None
-    shapes = mask_shapes(config)
-    keys = jax.random.split(key, len(shapes))
-    return [jax.random.bernoulli(k, 1.0 - rate, (batch, h, w, c)) for k, (c, h, w) in zip(keys, shapes, strict=True)]
+    rate, shapes = config.network.dropout, mask_shapes(config)
+    channels, height, width = config.data.shape
+
+    def draw(key: Array) -> tuple[Array, list[Array]]:
+        first, *others = jax.random.split(jax.random.wrap_key_data(key), len(shapes) + 1)
+        z = jax.random.normal(first, (height, width, channels), jnp.float32)
+        return z, [jax.random.bernoulli(k, 1.0 - rate, (h, w, c)) for k, (c, h, w) in zip(others, shapes, strict=True)]
+
+    z, masks = jax.vmap(draw)(keys)
+    return z, masks if rate else None
 
 
 class Draw(NamedTuple):
-    """A step's plan as the device needs it; several steps' have a first axis more.
+    """The plan of a batch as the device needs it; several steps' and their parts' have two axes more, in front.
 
     Attributes:
         indices: [b] int32.
         flips: [b] bool.
         sigma_lo, sigma_hi, weight: [b] float32.
-        key: [2] uint32.
+        keys: [b, 2] uint32.
     """
 
     indices: Array
@@ -133,17 +146,22 @@ class Draw(NamedTuple):
     sigma_lo: Array
     sigma_hi: Array
     weight: Array
-    key: Array
+    keys: Array
 
 
-def to_device(plans: Sequence[StepPlan], mesh: Mesh) -> Draw:
-    """The plans of successive steps, [steps, ...] each, with the batch split over the devices."""
+def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
+    """The plans of successive steps, [steps, parts, b / parts, ...] each, with each part split over the devices."""
     columns = [
-        (plan.indices.astype(np.int32), plan.flips, *(a.astype(np.float32) for a in plan.levels)) for plan in plans
+        (
+            plan.indices.astype(np.int32),
+            plan.flips,
+            *(a.astype(np.float32) for a in plan.levels),
+            key_data(plan.row_seeds),
+        )
+        for plan in plans
     ]
-    arrays = [np.stack(column) for column in zip(*columns, strict=True)]
-    keys = np.stack([key_data(plan.device_seed) for plan in plans])
-    return Draw(*jax.device_put(arrays, split(mesh, axis=1)), jax.device_put(keys, replicated(mesh)))
+    arrays = (np.stack(column) for column in zip(*columns, strict=True))
+    return Draw(*(put(a.reshape(len(plans), parts, -1, *a.shape[2:]), split(mesh, axis=2)) for a in arrays))
 
 
 class Batch(NamedTuple):
@@ -171,9 +189,7 @@ def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) 
     chosen = images[draw.indices]
     flipped = jnp.where(draw.flips[:, None, None, None], chosen[:, :, ::-1], chosen)
     x = flipped.astype(jnp.float32) / 127.5 - 1.0
-    noise_key, mask_key = jax.random.split(jax.random.wrap_key_data(draw.key))
-    z = jax.random.normal(noise_key, x.shape, x.dtype)
-    masks = draw_masks(config, len(x), mask_key)
+    z, masks = draw_noise(config, draw.keys)
     return Batch(
         x, z, draw.sigma_lo, draw.sigma_hi, draw.weight, None if labels is None else labels[draw.indices], masks
     )
@@ -186,17 +202,56 @@ def batch_loss(network: Network, config: Config, batch: Batch) -> ConsistencyLos
     return consistency_loss(f, lambda x, sigma: jax.lax.stop_gradient(f(x, sigma)), *batch[:5], c=c, xp=jnp)
 
 
-def train_step(state: TrainState, config: Config, batch: Batch) -> tuple[TrainState, Array]:
-    """The state after one more step, and the [b] weighted losses."""
+class StepResult(NamedTuple):
+    """What a step leaves for the log; several steps' have an axis more, in front.
+
+    Attributes:
+        losses: [b] weighted losses.
+        grad_norm: [] norm of the gradient.
+    """
+
+    losses: Array
+    grad_norm: Array
+
+
+def train_step(state: TrainState, config: Config, batch: Batch) -> tuple[TrainState, StepResult]:
+    """The state after one more step over a batch."""
+    return _apply(state, config, *_gradient(state, config, batch))
+
+
+def _gradient(state: TrainState, config: Config, batch: Batch) -> tuple[nnx.State, Array]:
+    """The gradient of the mean loss, and the [b] losses."""
 
     def loss(params: nnx.State) -> tuple[Array, Array]:
         return batch_loss(merge_network(config, params, state.constants), config, batch)
 
-    gradient, losses = jax.grad(loss, has_aux=True)(state.params)
+    return jax.grad(loss, has_aux=True)(state.params)
+
+
+def _add_gradient(
+    total: nnx.State, state: TrainState, config: Config, batch: Batch, parts: int
+) -> tuple[nnx.State, Array]:
+    """A sum of gradients with that of one more of `parts` equally large batches, and its [b] losses."""
+    gradient, losses = _gradient(state, config, batch)
+    return jax.tree.map(lambda t, g: t + g / parts, total, gradient), losses
+
+
+def _apply(state: TrainState, config: Config, gradient: nnx.State, losses: Array) -> tuple[TrainState, StepResult]:
+    """The state after a step of this gradient; with `train.on_nonfinite` = "skip" the weights stay where it is not
+    finite."""
+    norm = optax.tree_utils.tree_norm(gradient)
     updates, optimizer = make_optimizer(config).update(gradient, state.optimizer)
     params = optax.apply_updates(state.params, updates)
     ema = update_ema(state.ema, params, config.train.ema_decay)
-    return TrainState(state.step + 1, params, ema, optimizer, state.constants), losses
+    after = TrainState(state.step + 1, params, ema, optimizer, state.constants)
+    if config.train.on_nonfinite == "skip":
+        after = jax.tree.map(lambda new, old: _kept(jnp.isfinite(norm), new, old), after, state)
+    return after, StepResult(losses, norm)
+
+
+def _kept(finite: Array, new: Array, old: Array) -> Array:
+    """The new value where all is finite. Counts of steps, which are integers, go on all the same."""
+    return jnp.where(finite, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new
 
 
 def update_ema(ema: nnx.State, params: nnx.State, decay: float) -> nnx.State:
@@ -204,26 +259,76 @@ def update_ema(ema: nnx.State, params: nnx.State, decay: float) -> nnx.State:
     return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="state")
 def train_steps(
-    state: TrainState, config: Config, draws: Draw, images: Array, labels: Array | None
-) -> tuple[TrainState, Array]:
-    """Advance by all the [steps] of `draws` in one dispatch; nothing waits for it.
+    state: TrainState, config: Config, draws: Draw, images: Array, labels: Array | None, mesh: Mesh
+) -> tuple[TrainState, StepResult]:
+    """Advance by all the [steps] of `draws` in one dispatch, each over its parts; nothing waits for it.
 
     Args:
         state: given up: its buffers become the new state's.
         images: [n, h, w, c] uint8.
         labels: [n] integers, or None.
+        mesh: what the state and the draws are on.
 
     Returns:
-        The new state, and the [steps, b] weighted losses.
+        The new state, and the results, [steps, b] and [steps], on every device.
     """
 
-    def one(state: TrainState, draw: Draw) -> tuple[TrainState, Array]:
-        return train_step(state, config, make_batch(config, draw, images, labels))
+    def one(state: TrainState, draw: Draw) -> tuple[TrainState, StepResult]:
+        parts = len(draw.indices)
+
+        def add(total: nnx.State, part: Draw) -> tuple[nnx.State, Array]:
+            return _add_gradient(total, state, config, make_batch(config, part, images, labels), parts)
+
+        if parts == 1:
+            return train_step(state, config, make_batch(config, _first(draw), images, labels))
+        gradient, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), draw)
+        return _apply(state, config, gradient, losses.reshape(-1))
 
     if len(draws.indices) > 1:
-        return jax.lax.scan(one, state, draws)
-    # A scan over one step is a loop all the same, and those are slow on the CPU.
-    state, losses = one(state, jax.tree.map(lambda array: array[0], draws))
-    return state, losses[None]
+        state, results = jax.lax.scan(one, state, draws)
+    else:
+        state, result = one(state, _first(draws))
+        results = jax.tree.map(lambda array: array[None], result)
+    return _placed(state, results, config, mesh)
+
+
+def _first(draws: Draw) -> Draw:
+    return jax.tree.map(lambda array: array[0], draws)
+
+
+def _placed(state: TrainState, results: StepResult, config: Config, mesh: Mesh) -> tuple[TrainState, StepResult]:
+    """The same arrays, each where it belongs."""
+    state = jax.lax.with_sharding_constraint(state, state_shardings(config, state, mesh))
+    return state, jax.lax.with_sharding_constraint(results, replicated(mesh))
+
+
+def train_step_in_parts(
+    state: TrainState, config: Config, draws: Draw, images: Array, labels: Array | None, mesh: Mesh
+) -> tuple[TrainState, StepResult]:
+    """`train_steps` of one step, with a dispatch for each of its parts.
+
+    For the CPU, where XLA runs convolutions inside a loop about nine times slower than outside of one.
+    """
+    total, losses, parts = jax.tree.map(jnp.zeros_like, state.params), [], draws.indices.shape[1]
+    for i in range(parts):
+        draw = jax.tree.map(lambda array, part=i: array[0, part], draws)
+        total, found = _add_part(total, state, config, draw, images, labels, parts)
+        losses.append(found)
+    return _finish_step(state, config, total, losses, mesh)
+
+
+@partial(jax.jit, static_argnames=("config", "parts"), donate_argnames="total")
+def _add_part(
+    total: nnx.State, state: TrainState, config: Config, draw: Draw, images: Array, labels: Array | None, parts: int
+) -> tuple[nnx.State, Array]:
+    return _add_gradient(total, state, config, make_batch(config, draw, images, labels), parts)
+
+
+@partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="state")
+def _finish_step(
+    state: TrainState, config: Config, gradient: nnx.State, losses: Sequence[Array], mesh: Mesh
+) -> tuple[TrainState, StepResult]:
+    state, result = _apply(state, config, gradient, jnp.concatenate(losses))
+    return _placed(state, jax.tree.map(lambda array: array[None], result), config, mesh)

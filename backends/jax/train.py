@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import numpy as np
-from ict_backends.checkpoint import load_checkpoint, save_checkpoint
+from ict_backends.checkpoint import load_newest
 from ict_backends.data import Dataset
-from ict_backends.evaluator import Evaluator
-from ict_backends.images import save_grid
-from ict_backends.jax.device import check_batch_size, check_device, replicated
+from ict_backends.interruption import Interruption, StoppedError
+from ict_backends.jax.device import on_cpu, out_of_memory, put, replicated
+from ict_backends.jax.parallel import Processes, joined
 from ict_backends.jax.sample import Model
-from ict_backends.jax.step import TrainState, init_state, to_device, train_steps
-from ict_backends.jax.weights import from_checkpoint, to_checkpoint
-from ict_backends.plan import is_due, plan_step
-from ict_backends.progress import Progress
+from ict_backends.jax.step import StepResult, TrainState, init_state, to_device, train_step_in_parts, train_steps
+from ict_backends.jax.weights import averaged_network, from_checkpoint, to_checkpoint
+from ict_backends.plan import StepPlan, plan_step
+from ict_backends.processes import check_split
+from ict_backends.progress import warn
+from ict_backends.recorder import Recorder
 from ict_backends.rundir import RunDir
-from ict_backends.sampling import preview
 from jax.sharding import Mesh
 
 from ict_core import Config
@@ -37,39 +39,39 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
             the CPU).
 
     Raises:
+        StoppedError: Ctrl-C or SIGTERM came, and the state is kept.
         UsageError, CheckpointError, NonFiniteError: in one line, with the last good checkpoint kept.
     """
-    mesh = check_device(device)
-    check_batch_size(mesh, config.train.batch_size)
-    state = _restore(config, run, mesh) if resume else init_state(config, mesh)
-    images = jax.device_put(np.ascontiguousarray(dataset.images.transpose(0, 2, 3, 1)), replicated(mesh))
-    labels = jax.device_put(dataset.labels.astype(np.int32), replicated(mesh)) if config.network.num_classes else None
-    done = int(state.step)
-    stride = steps_per_dispatch(config, mesh, done)
-
-    evaluator = Evaluator(run, config, dataset.images, first=done)
-
-    with Progress(run, config, first=done, to_host=np.asarray) as progress:
-        while done < config.train.total_steps:
-            plans = [plan_step(config, step, len(images)) for step in range(done, done + stride)]
-            state, losses = train_steps(state, config, to_device(plans, mesh), images, labels)
-            for plan, row in zip(plans, losses, strict=True):
-                progress.add(done, plan, row)
-                done += 1
-            if is_due(done, config.train.checkpoint_every, config.train.total_steps):
-                progress.flush()
-                save_checkpoint(run, to_checkpoint(state), keep=config.train.keep_checkpoints)
-            if is_due(done, config.train.sample_every, config.train.total_steps):
-                save_grid(run.samples_file(done), preview(Model(config, state.ema, state.constants, mesh)))
-            evaluator.after(
-                done, partial(Model, config, state.ema, state.constants, mesh), partial(to_checkpoint, state)
-            )
+    with joined(device) as processes, out_of_memory(config), Interruption() as interruption:
+        mesh = processes.mesh
+        parts = check_split(config.train.batch_size, config.train.micro_batch, mesh.size, "devices")
+        state = _restore(config, run, mesh) if resume else init_state(config, mesh)
+        done = int(state.step)
+        stride = steps_per_dispatch(config, mesh, done)
+        advance = _advance(config, dataset, mesh, parts)
+        stopping = False
+        with Recorder(
+            run, config, dataset.images, first=done, to_host=_to_host, writes=processes.rank == 0
+        ) as recorder:
+            while done < config.train.total_steps and not stopping:
+                plans = [plan_step(config, step, len(dataset.images)) for step in range(done, done + stride)]
+                state, results = advance(state, plans)
+                done += stride
+                stopping = processes.any(interruption.number is not None)
+                recorder.after(
+                    [(done - stride + i, plan, _row(results, i)) for i, plan in enumerate(plans)],
+                    partial(_model, config, state, processes),
+                    partial(to_checkpoint, config, state, mesh),
+                    stopping=stopping,
+                )
+    if stopping and done < config.train.total_steps:
+        raise StoppedError.after(done, run.path, interruption.number)
 
 
 def steps_per_dispatch(config: Config, mesh: Mesh, first: int = 0) -> int:
     """The largest number of steps, up to 8 or on the CPU 1, that divides all intervals, the whole and `first`."""
     train = config.train
-    most = _MOST_STEPS_ON_CPU if mesh.devices.flat[0].platform == "cpu" else _MOST_STEPS
+    most = _MOST_STEPS_ON_CPU if on_cpu(mesh) else _MOST_STEPS
     common = math.gcd(
         first, train.total_steps, train.log_every, train.checkpoint_every, train.sample_every, config.eval.every
     )
@@ -77,5 +79,32 @@ def steps_per_dispatch(config: Config, mesh: Mesh, first: int = 0) -> int:
 
 
 def _restore(config: Config, run: RunDir, mesh: Mesh) -> TrainState:
-    folder = run.latest_checkpoint()
-    return from_checkpoint(config, load_checkpoint(folder), mesh, f"checkpoint {folder}")
+    folder, checkpoint = load_newest(run, warn=warn)
+    return from_checkpoint(config, checkpoint, mesh, f"checkpoint {folder}")
+
+
+def _advance(
+    config: Config, dataset: Dataset, mesh: Mesh, parts: int
+) -> Callable[[TrainState, Sequence[StepPlan]], tuple[TrainState, StepResult]]:
+    """From a state and the plans of the next steps to the state after them; the images are held on every device."""
+    images = put(np.ascontiguousarray(dataset.images.transpose(0, 2, 3, 1)), replicated(mesh))
+    labels = put(dataset.labels.astype(np.int32), replicated(mesh)) if config.network.num_classes else None
+
+    steps = train_step_in_parts if on_cpu(mesh) and parts > 1 else train_steps
+
+    def advance(state: TrainState, plans: Sequence[StepPlan]) -> tuple[TrainState, StepResult]:
+        return steps(state, config, to_device(plans, mesh, parts), images, labels, mesh)
+
+    return advance
+
+
+def _model(config: Config, state: TrainState, processes: Processes) -> Model:
+    return Model(config, *averaged_network(config, state, processes), processes.local_mesh)
+
+
+def _row(results: StepResult, i: int) -> StepResult:
+    return jax.tree.map(lambda array: array[i], results)
+
+
+def _to_host(results: Sequence[StepResult]) -> tuple[np.ndarray, np.ndarray]:
+    return np.stack([r.losses for r in results]), np.stack([r.grad_norm for r in results])

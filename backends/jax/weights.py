@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import optax
 from flax import nnx, serialization
 from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays
 from ict_backends.errors import CheckpointError
-from ict_backends.jax.device import replicated
-from ict_backends.jax.step import TrainState, abstract_network, make_optimizer
+from ict_backends.jax.device import put, replicated
+from ict_backends.jax.parallel import Processes
+from ict_backends.jax.step import TrainState, abstract_network, make_optimizer, state_shardings
 from jax import Array
 from jax.sharding import Mesh
 
@@ -67,7 +69,7 @@ def load_arrays(states: Sequence[nnx.State], arrays: Arrays, mesh: Mesh, what: s
 
     def filled(path: Sequence[Any], variable: nnx.Variable) -> nnx.Variable:
         like, array = variable.get_value(), _from_layout(path, arrays[_name(path)])
-        return variable.replace(jax.device_put(array.astype(like.dtype), replicated(mesh)))
+        return variable.replace(put(array.astype(like.dtype), replicated(mesh)))
 
     return [nnx.from_flat_state([(path, filled(path, variable)) for path, variable in state]) for state in flat]
 
@@ -91,8 +93,9 @@ def read_flax_checkpoint(path: Path) -> dict[str, Any]:
     return tree
 
 
-def to_checkpoint(state: TrainState) -> Checkpoint:
-    """The whole training state, on the host."""
+def to_checkpoint(config: Config, state: TrainState, mesh: Mesh) -> Checkpoint:
+    """The whole training state, on the host. Where devices of several processes hold parts, all of them ask."""
+    state = _whole(state, mesh) if config.train.shard_weights else state
     return Checkpoint(
         int(state.step),
         to_arrays(state.params, state.constants),
@@ -102,6 +105,22 @@ def to_checkpoint(state: TrainState) -> Checkpoint:
     )
 
 
+def averaged_network(config: Config, state: TrainState, processes: Processes) -> tuple[nnx.State, nnx.State]:
+    """The averaged weights and the constants, whole, on this process's own devices. All processes ask."""
+    weights = (state.ema, state.constants)
+    if config.train.shard_weights:
+        weights = _whole(weights, processes.mesh)
+    if processes.world == 1:
+        return weights
+    return jax.tree.map(lambda array: put(np.asarray(array), replicated(processes.local_mesh)), weights)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _whole(tree: Any, mesh: Mesh) -> Any:
+    """The same arrays, on every device."""
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
 def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: str) -> TrainState:
     """The training state that a checkpoint holds. Raises CheckpointError, naming `what`, where it does not fit."""
     weights = abstract_network(config)[1:]
@@ -109,9 +128,12 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: st
     ema, _ = load_arrays(weights, checkpoint.ema, mesh, f"{what}: ema")
     (mu,) = load_arrays(weights[:1], checkpoint.first_moment, mesh, f"{what}: first_moment")
     (nu,) = load_arrays(weights[:1], checkpoint.second_moment, mesh, f"{what}: second_moment")
-    step = jax.device_put(np.int32(checkpoint.step), replicated(mesh))
+    step = put(np.int32(checkpoint.step), replicated(mesh))
     optimizer = jax.jit(make_optimizer(config).init, out_shardings=replicated(mesh))(params)
-    return TrainState(step, params, ema, _with_moments(optimizer, step, mu, nu), constants)
+    state = TrainState(step, params, ema, _with_moments(optimizer, step, mu, nu), constants)
+    if not config.train.shard_weights:
+        return state
+    return jax.jit(lambda s: s, out_shardings=state_shardings(config, state, mesh))(state)
 
 
 def _with_moments(optimizer: optax.OptState, step: Array, mu: nnx.State, nu: nnx.State) -> optax.OptState:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
-from ict_backends.errors import UsageError
+from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.processes import local_rank
+
+from ict_core import Config
 
 
 def check_device(name: str) -> torch.device:
@@ -37,6 +42,21 @@ def other_devices(name: str) -> list[torch.device]:
     if name != "auto" or first.type == "cpu" or local_rank() is not None:
         return []
     return [torch.device(first.type, i) for i in range(torch.accelerator.device_count()) if i != first.index]
+
+
+@contextlib.contextmanager
+def out_of_memory(config: Config) -> Iterator[None]:
+    """Turn torch's error into ours, which says what to do in training."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"train.batch_size = {config.train.batch_size} with train.micro_batch = {config.train.micro_batch} does "
+            "not fit into memory: take a smaller train.micro_batch, or network.checkpoint = true; the result stays "
+            "the same"
+        ) from error
 
 
 def describe_device(name: str) -> str:

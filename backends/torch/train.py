@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import torch
-from ict_backends.checkpoint import load_checkpoint, save_checkpoint
+from ict_backends.checkpoint import load_newest
 from ict_backends.data import Dataset
-from ict_backends.evaluator import Evaluator
-from ict_backends.images import save_grid
-from ict_backends.plan import is_due, plan_step
-from ict_backends.progress import Progress
+from ict_backends.interruption import Interruption, StoppedError
+from ict_backends.plan import StepPlan, plan_step
+from ict_backends.processes import check_split
+from ict_backends.progress import warn
+from ict_backends.recorder import Recorder
 from ict_backends.rundir import RunDir
-from ict_backends.sampling import preview
-from ict_backends.torch.device import check_device
+from ict_backends.torch.device import out_of_memory
+from ict_backends.torch.parallel import Processes, joined
 from ict_backends.torch.sample import Model
-from ict_backends.torch.step import TrainState, init_state, make_batch, train_step
-from ict_backends.torch.weights import from_checkpoint, to_checkpoint
+from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, train_step
+from ict_backends.torch.weights import averaged_network, from_checkpoint, to_checkpoint
 
 from ict_core import Config
 
@@ -28,30 +32,53 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
             the CPU, with as many threads).
 
     Raises:
+        StoppedError: Ctrl-C or SIGTERM came, and the state is kept.
         UsageError, CheckpointError, NonFiniteError: in one line, with the last good checkpoint kept.
     """
-    where = check_device(device)
-    state = _restore(config, run, where) if resume else init_state(config, where)
-    images = torch.from_numpy(dataset.images).to(where)
-    labels = torch.from_numpy(dataset.labels).to(where) if config.network.num_classes else None
+    with joined(device) as processes, out_of_memory(config), Interruption() as interruption:
+        parts = check_split(config.train.batch_size, config.train.micro_batch, processes.world, "processes")
+        state = _restore(config, run, processes) if resume else init_state(config, processes)
+        load = _loader(config, dataset, processes.device)
+        to_host = _to_host(processes)
+        stopping = False
+        with Recorder(
+            run, config, dataset.images, first=state.step, to_host=to_host, writes=processes.rank == 0
+        ) as recorder:
+            while state.step < config.train.total_steps and not stopping:
+                plan = plan_step(config, state.step, len(dataset.images))
+                mine = plan.parts(processes.world)[processes.rank]
+                result = train_step(state, config, map(load, mine.parts(parts)), parts=parts)
+                stopping = processes.any(interruption.number is not None)
+                recorder.after(
+                    [(state.step - 1, plan, result)],
+                    lambda: Model(config, averaged_network(config, state)),
+                    lambda: to_checkpoint(state),
+                    stopping=stopping,
+                )
+    if stopping and state.step < config.train.total_steps:
+        raise StoppedError.after(state.step, run.path, interruption.number)
 
-    evaluator = Evaluator(run, config, dataset.images, first=state.step)
 
-    with Progress(run, config, first=state.step, to_host=lambda losses: losses.cpu().numpy()) as progress:
-        while state.step < config.train.total_steps:
-            plan = plan_step(config, state.step, len(images))
-            indices = torch.from_numpy(plan.indices).to(where)
-            chosen = images[indices], None if labels is None else labels[indices]
-            losses = train_step(state, config, make_batch(config, plan, *chosen))
-            progress.add(state.step - 1, plan, losses)
-            if is_due(state.step, config.train.checkpoint_every, config.train.total_steps):
-                progress.flush()
-                save_checkpoint(run, to_checkpoint(state), keep=config.train.keep_checkpoints)
-            if is_due(state.step, config.train.sample_every, config.train.total_steps):
-                save_grid(run.samples_file(state.step), preview(Model(config, state.ema)))
-            evaluator.after(state.step, lambda: Model(config, state.ema), lambda: to_checkpoint(state))
+def _restore(config: Config, run: RunDir, processes: Processes) -> TrainState:
+    folder, checkpoint = load_newest(run, warn=warn)
+    return from_checkpoint(config, checkpoint, processes, f"checkpoint {folder}")
 
 
-def _restore(config: Config, run: RunDir, device: torch.device) -> TrainState:
-    folder = run.latest_checkpoint()
-    return from_checkpoint(config, load_checkpoint(folder), device, f"checkpoint {folder}")
+def _loader(config: Config, dataset: Dataset, device: torch.device) -> Callable[[StepPlan], Batch]:
+    """From the plan of a batch to the batch; the images are held on the device."""
+    images = torch.from_numpy(dataset.images).to(device)
+    labels = torch.from_numpy(dataset.labels).to(device) if config.network.num_classes else None
+
+    def load(plan: StepPlan) -> Batch:
+        indices = torch.from_numpy(plan.indices).to(device)
+        return make_batch(config, plan, images[indices], None if labels is None else labels[indices])
+
+    return load
+
+
+def _to_host(processes: Processes) -> Callable[[Sequence[StepResult]], tuple[np.ndarray, np.ndarray]]:
+    def to_host(results: Sequence[StepResult]) -> tuple[np.ndarray, np.ndarray]:
+        losses = processes.gather(torch.stack([result.losses for result in results]))
+        return losses, torch.stack([result.grad_norm for result in results]).cpu().numpy()
+
+    return to_host

@@ -6,18 +6,26 @@ import pickle
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays
 from ict_backends.errors import CheckpointError
-from ict_backends.torch.networks import Network
-from ict_backends.torch.step import TrainState, init_state
+from ict_backends.torch.networks import Network, make_network
+from ict_backends.torch.parallel import Processes, fill, full
+from ict_backends.torch.step import TrainState, make_state
+from torch.distributed.tensor import DTensor
 
 from ict_core import Config
 
 
 def to_arrays(network: Network) -> Arrays:
-    """Every stored array of a network, as a copy on the host."""
-    return {name: value.detach().cpu().contiguous().numpy().copy() for name, value in network.state_dict().items()}
+    """Every stored array of a network, as a copy on the host. Where processes hold parts, all of them ask."""
+    return {name: to_host(value) for name, value in network.state_dict().items()}
+
+
+def to_host(tensor: torch.Tensor) -> np.ndarray:
+    """A copy of a tensor as a NumPy array."""
+    return full(tensor.detach()).cpu().contiguous().numpy().copy()
 
 
 def load_arrays(network: Network, arrays: Arrays, what: str) -> None:
@@ -55,26 +63,32 @@ def to_checkpoint(state: TrainState) -> Checkpoint:
     moments: dict[str, Arrays] = {"exp_avg": {}, "exp_avg_sq": {}}
     for name, parameter in state.params.named_parameters():
         for key, arrays in moments.items():
-            value = state.optimizer.state[parameter].get(key, torch.zeros_like(parameter))
-            arrays[name] = value.cpu().contiguous().numpy().copy()
+            arrays[name] = to_host(state.optimizer.state[parameter][key])
     return Checkpoint(
         state.step, to_arrays(state.params), to_arrays(state.ema), moments["exp_avg"], moments["exp_avg_sq"]
     )
 
 
-def from_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.device, what: str) -> TrainState:
+def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes, what: str) -> TrainState:
     """The training state that a checkpoint holds. Raises CheckpointError, naming `what`, where it does not fit."""
-    state = init_state(config, device)
-    load_arrays(state.params, checkpoint.params, f"{what}: params")
-    load_arrays(state.ema, checkpoint.ema, f"{what}: ema")
-    shapes = {name: tuple(p.shape) for name, p in state.params.named_parameters()}
+    params, ema = make_network(config), make_network(config)
+    load_arrays(params, checkpoint.params, f"{what}: params")
+    load_arrays(ema, checkpoint.ema, f"{what}: ema")
+    shapes = {name: tuple(p.shape) for name, p in params.named_parameters()}
     check_arrays(f"{what}: first_moment", shapes, checkpoint.first_moment)
     check_arrays(f"{what}: second_moment", shapes, checkpoint.second_moment)
+    state = make_state(config, checkpoint.step, params, ema, processes)
     for name, parameter in state.params.named_parameters():
-        state.optimizer.state[parameter] = {
-            "step": torch.tensor(float(checkpoint.step)),
-            "exp_avg": torch.empty_like(parameter).copy_(torch.from_numpy(checkpoint.first_moment[name])),
-            "exp_avg_sq": torch.empty_like(parameter).copy_(torch.from_numpy(checkpoint.second_moment[name])),
-        }
-    state.step = checkpoint.step
+        moments = state.optimizer.state[parameter]
+        fill(moments["exp_avg"], torch.from_numpy(checkpoint.first_moment[name]))
+        fill(moments["exp_avg_sq"], torch.from_numpy(checkpoint.second_moment[name]))
     return state
+
+
+def averaged_network(config: Config, state: TrainState) -> Network:
+    """The network with the averaged weights, whole. Where processes hold parts, all of them ask."""
+    if not any(isinstance(value, DTensor) for value in state.ema.parameters()):
+        return state.ema
+    network = make_network(config)
+    network.load_state_dict({name: full(value) for name, value in state.ema.state_dict().items()})
+    return network.to(next(state.ema.parameters()).device)

@@ -133,10 +133,11 @@ def test_a_run_without_checkpoints_is_refused(tmp_path):
 
 def test_moments_of_another_network_do_not_load(tiny_config):
     import torch
+    from ict_backends.torch.parallel import Processes
     from ict_backends.torch.step import init_state
     from ict_backends.torch.weights import from_checkpoint, to_checkpoint
 
-    config, cpu = tiny_config(), torch.device("cpu")
+    config, cpu = tiny_config(), Processes(torch.device("cpu"))
     whole = to_checkpoint(init_state(config, cpu))
     assert from_checkpoint(config, whole, cpu, "it").step == 0
     short = whole._replace(second_moment={})

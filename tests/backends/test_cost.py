@@ -16,6 +16,7 @@ from ict_backends.jcm_ncsnpp import official_names, to_official_shape
 from ict_backends.ncsnpp_spec import ncsnpp_parameters
 from ict_backends.networks import count_parameters
 from ict_backends.torch.networks import make_network
+from ict_backends.torch.parallel import Processes
 from ict_backends.torch.step import init_state
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -163,7 +164,7 @@ def test_a_step_is_four_forwards_or_five() -> None:
 
 def test_memory_is_what_training_holds() -> None:
     config = load_preset("digits")
-    state, memory = init_state(config, torch.device("cpu")), training_memory(config)
+    state, memory = init_state(config, Processes(torch.device("cpu"))), training_memory(config)
     assert memory.weights == memory.ema == sum(a.nbytes for a in state.params.state_dict().values())
     assert memory.gradients == sum(p.nbytes for p in state.params.parameters())
     loss = sum(p.square().sum() for p in state.params.parameters())

@@ -1,6 +1,7 @@
 """Randomness is a function of its key, and the plan of a step a function of seed and step."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ict_backends.plan import plan_step
@@ -50,14 +51,27 @@ def test_a_plan_repeats_and_draws_from_its_stage(tiny_config):
     config = tiny_config()
     for step in range(10):
         a, b = plan_step(config, step, 10), plan_step(config, step, 10)
-        assert a.device_seed == b.device_seed
+        assert np.array_equal(a.row_seeds, b.row_seeds)
         assert all(np.array_equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
         assert a.n == discretization_steps(step, 10, s0=2, s1=8)
         grid = karras_sigmas(a.n)
         index = np.searchsorted(grid, a.levels.sigma_lo)
         assert np.array_equal(grid[index], a.levels.sigma_lo)
         assert np.array_equal(grid[index + 1], a.levels.sigma_hi)
-    assert plan_step(config, 0, 10).device_seed != plan_step(config, 1, 10).device_seed
+    first, second = (plan_step(config, step, 10).row_seeds for step in (0, 1))
+    assert len({*first, *second}) == len(first) + len(second)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_parts_of_a_plan_are_the_plan(tiny_config, count):
+    plan = plan_step(tiny_config(train={"batch_size": 8}), 3, 10)
+    parts = plan.parts(count)
+    assert len(parts) == count
+    for name in ("indices", "flips", "row_seeds"):
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(plan, name))
+    for i, whole in enumerate(plan.levels):
+        assert np.array_equal(np.concatenate([part.levels[i] for part in parts]), whole)
+    assert {part.n for part in parts} == {plan.n}
 
 
 def test_flips_happen_half_of_the_time_or_never(tiny_config):

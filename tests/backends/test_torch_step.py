@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from ict_backends.plan import plan_step
-from ict_backends.torch.step import batch_loss, consistency_function, init_state, make_batch, train_step
+from ict_backends.torch.parallel import Processes
+from ict_backends.torch.step import batch_loss, consistency_function, init_state, make_batch, make_state, train_step
 
 from ict_core import pseudo_huber
 
@@ -25,7 +26,7 @@ def randomize(network: torch.nn.Module) -> None:
 
 
 def make(config, data, device="cpu", step=0):
-    state = init_state(config, torch.device(device))
+    state = init_state(config, Processes(torch.device(device)))
     randomize(state.params)
     plan = plan_step(config, step, len(data.images))
     images = torch.from_numpy(data.images[plan.indices]).to(device)
@@ -99,8 +100,8 @@ def test_the_update_is_radam_without_clipping_or_decay_and_the_ema_follows(tiny_
     """Ten steps against RAdam (Liu et al. 2020, algorithm 2) and the EMA, written out in float64."""
     config = tiny_config(train={"learning_rate": 1e-2})
     state, _ = make(config, tiny_data)
-    state.params.double()
-    state.ema = copy.deepcopy(state.params).requires_grad_(False)
+    network = state.params.double()
+    state = make_state(config, 0, network, copy.deepcopy(network), Processes(torch.device("cpu")))
     lr, (b1, b2), decay = 1e-2, config.train.betas, config.train.ema_decay
     theta = [p.detach().clone() for p in state.params.parameters()]
     average, m, v = list(theta), [0.0] * len(theta), [0.0] * len(theta)
@@ -120,7 +121,7 @@ def test_the_update_is_radam_without_clipping_or_decay_and_the_ema_follows(tiny_
                 rectified += 1
             theta[i] = theta[i] - lr * step
             average[i] = decay * average[i] + (1 - decay) * theta[i]
-        train_step(state, config, batch)
+        train_step(state, config, [batch])
     assert rectified > 0
     for actual, expected in zip(state.params.parameters(), theta, strict=True):
         torch.testing.assert_close(actual.detach(), expected, rtol=1e-9, atol=1e-12)
@@ -136,17 +137,17 @@ def test_the_ema_has_no_part_in_training(tiny_config, tiny_data):
         if spoil:
             for p in state.ema.parameters():
                 p.data.fill_(float("nan"))
-        train_step(state, config, batch)
+        train_step(state, config, [batch])
         results.append([p.detach().clone() for p in state.params.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_one_batch_can_be_overfitted(tiny_config, tiny_data):
     config = tiny_config(network={"dropout": 0.0}, train={"learning_rate": 1e-2})
-    state = init_state(config, torch.device("cpu"))
+    state = init_state(config, Processes(torch.device("cpu")))
     plan = plan_step(config, 0, len(tiny_data.images))
     batch = make_batch(config, plan, torch.from_numpy(tiny_data.images[plan.indices]), None)
-    losses = [train_step(state, config, batch).mean().item() for _ in range(300)]
+    losses = [train_step(state, config, [batch]).losses.mean().item() for _ in range(300)]
     assert losses[-1] < 0.1 * losses[0]
 
 

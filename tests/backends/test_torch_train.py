@@ -90,11 +90,11 @@ def test_a_nan_in_the_middle_of_a_logging_interval_is_traced_to_its_step_and_lev
     module = importlib.import_module("ict_backends.torch.train")
     original = module.train_step
 
-    def spoiled(state, config, batch):
-        losses = original(state, config, batch)
+    def spoiled(state, config, batches, *, parts):
+        result = original(state, config, batches, parts=parts)
         if state.step == 6:
-            losses[2] = float("nan")
-        return losses
+            result.losses[2] = float("nan")
+        return result
 
     monkeypatch.setattr(module, "train_step", spoiled)
     config = tiny_config(train={"log_every": 4, "checkpoint_every": 4})

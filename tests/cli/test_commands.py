@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -40,10 +41,15 @@ def test_train_prints_and_saves_the_resolved_settings_and_leaves_pictures(ict, t
     assert steps == [1, 2]
 
 
-def test_the_bar_shows_step_stage_loss_and_speed(ict, tmp_path):
-    result = ict("train", "--out", tmp_path / "run", *TINY)
-    for part in ("2/2", "N=21", "loss=", "images/s", "<"):
-        assert part in result.err
+def test_a_terminal_shows_a_bar_and_a_file_gets_lines(ict, tmp_path, monkeypatch):
+    for terminal in (True, False):
+        monkeypatch.setattr("sys.stderr.isatty", lambda shown=terminal: shown)
+        result = ict("train", "--out", tmp_path / f"run-{terminal}", *TINY)
+        for part in ("2/2", "N=21", "loss=", "images/s"):
+            assert part in result.err
+        assert ("\r" in result.err) == terminal
+        if not terminal:
+            assert re.fullmatch(r"(step \d/2: N=\d+ loss=\S+ \d+ images/s, \d\d:\d\d left\n){2}", result.err)
 
 
 def test_later_settings_win(ict, tmp_path):

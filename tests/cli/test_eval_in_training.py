@@ -36,7 +36,7 @@ def test_it_measures_and_keeps_the_best(ict, tmp_path, backend) -> None:
     found = lines(run)
     assert [line["step"] for line in found] == [2, 4, 6]
     best = min(found, key=lambda line: line["value"])
-    assert load_checkpoint(run / "best").step == best["step"]
+    assert load_checkpoint(RunDir(run).checkpoint_of("best")).step == best["step"]
     # It is what `ict eval` makes of those weights.
     for weights, line in (("ema", found[-1]), ("best", best)):
         arguments = ("--num", 70, "--weights", weights, "--json", tmp_path / "x.json", f"--backend={backend}")
@@ -62,7 +62,10 @@ def test_a_resumed_run_has_the_same_curve_and_the_same_best(ict, tmp_path) -> No
     )
     assert ict("train", "--resume", f"--out={run}", "--device=cpu").code == 0
     assert lines(run) == lines(whole)
-    assert load_checkpoint(run / "best").step == load_checkpoint(whole / "best").step
+    assert (
+        load_checkpoint(RunDir(run).checkpoint_of("best")).step
+        == load_checkpoint(RunDir(whole).checkpoint_of("best")).step
+    )
 
 
 def test_what_goes_wrong_is_said_and_training_goes_on(ict, tmp_path, monkeypatch) -> None:
@@ -72,8 +75,8 @@ def test_what_goes_wrong_is_said_and_training_goes_on(ict, tmp_path, monkeypatch
     monkeypatch.setattr("ict_backends.evaluator.write_checkpoint", fail)
     done = train(ict, tmp_path / "run", *EVAL)
     assert done.code == 0
-    assert "no evaluation after step 2" in done.out
-    assert "No space left on device" in done.out
+    assert "no evaluation after step 2" in done.err
+    assert "No space left on device" in done.err
     assert not (tmp_path / "run" / "evals.jsonl").exists()
 
 
@@ -89,7 +92,7 @@ def test_lines_of_other_numbers_of_samples_are_not_compared(ict, tmp_path) -> No
         file.unlink()
     folder.rmdir()
     assert ict("train", "--resume", f"--out={run}", "--device=cpu").code == 0
-    assert load_checkpoint(run / "best").step == 4  # better than none of as many samples
+    assert load_checkpoint(RunDir(run).checkpoint_of("best")).step == 4  # better than none of as many samples
     (run / "evals.jsonl").write_text("{\n")
     damaged = ict("train", "--resume", f"--out={run}", "--device=cpu")
     assert (damaged.code, "evals.jsonl cannot be read" in damaged.err) == (1, True)

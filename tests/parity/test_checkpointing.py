@@ -10,6 +10,7 @@ import pytest
 import torch
 from ict_backends.jax import step as jax_step
 from ict_backends.torch import step as torch_step
+from ict_backends.torch.parallel import Processes
 from twins import (
     assert_all_close,
     assert_close,
@@ -40,7 +41,7 @@ def both(config: Config) -> tuple[Config, Config]:
 
 
 def draw_masks(config: Config) -> list[np.ndarray]:
-    rng, network = np.random.default_rng(0), torch_step.init_state(config, torch.device("cpu")).params
+    rng, network = np.random.default_rng(0), torch_step.init_state(config, Processes(torch.device("cpu"))).params
     return [rng.random((config.train.batch_size, *s)) >= config.network.dropout for s in network.mask_shapes]
 
 

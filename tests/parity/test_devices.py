@@ -13,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 from ict_backends.errors import UsageError
-from ict_backends.jax.device import check_batch_size, check_device
+from ict_backends.jax.device import check_device
 from ict_backends.jax.sample import Model
 from ict_backends.jax.step import init_state, to_device, train_steps
 from ict_backends.jax.train import steps_per_dispatch
 from ict_backends.jax.weights import to_arrays
 from ict_backends.plan import plan_step
+from ict_backends.processes import check_split
 from ict_backends.sampling import sample_images
 from twins import assert_all_close, small_config
 
@@ -45,17 +46,17 @@ def report() -> dict:
         state = init_state(config, mesh)
         for step in range(6):
             draws = to_device([plan_step(config, step, 10)], mesh)
-            state, losses = train_steps(state, config, draws, images, labels)
+            state, _ = train_steps(state, config, draws, images, labels, mesh)
         model = Model(config, state.ema, state.constants, mesh)
         samples = sample_images(model, 5, sigmas=[80.0, 1.0], seed=0, labels=np.arange(5) % 3)
         found[name] = {
             "devices": mesh.size,
-            "parts": len({str(s.index) for s in losses.addressable_shards}),
+            "parts": len({str(s.index) for s in draws.indices.addressable_shards}),
             "weights": {n: a.ravel().tolist() for n, a in to_arrays(state.params).items()},
             "samples": samples.ravel().tolist(),
         }
     try:
-        check_batch_size(check_device("cpu"), 6)
+        check_split(6, 0, check_device("cpu").size, "devices")
     except UsageError as error:
         found["refused"] = str(error)
     return found
@@ -88,12 +89,12 @@ def test_several_steps_in_one_dispatch_are_the_same_steps() -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8), np.arange(10) % 3
     plans = [plan_step(config, step, 10) for step in range(4)]
-    together, losses = train_steps(init_state(config, mesh), config, to_device(plans, mesh), images, labels)
-    assert losses.shape == (4, 4)
+    together, results = train_steps(init_state(config, mesh), config, to_device(plans, mesh), images, labels, mesh)
+    assert results.losses.shape == (4, 4)
     apart = init_state(config, mesh)
-    for plan, row in zip(plans, losses, strict=True):
-        apart, found = train_steps(apart, config, to_device([plan], mesh), images, labels)
-        np.testing.assert_allclose(found[0], row, rtol=1e-4)
+    for plan, row in zip(plans, results.losses, strict=True):
+        apart, found = train_steps(apart, config, to_device([plan], mesh), images, labels, mesh)
+        np.testing.assert_allclose(found.losses[0], row, rtol=1e-4)
     assert int(together.step) == int(apart.step) == 4
     assert_all_close(to_arrays(apart.params), to_arrays(together.params), 1e-5)
     assert jax.tree.structure(apart) == jax.tree.structure(together)

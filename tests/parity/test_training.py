@@ -19,6 +19,7 @@ from ict_backends.jax.weights import to_arrays as jax_to_arrays
 from ict_backends.jax.weights import to_checkpoint as jax_to_checkpoint
 from ict_backends.plan import plan_step
 from ict_backends.torch import step as torch_step
+from ict_backends.torch.parallel import Processes
 from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
 from ict_backends.torch.weights import to_arrays as torch_to_arrays
 from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
@@ -57,7 +58,7 @@ def draw_masks(config: Config, seed: int) -> list[np.ndarray] | None:
     """[b, c, h, w] masks for both backends."""
     if not config.network.dropout:
         return None
-    rng, network = np.random.default_rng(seed), torch_step.init_state(config, torch.device("cpu")).params
+    rng, network = np.random.default_rng(seed), torch_step.init_state(config, Processes(torch.device("cpu"))).params
     return [rng.random((config.train.batch_size, *s)) >= config.network.dropout for s in network.mask_shapes]
 
 
@@ -95,9 +96,9 @@ def test_twenty_steps_of_radam_across_two_stage_changes_agree(dtype: str, tolera
         for step in range(20):
             arrays = numpy_batch(config, step, dtype)
             stages.add(plan_step(config, step, 10).n)
-            losses = torch_step.train_step(ours, config, torch_batch(arrays))
+            losses = torch_step.train_step(ours, config, [torch_batch(arrays)]).losses
             theirs, found = advance(theirs, config, jax_batch(arrays))
-            assert_close(np.asarray(found), losses.numpy(), 100 * tolerance)
+            assert_close(np.asarray(found.losses), losses.numpy(), 100 * tolerance)
         assert len(stages) >= 3
         assert int(theirs.step) == ours.step == 20
         for state, network in ((theirs.params, ours.params), (theirs.ema, ours.ema)):
@@ -107,13 +108,13 @@ def test_twenty_steps_of_radam_across_two_stage_changes_agree(dtype: str, tolera
 @pytest.mark.parametrize("first", ["torch", "jax"])
 def test_a_checkpoint_carries_the_optimiser_to_the_other_backend(first: str) -> None:
     """Seven steps, a checkpoint, and three more in both on the same batches: moments and step count are the same."""
-    config, mesh, cpu = small_config(), jax_devices("cpu"), torch.device("cpu")
+    config, mesh, cpu = small_config(), jax_devices("cpu"), Processes(torch.device("cpu"))
     ours, theirs = twins(config, "float32")
 
     def run(ours: Any, theirs: Any, steps: range) -> Twins:
         for step in steps:
             arrays = numpy_batch(config, step, "float32")
-            torch_step.train_step(ours, config, torch_batch(arrays))
+            torch_step.train_step(ours, config, [torch_batch(arrays)])
             theirs, _ = advance(theirs, config, jax_batch(arrays))
         return Twins(ours, theirs)
 
@@ -121,11 +122,11 @@ def test_a_checkpoint_carries_the_optimiser_to_the_other_backend(first: str) -> 
     if first == "torch":
         theirs = jax_from_checkpoint(config, torch_to_checkpoint(ours), mesh, "it")
     else:
-        ours = torch_from_checkpoint(config, jax_to_checkpoint(theirs), cpu, "it")
+        ours = torch_from_checkpoint(config, jax_to_checkpoint(config, theirs, mesh), cpu, "it")
     assert int(theirs.step) == ours.step == 7
     before = torch_to_arrays(ours.params)
     ours, theirs = run(ours, theirs, range(7, 10))
-    expected, found = torch_to_checkpoint(ours), jax_to_checkpoint(theirs)
+    expected, found = torch_to_checkpoint(ours), jax_to_checkpoint(config, theirs, mesh)
     assert found.step == expected.step == 10
     assert_all_close(change(found.params, before), change(expected.params, before), CHANGE_TOLERANCE)
     for group in ("ema", "first_moment", "second_moment"):
@@ -139,7 +140,7 @@ def test_an_optimiser_without_its_state_would_be_noticed(lost: str) -> None:
     _, theirs = twins(config, "float32")
     for step in range(7):
         theirs, _ = advance(theirs, config, jax_batch(numpy_batch(config, step, "float32")))
-    whole, ends = jax_to_checkpoint(theirs), []
+    whole, ends = jax_to_checkpoint(config, theirs, mesh), []
     zeros = 0 if lost == "step" else {name: np.zeros_like(a) for name, a in whole.first_moment.items()}
     for checkpoint in (whole, whole._replace(**{lost: zeros})):
         state = jax_from_checkpoint(config, checkpoint, mesh, "it")

@@ -1,0 +1,113 @@
+"""Checkpoints written while training goes on, and kept by a rule."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+
+from ict_backends.checkpoint import Checkpoint, save_checkpoint
+from ict_backends.errors import CheckpointError, NonFiniteError
+from ict_backends.progress import warn
+from ict_backends.rundir import RunDir
+
+from ict_core import Config
+
+# After a failure, as on a full disk, until training hands over the next checkpoint; and at the end, and how often.
+_RETRY_SECONDS = 10.0
+_RETRY_SECONDS_AT_END, _LAST_TRIES = 1.0, 3
+
+
+class CheckpointWriter:
+    """A context with a thread that writes one checkpoint after the other.
+
+    What cannot be written is said, and tried again until there is a newer one. Leaving the context waits for the last.
+
+    Raises:
+        CheckpointError: on leaving, where the last one is not written after some more tries.
+        NonFiniteError: where a weight is not finite, when the next one is handed over, or on leaving.
+    """
+
+    def __init__(self, run: RunDir, config: Config) -> None:
+        self._run, self._config = run, config
+        self._waiting: Checkpoint | None = None
+        self._closing = self._failing = False
+        self._error: CheckpointError | NonFiniteError | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+
+    def __enter__(self) -> CheckpointWriter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        if kind is None:
+            self._raise_error()
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Hand over a checkpoint, whose arrays nobody changes any more.
+
+        One may wait while another is written; it is waited for then, unless it cannot be written.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is None or self._failing)
+            self._raise_error()
+            self._waiting = checkpoint
+            self._changed.notify_all()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (checkpoint := self._next()) is not None:
+            for _ in self._tries():
+                if self._write(checkpoint):
+                    break
+
+    def _next(self) -> Checkpoint | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is not None or self._closing)
+            checkpoint, self._waiting = self._waiting, None
+            self._changed.notify_all()
+            return checkpoint
+
+    def _tries(self) -> Iterator[None]:
+        """Once; and again after a while until there is a newer one, or at the end a few times more."""
+        yield
+        at_end = 0
+        while self._waiting is None and at_end < _LAST_TRIES:
+            with self._changed:
+                if self._closing:
+                    at_end += 1
+                    self._changed.wait(timeout=_RETRY_SECONDS_AT_END)
+                else:
+                    self._changed.wait_for(lambda: self._waiting or self._closing, timeout=_RETRY_SECONDS)
+            if self._waiting is None:
+                yield
+
+    def _write(self, checkpoint: Checkpoint) -> bool:
+        """Whether nothing more is to be done about it."""
+        train = self._config.train
+        try:
+            save_checkpoint(self._run, checkpoint, keep=train.keep_checkpoints, keep_every=train.keep_every)
+            self._failing, self._error = False, None
+            return True
+        except NonFiniteError as error:
+            self._error = error
+            return True
+        except (OSError, CheckpointError, MemoryError) as error:
+            warn(f"the checkpoint after step {checkpoint.step} is not written: {error}")
+            newest = (self._run.checkpoints()[-1:] or ["none"])[0]
+            with self._changed:
+                self._failing = True
+                self._changed.notify_all()
+            if self._closing:
+                self._error = CheckpointError(
+                    f"the checkpoint after step {checkpoint.step} could not be written: {error}; newest: {newest}"
+                )
+            return False

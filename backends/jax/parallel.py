@@ -1,0 +1,105 @@
+"""Several JAX processes that train together: their devices are one mesh."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ict_backends.errors import UserError
+from ict_backends.jax.device import BATCH_AXIS, check_device, replicated, split
+from ict_backends.processes import check_rendezvous, local_rank, share_of_work
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+# How long after the last sign of life a process counts as ended.
+_PATIENCE_SECONDS = 20
+
+
+@dataclass
+class Processes:
+    """Those that train together, and which of them this is.
+
+    Attributes:
+        mesh: the devices of all.
+        rank, world: the number of this one, and how many there are.
+    """
+
+    mesh: Mesh
+    rank: int = 0
+    world: int = 1
+    _asked: Array | None = field(default=None, repr=False)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in one of the processes. All of them ask.
+
+        Among several processes the answer is the one to the question before: it has been worked out meanwhile, and
+        no device is waited for that has work to do.
+        """
+        if self.world == 1:
+            return flag
+        before, mine = self._asked, np.full(self.mesh.size, flag)
+        sharding = split(self.mesh)
+        self._asked = _any(self.mesh)(jax.make_array_from_callback(mine.shape, sharding, lambda index: mine[index]))
+        return before is not None and bool(before)
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        if self.world > 1:
+            multihost_utils.sync_global_devices("ict")
+
+    @property
+    def local_mesh(self) -> Mesh:
+        """Of this process's devices: all of them, or one where there are other processes."""
+        return self.mesh if self.world == 1 else Mesh(np.array(jax.local_devices()[:1]), (BATCH_AXIS,))
+
+
+@lru_cache
+def _any(mesh: Mesh) -> jax.stages.Wrapped:
+    return jax.jit(jnp.max, out_shardings=replicated(mesh))
+
+
+@contextlib.contextmanager
+def joined(name: str) -> Iterator[Processes]:
+    """The processes that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell of, joined until the program's end.
+
+    Args:
+        name: of the devices, as for `check_device`.
+
+    Raises:
+        UsageError: the variables are incomplete, or there are no such devices.
+        UserError: they do not find each other, or one of them ends before its time.
+    """
+    rank, world = share_of_work()
+    if world == 1:
+        yield Processes(check_device(name))
+        return
+    where = check_rendezvous()
+    if not jax.distributed.is_initialized():
+        _initialize(where, rank, world)
+    try:
+        mine = check_device(name).devices.flat[0].platform
+        yield Processes(Mesh(np.array(jax.devices(mine)), (BATCH_AXIS,)), rank, world)
+    except jax.errors.JaxRuntimeError as error:
+        if not any(s in str(error).lower() for s in ("connection", "gloo", "nccl", "unavailable", "heartbeat")):
+            raise
+        raise UserError(
+            f"process {rank} of {world} stops, since another one has ended: {str(error).splitlines()[0]}; continue "
+            "from the last checkpoint with --resume"
+        ) from error
+
+
+def _initialize(where: str, rank: int, world: int) -> None:
+    try:
+        # Under torchrun and its like, each process of a machine has one of its GPUs; else it has all that it sees.
+        jax.distributed.initialize(
+            where, world, rank, local_device_ids=local_rank(), heartbeat_timeout_seconds=_PATIENCE_SECONDS
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"process {rank} of {world} cannot join the others at {where}: {reason}") from error

@@ -1,0 +1,121 @@
+"""What a training run leaves behind while it goes, the same for every backend."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from ict_backends.checkpoint import Checkpoint
+from ict_backends.checkpoint_writer import CheckpointWriter
+from ict_backends.errors import UserError
+from ict_backends.evaluator import Evaluator
+from ict_backends.files import write_atomically
+from ict_backends.images import grid, save_grid
+from ict_backends.plan import StepPlan, is_due
+from ict_backends.progress import Progress, ToHost, warn
+from ict_backends.rundir import RunDir
+from ict_backends.sampling import Model, preview
+from ict_backends.tensorboard import TensorBoard
+
+from ict_core import Config
+
+
+class Recorder:
+    """A context around the training loop: log, checkpoints, sample pictures, evaluations.
+
+    Nothing here but a number that is not finite ends the training; leaving the context says what is missing.
+
+    Args:
+        run: where it all goes.
+        images: [n, c, h, w] uint8, what evaluations compare with.
+        first: the step that training starts from.
+        to_host: see `Progress`.
+        writes: whether this process is the one that shows and writes; the others take part in what all must ask.
+    """
+
+    def __init__(
+        self, run: RunDir, config: Config, images: np.ndarray, *, first: int, to_host: ToHost, writes: bool = True
+    ) -> None:
+        self._run, self._config, self._writes = run, config, writes
+        self._evaluator = Evaluator(run, config, images, first=first) if writes else None
+        self._board = TensorBoard(run.tensorboard_folder, first) if writes and config.train.tensorboard else None
+        on_record = self._board.add_record if self._board else lambda record: None
+        self._progress = Progress(run, config, first=first, to_host=to_host, writes=writes, on_record=on_record)
+        self._writer = CheckpointWriter(run, config)
+        self._lost: list[str] = []
+        # What a run is known by, to be written again where its folder vanishes.
+        self._identity = {path: path.read_bytes() for path in (run.config_file, run.data_file) if path.is_file()}
+        self._contexts = contextlib.ExitStack()
+
+    def __enter__(self) -> Recorder:
+        for context in filter(None, (self._writer, self._board, self._progress)):
+            self._contexts.enter_context(context)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._lost:
+            warn(f"missing in {self._run.path}: {', '.join(self._lost)}")
+        if self._progress.skipped:
+            warn(f"{self._progress.skipped} steps were skipped, since a loss or gradient was not finite")
+        self._contexts.__exit__(kind, error, trace)
+
+    def after(
+        self,
+        steps: Sequence[tuple[int, StepPlan, Any]],
+        model: Callable[[], Model],
+        checkpoint: Callable[[], Checkpoint],
+        *,
+        stopping: bool = False,
+    ) -> None:
+        """Take in the results of successive steps, and do what is due after the last of them.
+
+        Args:
+            steps: number, counted from 0, plan and result of each.
+            model, checkpoint: what samples are drawn from, and the whole state; all processes ask for them alike.
+            stopping: no step follows.
+        """
+        for step in steps:
+            self._progress.add(*step)
+        done, train = steps[-1][0] + 1, self._config.train
+        if stopping or is_due(done, train.checkpoint_every, train.total_steps):
+            self._progress.flush()
+            state = checkpoint()
+            if self._writes:
+                self._restore_folder()
+                self._writer.save(state)
+        if is_due(done, train.sample_every, train.total_steps):
+            network = model()
+            if self._writes:
+                self._draw(done, network)
+        if self._config.eval.every and is_due(done, self._config.eval.every, train.total_steps):
+            network, state = model(), checkpoint()
+            if self._writes:
+                self._evaluate(done, network, state)
+
+    def _restore_folder(self) -> None:
+        for path, content in self._identity.items():
+            if not path.exists():
+                warn(f"{path} has vanished and is written again; so are later checkpoints and lines of the log")
+                with contextlib.suppress(OSError):  # the checkpoint meets the same, says so, and is tried again
+                    write_atomically(path, content)
+
+    def _draw(self, step: int, model: Model) -> None:
+        try:
+            images = preview(model)
+            save_grid(self._run.samples_file(step), images)
+            if self._board:
+                self._board.add_picture(step, grid(images))
+        # A RuntimeError is what the libraries make of a device that has no memory left.
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
+            warn(f"no sample picture after step {step}: {error}")
+            self._lost.append(self._run.samples_file(step).name)
+
+    def _evaluate(self, step: int, model: Model, checkpoint: Checkpoint) -> None:
+        value = self._evaluator.after(step, model, checkpoint)
+        if value is None:
+            self._lost.append(f"the evaluation after step {step}")
+        elif self._board:
+            self._board.add_record({"step": step, f"eval/{self._config.eval.metric}": value})

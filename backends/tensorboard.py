@@ -1,0 +1,59 @@
+"""Scalars and sample pictures for TensorBoard, by the tensorboardX package."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from ict_backends.errors import UsageError
+
+
+def check_tensorboard() -> None:
+    """Raise UsageError where the package is not installed."""
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError as error:
+        raise UsageError("train.tensorboard = true needs tensorboardX: pip install 'ict[tensorboard]'") from error
+
+
+class TensorBoard:
+    """A context that writes event files.
+
+    Args:
+        folder: where to; a run that goes on adds a file.
+        first: the step that training starts from; what was written of later ones is hidden.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        check_tensorboard()
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first + 1 if first else None)
+
+    def __enter__(self) -> TensorBoard:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._writer.close()
+
+    def add_record(self, record: dict[str, Any]) -> None:
+        """The numbers of a line of the log; lists by their places."""
+        step = record["step"]
+        for name, value in record.items():
+            for key, number in _flat(name, value):
+                self._writer.add_scalar(key if "/" in key else f"train/{key}", number, step)
+
+    def add_picture(self, step: int, picture: np.ndarray) -> None:
+        """[h, w, c] uint8."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._writer.add_image("samples", picture, step, dataformats="HWC")
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, float]]:
+    if isinstance(value, list):
+        return [(f"{name}/{i}", v) for i, v in enumerate(value) if v is not None]
+    return [] if name == "step" else [(name, value)]

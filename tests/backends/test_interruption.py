@@ -1,0 +1,307 @@
+"""Being told to stop, being killed, and disks that fail: what a run has kept is whole, and it goes on from there."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ict_backends import checkpoint_writer, load_backend
+from ict_backends.checkpoint import load_checkpoint
+from ict_backends.data import Dataset
+from ict_backends.errors import CheckpointError, UserError
+from ict_backends.interruption import StoppedError
+from ict_backends.rundir import RunDir, create_run, remove_leftovers
+
+from ict_core import Config
+from ict_core.config import build_config
+
+SETTINGS = {
+    "data": {"shape": [1, 4, 4]},
+    "network": {"channels": 4, "channel_mult": [1], "blocks": 1, "attention_resolutions": [], "dropout": 0.3},
+    "curriculum": {"s0": 2, "s1": 8},
+    "train": {"batch_size": 4, "log_every": 1, "sample_every": 0, "checkpoint_every": 0},
+}
+
+
+def make_config(**train: object) -> Config:
+    return build_config({**SETTINGS, "train": {**SETTINGS["train"], **train}})
+
+
+def make_data() -> Dataset:
+    return Dataset(np.random.default_rng(0).integers(0, 256, (10, 1, 4, 4), dtype=np.uint8), None)
+
+
+def start(path: Path, config: Config, backend: str = "torch") -> RunDir:
+    run = create_run(path, config, make_data())
+    load_backend(backend).train(config, make_data(), run, device="cpu")
+    return run
+
+
+def go_on(run: RunDir, config: Config, backend: str = "torch") -> None:
+    remove_leftovers(run)
+    load_backend(backend).train(config, make_data(), run, device="cpu", resume=True)
+
+
+def contents(run: RunDir) -> bytes:
+    return (run.latest_checkpoint() / "state.safetensors").read_bytes()
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, backend: str, step: int, act) -> None:
+    """Do something when the plan of a step is made."""
+    module = importlib.import_module(f"ict_backends.{backend}.train")
+    original = module.plan_step
+
+    def plan_step(config: Config, number: int, count: int):
+        if number == step:
+            act()
+        return original(config, number, count)
+
+    monkeypatch.setattr(module, "plan_step", plan_step)
+
+
+@pytest.mark.parametrize(
+    ("backend", "number"), [("torch", signal.SIGINT), ("torch", signal.SIGTERM), ("jax", signal.SIGTERM)]
+)
+def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], backend: str, number: int
+) -> None:
+    config = make_config(total_steps=9)
+    whole, before = start(tmp_path / "whole", config, backend), signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        at_step(patch, backend, 4, lambda: signal.raise_signal(number))
+        with pytest.raises(StoppedError, match=f"stopped by {signal.Signals(number).name} after step 5; go on") as stop:
+            start(tmp_path / "stopped", config, backend)
+    assert stop.value.exit_code == 128 + number
+    assert "finishing this step and writing a checkpoint" in capfd.readouterr().err
+    assert signal.getsignal(number) is before
+    run = RunDir(tmp_path / "stopped")
+    assert load_checkpoint(run.latest_checkpoint()).step == 5
+    go_on(run, config, backend)
+    assert contents(run) == contents(whole)
+    lines = [[json.loads(line) for line in r.metrics_file.read_text().splitlines()] for r in (run, whole)]
+    assert [(m["step"], m["loss"]) for m in lines[0]] == [(m["step"], m["loss"]) for m in lines[1]]
+
+
+def test_a_signal_in_the_last_step_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_step(monkeypatch, "torch", 2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert load_checkpoint(start(tmp_path / "run", make_config(total_steps=3)).latest_checkpoint()).step == 3
+
+
+def run_here(action: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """This file by itself: see the end."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, action, str(folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    done = run_here("interrupt-twice", tmp_path / "run")
+    assert done.returncode == 130, done.stderr
+    assert "Interrupted." in done.stderr
+    run = RunDir(tmp_path / "run")
+    assert load_checkpoint(run.latest_checkpoint()).step == 3
+    go_on(run, make_config(total_steps=6, checkpoint_every=3))
+    assert load_checkpoint(run.latest_checkpoint()).step == 6
+
+
+def interrupt_twice(folder: Path) -> None:
+    """In the fifth step, with a checkpoint of the third."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, "torch", 4, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+        start(folder, make_config(total_steps=6, checkpoint_every=3))
+
+
+KILLS = 50
+
+
+def test_a_run_that_is_killed_at_any_moment_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Fifty times, while it writes a checkpoint after every step; in the end it is as if nothing had happened."""
+    done = run_here("kill", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["kills"] == KILLS
+    assert report["checkpoints read"] >= KILLS
+    assert report["steps"] > KILLS
+    assert report["leftovers"] > 0  # some were killed in the middle of writing
+    assert report["equal"]
+
+
+def kill(folder: Path) -> None:
+    """Let children train, kill each at a random moment, and read what they leave."""
+    config = make_config(total_steps=100_000, checkpoint_every=1, keep_checkpoints=3)
+    run, rng = create_run(folder, config, make_data()), np.random.default_rng()
+    start(folder.with_name("first"), make_config(total_steps=1))  # what is imported on first use is so in every child
+    read = leftovers = kills = 0
+    while kills < KILLS:
+        ready, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with pytest.MonkeyPatch.context() as patch:
+                at_step(patch, "torch", steps_done(run), partial(os.write, told, b"."))
+                load_backend("torch").train(config, make_data(), run, device="cpu", resume=bool(run.checkpoints()))
+            os._exit(1)
+        os.read(ready, 1)
+        time.sleep(rng.uniform(0.0, 0.25))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        kills += 1
+        for checkpoint in run.checkpoints():
+            load_checkpoint(checkpoint)
+            read += 1
+        leftovers += len(list(run.path.rglob(".*.tmp")))
+        remove_leftovers(run)
+    steps = steps_done(run)
+    equal = contents(run) == straight(folder.with_name("straight"), config, steps)
+    print(
+        json.dumps({"kills": kills, "checkpoints read": read, "leftovers": leftovers, "steps": steps, "equal": equal})
+    )
+
+
+def steps_done(run: RunDir) -> int:
+    return load_checkpoint(run.latest_checkpoint()).step if run.checkpoints() else 0
+
+
+def straight(path: Path, config: Config, steps: int) -> bytes:
+    """The checkpoint after so many steps that nothing came between."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, "torch", steps - 1, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(StoppedError):
+            start(
+                path,
+                build_config({**SETTINGS, "train": {**SETTINGS["train"], "total_steps": config.train.total_steps}}),
+            )
+    return contents(RunDir(path))
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch):
+    """Let the next so many writings of a checkpoint fail, without long pauses between tries."""
+    monkeypatch.setattr(checkpoint_writer, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoint_writer, "_RETRY_SECONDS_AT_END", 0.01)
+    original = checkpoint_writer.save_checkpoint
+
+    def let(times: int, error: Exception | None = None) -> None:
+        left = [times]
+
+        def save(*arguments: object, **options: object) -> None:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise error or OSError(28, "No space left on device")
+            original(*arguments, **options)
+
+        monkeypatch.setattr(checkpoint_writer, "save_checkpoint", save)
+
+    return let
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_tried_again(tmp_path, failing, capfd) -> None:
+    failing(2)
+    run = start(tmp_path / "run", make_config(total_steps=4))
+    error = capfd.readouterr().err
+    assert error.count("the checkpoint after step 4 is not written: [Errno 28] No space left on device") == 2
+    assert load_checkpoint(run.latest_checkpoint()).step == 4
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_says_so_and_keeps_the_one_before(tmp_path, failing) -> None:
+    config = make_config(total_steps=6)
+    run = start(tmp_path / "run", make_config(total_steps=6))
+    shutil.rmtree(run.path)
+    failing(10**6, CheckpointError("the disk is gone"))
+    with pytest.raises(CheckpointError, match="after step 6 could not be written: the disk is gone; newest: none"):
+        start(tmp_path / "run", config)
+
+
+def test_training_does_not_wait_for_a_disk_that_fails(tmp_path, failing, capfd) -> None:
+    """The next checkpoint takes the place of the one that cannot be written."""
+    failing(3)
+    run = start(tmp_path / "run", make_config(total_steps=8, checkpoint_every=1, keep_checkpoints=0))
+    assert load_checkpoint(run.latest_checkpoint()).step == 8
+    assert "is not written" in capfd.readouterr().err
+
+
+def test_a_folder_that_vanishes_is_made_again(tmp_path, monkeypatch, capfd) -> None:
+    config = make_config(total_steps=8, checkpoint_every=4)
+    whole = start(tmp_path / "whole", config)
+    at_step(monkeypatch, "torch", 6, lambda: shutil.rmtree(tmp_path / "run"))
+    run = start(tmp_path / "run", config)
+    assert "has vanished and is written again" in capfd.readouterr().err
+    assert contents(run) == contents(whole)
+    assert run.load_config() == config
+    monkeypatch.undo()
+    go_on(run, config)
+
+
+def test_a_log_that_cannot_be_written_loses_no_line_that_can_be_written_later(tmp_path, monkeypatch, capfd) -> None:
+    config = make_config(total_steps=6)
+    file, aside = tmp_path / "run" / "metrics.jsonl", tmp_path / "aside"
+
+    def block() -> None:
+        file.rename(aside)
+        file.mkdir()
+
+    def unblock() -> None:
+        file.rmdir()
+        aside.rename(file)
+
+    at_step(monkeypatch, "torch", 2, block)
+    at_step(monkeypatch, "torch", 4, unblock)
+    run = start(tmp_path / "run", config)
+    assert "metrics.jsonl cannot be written: Is a directory; trying again" in capfd.readouterr().err
+    assert [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_log_that_lacks_lines_says_so_at_the_end(tmp_path, monkeypatch, capfd) -> None:
+    file = tmp_path / "run" / "metrics.jsonl"
+    at_step(monkeypatch, "torch", 2, lambda: (file.unlink(), file.mkdir()))
+    start(tmp_path / "run", make_config(total_steps=6))
+    assert "metrics.jsonl lacks 4 lines" in capfd.readouterr().err
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypatch, capfd) -> None:
+    def fail(model: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("ict_backends.recorder.preview", fail)
+    run = start(tmp_path / "run", make_config(total_steps=4, sample_every=2))
+    error = capfd.readouterr().err
+    assert "no sample picture after step 2: CUDA out of memory" in error
+    assert f"missing in {run.path}: step_00000002.png, step_00000004.png" in error
+    assert load_checkpoint(run.latest_checkpoint()).step == 4
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capfd) -> None:
+    config = make_config(total_steps=6, checkpoint_every=2, keep_checkpoints=0)
+    run = start(tmp_path / "run", config)
+    expected = contents(run)
+    for folder in run.checkpoints()[1:]:
+        tensors = bytearray((folder / "state.safetensors").read_bytes())
+        tensors[-9] ^= 1
+        (folder / "state.safetensors").write_bytes(tensors)
+    go_on(run, config)
+    error = capfd.readouterr().err
+    assert error.count("is damaged") == 2
+    assert contents(run) == expected
+    for folder in run.checkpoints():
+        (folder / "state.json").unlink()
+    with pytest.raises(UserError, match="step_00000002 is not one of ict's"):
+        go_on(run, config)
+
+
+def test_checkpoints_are_kept_by_the_rule(tmp_path) -> None:
+    config = make_config(total_steps=10, checkpoint_every=1, keep_checkpoints=2, keep_every=4)
+    run = start(tmp_path / "run", config)
+    assert [int(folder.name[5:]) for folder in run.checkpoints()] == [4, 8, 9, 10]
+
+
+if __name__ == "__main__":
+    {"interrupt-twice": interrupt_twice, "kill": kill}[sys.argv[1]](Path(sys.argv[2]))
