@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from ict_backends.errors import DataError, UsageError
-from ict_backends.files import write_atomically
+from ict_backends.files import cache_folder, write_atomically
 from ict_backends.images import encode_npz, to_float
 from ict_backends.metrics import (
     Estimate,
@@ -231,8 +230,3 @@ def cached_moments(images: np.ndarray, kind: str, compute: Callable[[], Moments]
     with contextlib.suppress(OSError):  # a cache that cannot be written saves no time and loses nothing
         write_atomically(path, encode_npz(mu=found.mean, sigma=found.cov, count=np.array(found.count)))
     return found
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ict"
