@@ -1,0 +1,170 @@
+"""Images that are arrays already: .npz and .npy files, and the batches of downsampled ImageNet."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from ict_backends.errors import DataError
+from ict_backends.sources import Content, Source
+
+_CHANNELS = (1, 3)
+_IMAGENET_CLASSES = 1000
+_IMAGENET_BATCH = re.compile(r"train_data_batch_(\d+)\.npz")
+# An array of more than this that was packed by more than that would fill the memory before it could be looked at.
+_LARGE, _PACKED = 2**30, 100
+# What a damaged file makes NumPy and zipfile raise.
+_DAMAGED = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+Arrays = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
+
+
+def read_npy(path: Path) -> Arrays:
+    """The images [n, c, h, w] of an .npy file; no labels, no names of classes. Raises DataError."""
+    with open(path, "rb") as file:
+        return to_nchw(path, _read_array(path, file)), None, ()
+
+
+def read_npz(path: Path) -> Arrays:
+    """Images [n, c, h, w], labels [n] or None, and the names of classes of an .npz file. Raises DataError.
+
+    Images are `images` or `arr_0`, labels `labels` or `arr_1`, names `classes`; or it is a batch of ImageNet.
+    """
+    names = npz_names(path)
+    if "data" in names and not {"images", "arr_0"} & set(names):
+        images, labels = read_imagenet_batch(path)
+        return images, labels, ()
+    wanted = [
+        next((name for name in pair if name in names), None)
+        for pair in (("images", "arr_0"), ("labels", "arr_1"), ("classes",))
+    ]
+    if wanted[0] is None:
+        raise DataError(f"data {path} has no array `images` or `arr_0`; it has {', '.join(names) or 'none'}")
+    images, labels, classes = (None if name is None else read_member(path, name) for name in wanted)
+    images = to_nchw(path, images)
+    labels = None if labels is None else check_labels(path, labels, len(images))
+    return images, labels, () if classes is None else tuple(map(str, classes.ravel()))
+
+
+def npz_names(path: Path) -> list[str]:
+    """The names of the arrays of an .npz file. Raises DataError where it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except _DAMAGED as error:
+        raise DataError(f"data {path} is not a readable .npz file of plain arrays: {error}") from error
+
+
+def read_member(path: Path, name: str) -> np.ndarray:
+    """One array of an .npz file, its checksum checked. Raises DataError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(f"{name}.npy")
+            if info.file_size > max(_LARGE, _PACKED * info.compress_size):
+                raise ValueError(f"{name} unpacks to {info.file_size >> 30} GiB, more than {_PACKED} times its size")
+            with archive.open(info) as file:
+                return _read_array(path, file)
+    except _DAMAGED as error:
+        raise DataError(f"data {path} is not a readable .npz file of plain arrays: {error}") from error
+
+
+def _read_array(path: Path, file: IO[bytes]) -> np.ndarray:
+    try:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):  # in a zip, this also checks the checksum
+            raise ValueError("it goes on after its array")
+    except _DAMAGED as error:
+        raise DataError(f"data {path} is not a readable {path.suffix} file of plain arrays: {error}") from error
+    return array
+
+
+def to_nchw(path: Path, images: np.ndarray) -> np.ndarray:
+    """Images of any layout as [n, c, h, w]. Raises DataError where they are no uint8, or none at all."""
+    if images.dtype != np.uint8:
+        raise DataError(f"data {path}: images must be uint8 in 0..255, not {images.dtype}")
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[3] in _CHANNELS:
+        images = images.transpose(0, 3, 1, 2)
+    elif images.ndim != 4 or images.shape[1] not in _CHANNELS:
+        found = list(images.shape)
+        raise DataError(
+            f"data {path}: images must be [n, h, w], [n, h, w, c] or [n, c, h, w] with c 1 or 3, not {found}"
+        )
+    if 0 in images.shape:
+        raise DataError(f"data {path} holds no images: their shape is {list(images.shape)}")
+    return np.ascontiguousarray(images)
+
+
+def check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
+    """Labels as int64. Raises DataError unless they are [count] integers >= 0."""
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+        found = f"{list(labels.shape)} {labels.dtype}"
+        below = f" with {labels.min()}" if labels.shape == (count,) and labels.dtype.kind == "i" else ""
+        raise DataError(f"data {path}: labels must be [{count}] integers >= 0, one an image, not {found}{below}")
+    return labels.astype(np.int64)
+
+
+# --- downsampled ImageNet --------------------------------------------------------------------------------------------
+
+
+def imagenet_batches(names: Sequence[str]) -> list[str]:
+    """Those of a folder's files that are training batches, by their number."""
+    found = {name: int(match[1]) for name in names if (match := _IMAGENET_BATCH.fullmatch(name))}
+    return sorted(found, key=found.__getitem__)
+
+
+def open_imagenet(folder: Path, batches: Sequence[str]) -> Source:
+    """The images of a folder of batches, one batch in memory at a time."""
+    paths = [folder / name for name in batches]
+    labels = [_imagenet_labels(path) for path in paths]
+    names = [f"{path.name}[{i}]" for path, known in zip(paths, labels, strict=True) for i in range(len(known))]
+
+    def read() -> Iterator[tuple[int, Content]]:
+        images = (image for path in paths for image in read_imagenet_batch(path)[0])
+        return enumerate(images)
+
+    return Source(str(folder), names, np.concatenate(labels), (), read)
+
+
+def read_imagenet_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, 3, s, s] and labels [n] in 0..999 of a batch: `data` [n, 3 s s], planes of R, G, B, and `labels`.
+
+    The file's labels begin at 1.
+    """
+    data, labels = read_member(path, "data"), _imagenet_labels(path)
+    side = round((data.shape[-1] / 3) ** 0.5) if data.ndim == 2 else 0
+    if data.dtype != np.uint8 or data.ndim != 2 or side < 1 or data.shape != (len(labels), 3 * side * side):
+        found = f"{list(data.shape)} {data.dtype}"
+        raise DataError(f"data {path}: `data` must be [{len(labels)}, 3 s s] uint8, one row a label, not {found}")
+    return data.reshape(-1, 3, side, side), labels
+
+
+def _imagenet_labels(path: Path) -> np.ndarray:
+    missing = {"data", "labels"} - set(npz_names(path))
+    if missing:
+        raise DataError(f"data {path} has no array `{missing.pop()}`, which batches of ImageNet have")
+    labels = read_member(path, "labels")
+    ok = labels.ndim == 1 and len(labels) > 0 and labels.dtype.kind in "iu"
+    if not ok or labels.min() < 1 or labels.max() > _IMAGENET_CLASSES:
+        raise DataError(f"data {path}: `labels` of batches of ImageNet must be [n] integers in 1..{_IMAGENET_CLASSES}")
+    return labels.astype(np.int64) - 1
