@@ -214,8 +214,7 @@ def _collect(
     """All images in one array, each in its place. Where some are grey and some are RGB, all become RGB."""
     count = len(opened.names)
     images, first, there, seen = np.empty(0), "", np.zeros(count, dtype=bool), 0
-    progress = tqdm(total=count, desc="decoding", unit="image", leave=False, disable=count <= CACHED_IMAGES)
-    with quiet(), progress:
+    with quiet(), reading_bar(count) as progress:
         for i, image in decoded(opened, prepared):
             progress.update()
             seen += 1
@@ -239,6 +238,11 @@ def _collect(
         return Dataset(*room.keep(images, opened.labels, opened.classes))
     labels = None if opened.labels is None else opened.labels[there]
     return Dataset(images[there], labels, opened.classes)
+
+
+def reading_bar(count: int) -> tqdm:
+    """A progress bar over images to be read, which shows itself where that takes more than a second."""
+    return tqdm(total=count, desc="reading", unit="image", leave=False, dynamic_ncols=True, delay=1)
 
 
 def _repeat_grey(images: np.ndarray, room: Room) -> np.ndarray:
