@@ -22,6 +22,7 @@ from ict_backends.classes import LABELS_FILE, classes_by_file, classes_by_folder
 from ict_backends.decoding import IMAGE_SUFFIXES, MAX_BYTES
 from ict_backends.errors import DataError
 from ict_backends.sources import Content, Source
+from ict_backends.zips import check_directory
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 # What the standard library raises of a damaged archive.
@@ -144,8 +145,7 @@ def open_zip(path: Path) -> Source:
         for name, info in members.items():
             if info.flag_bits & 1:
                 raise DataError(f"data {path}: {name} is encrypted; unpack it with its password first")
-            if not is_image(name):
-                archive.open(info).close()  # its name stands in two places; where they differ it may be an image
+        check_directory(archive, [info for info in archive.infolist() if not is_image(info.filename)])
         files = [name for name, info in members.items() if not info.is_dir()]
     listing = _listing(files, sorted(members.keys() - set(files)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import IO
 import numpy as np
 from ict_backends.errors import DataError
 from ict_backends.sources import Content, Source
+from ict_backends.zips import check_directory
 
 _CHANNELS = (1, 3)
 _IMAGENET_CLASSES = 1000
@@ -30,6 +32,7 @@ _DAMAGED = (
     RuntimeError,
     SyntaxError,
     TypeError,
+    tokenize.TokenError,
     ValueError,
     zipfile.BadZipFile,
     zlib.error,
@@ -69,6 +72,7 @@ def npz_names(path: Path) -> list[str]:
     """The names of the arrays of an .npz file. Raises DataError where it is none."""
     try:
         with zipfile.ZipFile(path) as archive:
+            check_directory(archive, archive.infolist())
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except _DAMAGED as error:
         raise DataError(f"data {path} is not a readable .npz file of plain arrays: {error}") from error

@@ -12,12 +12,13 @@ import os
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from ict_backends.arrays import npz_names, read_member
+from ict_backends.errors import DataError
 from ict_backends.files import cache_folder, write_atomically
 from ict_backends.images import encode_npz
 from ict_backends.sources import available_cores
@@ -60,13 +61,12 @@ def read_cached(key: str) -> Cached | None:
     try:
         if not images_file.is_file():
             return None
-        with np.load(labels_file, allow_pickle=False) as file:
-            known = dict(file)
+        known = {name: read_member(labels_file, name) for name in npz_names(labels_file)}
         if _file_digest(images_file) != str(known["sha256"]):
             return None
         images = np.load(images_file, mmap_mode="r", allow_pickle=False)
         return images, known.get("labels"), tuple(map(str, known["classes"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, DataError):
         return None
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from ict_backends.arrays import npz_names, read_member
 from ict_backends.errors import DataError, UsageError
 from ict_backends.files import cache_folder, write_atomically
 from ict_backends.images import encode_npz, to_float
@@ -194,12 +194,12 @@ def read_moments(path: Path) -> Moments | None:
     Returns None where the file has none. Raises DataError where they do not belong together.
     """
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            if not {"mu", "sigma"} <= set(file.files):
-                return None
-            mean, cov = (file[name].astype(np.float64) for name in ("mu", "sigma"))
-            count = int(file["count"]) if "count" in file.files else 0
-    except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        names = npz_names(path)
+        if not {"mu", "sigma"} <= set(names):
+            return None
+        mean, cov = (read_member(path, name).astype(np.float64) for name in ("mu", "sigma"))
+        count = int(read_member(path, "count")) if "count" in names else 0
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"data {path} cannot be read: {error}") from error
     if (
         mean.ndim != 1
