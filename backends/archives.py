@@ -230,24 +230,26 @@ def open_tar(path: Path, listing: Listing) -> Source:
     """The images of a .tar file, packed or not: read from front to end, whatever its order is."""
 
     def fetch(wanted: str) -> bytes:
-        return next(_read_tar_file(name, info, file) for name, info, file in tar_members(path) if name == wanted)
+        return next(read_tar_file(path, name, info, file) for name, info, file in tar_members(path) if name == wanted)
 
     def read(names: list[str]) -> Iterator[tuple[int, Content]]:
         index = {name: i for i, name in enumerate(names)}
         for name, info, file in tar_members(path):
             if name in index:
-                yield index[name], _read_tar_file(name, info, file)
+                yield index[name], read_tar_file(path, name, info, file)
 
     return _source(path, listing, fetch, read)
 
 
-def _read_tar_file(name: str, info: tarfile.TarInfo, file: IO[bytes]) -> bytes:
+def read_tar_file(path: Path, name: str, info: tarfile.TarInfo, file: IO[bytes]) -> bytes:
+    """The content of a member, in the turn of `tar_members`. Raises DataError where it is damaged or too large."""
     if info.size > MAX_BYTES:
-        raise ValueError(f"{name} is larger than the {MAX_BYTES >> 30} GiB that are read of one file")
-    content = file.read()
-    if len(content) < info.size:
-        raise ValueError(f"it is cut off within {name}")
-    return content
+        raise DataError(f"data {path}: {name} is larger than the {MAX_BYTES >> 30} GiB that are read of one file")
+    with _damage(path):
+        content = file.read()
+        if len(content) < info.size:
+            raise ValueError(f"it is cut off within {name}")
+        return content
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

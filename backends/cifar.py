@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ict_backends.archives import tar_members
+from ict_backends.archives import read_tar_file, tar_members
 from ict_backends.errors import DataError
 from ict_backends.sources import Source
 
@@ -69,7 +69,8 @@ def open_cifar_folder(folder: Path, files: CifarFiles) -> Source:
 def open_cifar_tar(path: Path, files: CifarFiles) -> Source:
     """The training images of `cifar-10-python.tar.gz` or such, in the order of the batches."""
     wanted = {*files.batches, files.meta}
-    content = {name: file.read() for name, _, file in tar_members(path) if file and name in wanted}
+    members = tar_members(path)
+    content = {n: read_tar_file(path, n, info, file) for n, info, file in members if file and n in wanted}
 
     def read(name: str) -> bytes:
         if name not in content:

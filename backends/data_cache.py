@@ -22,7 +22,6 @@ from ict_backends.errors import DataError
 from ict_backends.files import cache_folder, write_atomically
 from ict_backends.images import encode_npz
 from ict_backends.sources import available_cores
-from tqdm import tqdm
 
 # Of the rules of docs/data.md: with another number, everything is decoded anew.
 _RULES = 1
@@ -137,7 +136,7 @@ class Room:
         self._drop()
         self._key = None
         reason = error.strerror or error
-        tqdm.write(f"Warning: no cache of decoded images in {cache_folder()}: {reason}", file=sys.stderr)
+        print(f"Warning: no cache of decoded images in {cache_folder()}: {reason}", file=sys.stderr)
 
 
 def _mapped(path: Path, shape: Sequence[int]) -> np.ndarray:

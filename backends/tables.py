@@ -55,7 +55,7 @@ def _class_names(schema: pyarrow.Schema, label: str | None) -> tuple[str, ...]:
         return ()
 
 
-def _contents(column: Any, first: int) -> Iterator[tuple[int, Content]]:
+def _contents(where: object, column: Any, first: int) -> Iterator[tuple[int, Content]]:
     """(row, content) of a column of images, counted from `first`."""
     import pyarrow.types as kinds
 
@@ -63,7 +63,11 @@ def _contents(column: Any, first: int) -> Iterator[tuple[int, Content]]:
         column = column.field("bytes")
     for i, value in enumerate(column, start=first):
         content = value.as_py()
-        yield i, DataError(f"image row {i} cannot be read: the table does not hold it") if content is None else content
+        yield i, _missing(where, i) if content is None else content
+
+
+def _missing(where: object, row: int) -> DataError:
+    return DataError(f"image {where}/row {row} cannot be read: the table does not hold it")
 
 
 def _labels(where: Path | str, column: Any, count: int) -> np.ndarray:
@@ -129,7 +133,7 @@ def _read_parquet(path: Path, image: str, first: int) -> Iterator[tuple[int, Con
     with file:
         batches = file.iter_batches(_ROWS, columns=[image])
         while (batch := _guarded(path, lambda: next(batches, None))) is not None:
-            yield from _contents(batch.column(0), first)
+            yield from _contents(path, batch.column(0), first)
             first += len(batch)
 
 
@@ -215,7 +219,7 @@ def _open_table(where: Path | str, table: Any) -> Source:
     def read() -> Iterator[tuple[int, Content]]:
         for start in range(0, len(plain), _ROWS):
             rows = _library_says(where, lambda start=start: part(start))
-            yield from _contents(rows.column(image).combine_chunks(), start)
+            yield from _contents(where, rows.column(image).combine_chunks(), start)
 
     classes = tuple(getattr(feature, "names", None) or ())
     return _source(where, [f"row {i}" for i in range(len(plain))], labels, classes, read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from ict_backends.checkpoint import load_checkpoint, save_checkpoint
 from ict_backends.data import Dataset
@@ -32,7 +33,8 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
     """
     where = check_device(device)
     state = _restore(config, run, where) if resume else init_state(config, where)
-    images = torch.from_numpy(dataset.images).to(where)
+    # Of a large set they are a read-only map of a file, which torch does not take.
+    images = torch.from_numpy(np.require(dataset.images, requirements="W")).to(where)
     labels = torch.from_numpy(dataset.labels).to(where) if config.network.num_classes else None
 
     evaluator = Evaluator(run, config, dataset.images, first=state.step)
