@@ -260,7 +260,7 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
-        raise DataError(f"data {path} is damaged or no archive: {error or type(error).__name__}") from error
+        raise DataError(f"data {path} is damaged or no archive: {str(error) or type(error).__name__}") from error
 
 
 def _safe_name(path: Path, name: str) -> str:

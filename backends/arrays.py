@@ -75,7 +75,7 @@ def npz_names(path: Path) -> list[str]:
             check_directory(archive, archive.infolist())
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except _DAMAGED as error:
-        raise DataError(f"data {path} is not a readable .npz file of plain arrays: {error}") from error
+        raise _damaged(path, error) from error
 
 
 def read_member(path: Path, name: str) -> np.ndarray:
@@ -88,7 +88,7 @@ def read_member(path: Path, name: str) -> np.ndarray:
             with archive.open(info) as file:
                 return _read_array(path, file)
     except _DAMAGED as error:
-        raise DataError(f"data {path} is not a readable .npz file of plain arrays: {error}") from error
+        raise _damaged(path, error) from error
 
 
 def _read_array(path: Path, file: IO[bytes]) -> np.ndarray:
@@ -97,8 +97,13 @@ def _read_array(path: Path, file: IO[bytes]) -> np.ndarray:
         if file.read(1):  # in a zip, this also checks the checksum
             raise ValueError("it goes on after its array")
     except _DAMAGED as error:
-        raise DataError(f"data {path} is not a readable {path.suffix} file of plain arrays: {error}") from error
+        raise _damaged(path, error) from error
     return array
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = str(error) or type(error).__name__
+    return DataError(f"data {path} is not a readable {path.suffix} file of plain arrays: {reason}")
 
 
 def to_nchw(path: Path, images: np.ndarray) -> np.ndarray:

@@ -172,7 +172,7 @@ def _unpickle(where: Path, name: str, content: bytes) -> dict[bytes, Any]:
     try:
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a pickle can make the reader raise anything
-        raise DataError(f"data {where}: {name} cannot be read: {error or type(error).__name__}") from error
+        raise DataError(f"data {where}: {name} cannot be read: {str(error) or type(error).__name__}") from error
     if not isinstance(found, dict):
         raise DataError(f"data {where}: {name} is no batch of CIFAR: it is no dict")
     return {key.encode() if isinstance(key, str) else key: value for key, value in found.items()}

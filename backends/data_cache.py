@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from ict_backends.sources import available_cores
 
 # Of the rules of docs/data.md: with another number, everything is decoded anew.
 _RULES = 1
-_PIECE = 2**22
+_DAY = 24 * 3600
 
 Cached = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
 
@@ -99,6 +100,7 @@ class Room:
             return np.empty(shape, dtype=np.uint8)
         try:
             cache_folder().mkdir(parents=True, exist_ok=True)
+            _sweep()
             handle, name = tempfile.mkstemp(prefix=f".data-{self._key}.", suffix=".tmp", dir=cache_folder())
             os.close(handle)
             self._file = Path(name)
@@ -137,6 +139,13 @@ class Room:
         self._key = None
         reason = error.strerror or error
         print(f"Warning: no cache of decoded images in {cache_folder()}: {reason}", file=sys.stderr)
+
+
+def _sweep() -> None:
+    """Take away what processes that were killed have left unfinished."""
+    for path in cache_folder().glob(".data-*.tmp"):
+        if time.time() - path.stat().st_mtime > _DAY:
+            path.unlink(missing_ok=True)
 
 
 def _mapped(path: Path, shape: Sequence[int]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -40,9 +41,15 @@ def quiet() -> Iterator[None]:
 
     It holds for all threads, so that it is entered once around the work of many and not for each image.
     """
+    logger = logging.getLogger("PIL")
+    level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def decode(content: bytes, name: str) -> np.ndarray:
@@ -61,7 +68,7 @@ def decode(content: bytes, name: str) -> np.ndarray:
     except UnidentifiedImageError as error:
         raise DataError(f"image {name} cannot be read: it is of no format that is known") from error
     except Exception as error:  # which ones a decoder raises on damaged content, no library says
-        raise DataError(f"image {name} cannot be read: {error}") from error
+        raise DataError(f"image {name} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def _check_png(content: bytes) -> None:

@@ -195,7 +195,7 @@ def _library_says(where: object, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:  # of the network, the files, the names: what libraries below it raise is not documented
-        raise DataError(f"data {where} cannot be had: {error or type(error).__name__}") from error
+        raise DataError(f"data {where} cannot be had: {str(error) or type(error).__name__}") from error
 
 
 def _open_table(where: Path | str, table: Any) -> Source:

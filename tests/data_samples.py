@@ -151,6 +151,7 @@ def make_samples(folder: Path) -> dict[str, Sample]:
     jpegs = {f"{name}.jpg": encoded(image, "JPEG") for name, image in zip(NAMES, IMAGES, strict=True)}
     png, edm = write_folder(folder / "png", png_files()), write_folder(folder / "edm", png_files())
     jpg = write_folder(folder / "jpg", jpegs)
+    others = {"gif": "GIF", "bmp": "BMP", "ppm": "PPM", "tif": "TIFF", "webp": "WEBP"}
     listed = {"labels": [[f"{name}.png", int(label)] for name, label in zip(NAMES, LABELS, strict=True)]}
     (edm / "dataset.json").write_text(json.dumps(listed))
     cifar = write_folder(folder / "cifar", cifar_files())
@@ -174,6 +175,11 @@ def make_samples(folder: Path) -> dict[str, Sample]:
     samples["jpg"] = Sample(jpg, jpg / "a" / "1.jpg", checked=False)
     samples["npy"] = Sample(folder / "images.npy", folder / "images.npy", checked=False)
     samples["CIFAR pickle"] = Sample(cifar, cifar / "cifar-10-batches-py" / "data_batch_2", checked=False)
+    for suffix, kind in others.items():
+        options = {"compression": "tiff_lzw"} if kind == "TIFF" else {}
+        files = {f"{name}.{suffix}": encoded(image, kind, **options) for name, image in zip(NAMES, IMAGES, strict=True)}
+        place = write_folder(folder / suffix, files)
+        samples[suffix] = Sample(place, place / "a" / f"1.{suffix}", checked=False)
     samples["dataset.json"] = Sample(edm, edm / "dataset.json", checked=False)
     return samples
 

@@ -8,7 +8,23 @@ from data_samples import Sample, make_samples, mutate
 
 FILES = 20  # a format
 FORMATS = [
-    *("png", "jpg", "zip", "zip, stored", "tar", "tar.gz", "tar.xz", "npz", "npz, packed", "npy"),
+    *(
+        "png",
+        "jpg",
+        "gif",
+        "bmp",
+        "ppm",
+        "tif",
+        "webp",
+        "zip",
+        "zip, stored",
+        "tar",
+        "tar.gz",
+        "tar.xz",
+        "npz",
+        "npz, packed",
+        "npy",
+    ),
     *("CIFAR pickle", "CIFAR tar.gz", "ImageNet npz", "Parquet", "dataset.json"),
 ]
 
