@@ -15,8 +15,10 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from ict_backends.classes import LABELS_FILE, classes_by_file, classes_by_folder, in_order, is_hidden
 from ict_backends.decoding import IMAGE_SUFFIXES, MAX_BYTES
@@ -41,7 +43,8 @@ _DAMAGED = (
 _PIECE = 2**20
 
 
-class Listing(NamedTuple):
+@dataclass(frozen=True)
+class Listing:
     """What a folder or an archive holds, hidden files left out.
 
     Attributes:
@@ -52,12 +55,12 @@ class Listing(NamedTuple):
     files: Sequence[str]
     folders: Sequence[str]
 
-    @property
+    @cached_property
     def images(self) -> list[str]:
         """The names of the images, in order."""
         return in_order(name for name in self.files if is_image(name))
 
-    @property
+    @cached_property
     def labels_file(self) -> str | None:
         """The name of a `dataset.json` beside all images, or in a folder that holds them all."""
         found = [n for n in self.files if n.rpartition("/")[2] == LABELS_FILE]

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ from ict_backends.sources import available_cores
 # Of the rules of docs/data.md: with another number, everything is decoded anew.
 _RULES = 1
 _DAY = 24 * 3600
+# Files that one thread hashes at a time, and a size in bytes that is read at once.
+_FILES, _SMALL = 256, 2**18
 
 Cached = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
 
@@ -40,19 +43,31 @@ def content_key(files: Sequence[tuple[str, Path]], note: str) -> str:
 
     Raises OSError.
     """
+    parts = [files[i : i + _FILES] for i in range(0, len(files), _FILES)]
+    key = hashlib.sha256(f"{_RULES} {note}".encode(errors="surrogateescape"))
     with ThreadPoolExecutor(available_cores()) as pool:
-        digests = pool.map(lambda file: _file_digest(file[1]), files, chunksize=64)
-        key = hashlib.sha256(f"{_RULES} {note}".encode())
-        for (name, _), digest in zip(files, digests, strict=True):
-            key.update(f"\0{name}\0{digest}".encode(errors="surrogateescape"))
+        for line in pool.map(_content_lines, parts):
+            key.update(line)
     return key.hexdigest()[:32]
 
 
+def _content_lines(files: Sequence[tuple[str, Path]]) -> bytes:
+    lines = (f"\0{name}\0{_file_digest(path)}" for name, path in files)
+    return "".join(lines).encode(errors="surrogateescape")
+
+
 def _file_digest(path: Path) -> str:
-    if not path.is_file():  # a pipe would be waited for; its absence is noticed where the image is read
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # its absence is noticed where the image is read
+        return "none"
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
         return "none"
     with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        # Its buffer takes longer to make than a small file to read.
+        if status.st_size > _SMALL:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def read_cached(key: str) -> Cached | None:
