@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tokenize
 import zipfile
@@ -18,8 +19,10 @@ from ict_backends.zips import check_directory
 _CHANNELS = (1, 3)
 _IMAGENET_CLASSES = 1000
 _IMAGENET_BATCH = re.compile(r"train_data_batch_(\d+)\.npz")
-# An array of more than this that was packed by more than that would fill the memory before it could be looked at.
-_LARGE, _PACKED = 2**30, 100
+_IMAGES = ("images", "arr_0")
+# A file of more bytes than this is read a piece at a time; and an array of more that was packed by more than that is
+# taken for one that is to fill the memory.
+LARGE, _PACKED, _PIECE = 2**30, 100, 2**22
 # What a damaged file makes NumPy and zipfile raise.
 _DAMAGED = (
     AttributeError,
@@ -43,8 +46,7 @@ Arrays = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
 
 def read_npy(path: Path) -> Arrays:
     """The images [n, c, h, w] of an .npy file; no labels, no names of classes. Raises DataError."""
-    with open(path, "rb") as file:
-        return to_nchw(path, _read_array(path, file)), None, ()
+    return to_nchw(path, read_member(path, "")), None, ()
 
 
 def read_npz(path: Path) -> Arrays:
@@ -53,19 +55,68 @@ def read_npz(path: Path) -> Arrays:
     Images are `images` or `arr_0`, labels `labels` or `arr_1`, names `classes`; or it is a batch of ImageNet.
     """
     names = npz_names(path)
-    if "data" in names and not {"images", "arr_0"} & set(names):
+    if "data" in names and not set(_IMAGES) & set(names):
         images, labels = read_imagenet_batch(path)
         return images, labels, ()
-    wanted = [
-        next((name for name in pair if name in names), None)
-        for pair in (("images", "arr_0"), ("labels", "arr_1"), ("classes",))
-    ]
-    if wanted[0] is None:
+    images = to_nchw(path, read_member(path, _images_name(path)))
+    return images, *_labels_and_classes(path, len(images))
+
+
+def _images_name(path: Path) -> str:
+    """The name of the array of images; empty in an .npy file."""
+    if path.suffix.lower() == ".npy":
+        return ""
+    names = npz_names(path)
+    found = next((name for name in _IMAGES if name in names), None)
+    if found is None:
         raise DataError(f"data {path} has no array `images` or `arr_0`; it has {', '.join(names) or 'none'}")
-    images, labels, classes = (None if name is None else read_member(path, name) for name in wanted)
-    images = to_nchw(path, images)
-    labels = None if labels is None else check_labels(path, labels, len(images))
-    return images, labels, () if classes is None else tuple(map(str, classes.ravel()))
+    return found
+
+
+def _labels_and_classes(path: Path, count: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    names = npz_names(path)
+    label = next((name for name in ("labels", "arr_1") if name in names), None)
+    labels = None if label is None else check_labels(path, read_member(path, label), count)
+    classes = read_member(path, "classes").ravel() if "classes" in names else ()
+    return labels, tuple(map(str, classes))
+
+
+def is_too_large(path: Path) -> bool:
+    """Whether a file of arrays is one for `open_array`."""
+    if path.stat().st_size <= LARGE:
+        return False
+    return path.suffix.lower() == ".npy" or bool(set(_IMAGES) & set(npz_names(path)))
+
+
+def open_array(path: Path) -> Source:
+    """The images of an .npz or .npy file, a few at a time: the file may be larger than the memory."""
+    name = _images_name(path)
+    with _open_member(path, name) as file:
+        shape = _read_shape(path, file)
+    to_nchw(path, np.empty((min(1, shape[0]), *shape[1:]), dtype=np.uint8))  # is it a shape of images?
+    labels, classes = _labels_and_classes(path, shape[0]) if name else (None, ())
+    step = max(1, _PIECE // int(np.prod(shape[1:])))
+
+    def read() -> Iterator[tuple[int, Content]]:
+        with _open_member(path, name) as file:
+            _read_shape(path, file)
+            for first in range(0, shape[0], step):
+                part = (min(step, shape[0] - first), *shape[1:])
+                pixels = np.frombuffer(file.read(int(np.prod(part))), dtype=np.uint8).reshape(part)
+                yield from enumerate(to_nchw(path, pixels), start=first)
+            _check_end(file)
+
+    return Source(str(path), [f"number {i}" for i in range(shape[0])], labels, classes, read)
+
+
+def _read_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
+    """The shape of an array of uint8, from the head of its file."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, kind = read(file)
+    if kind != np.uint8 or by_columns or not shape:
+        raise DataError(f"data {path}: images must be uint8 in 0..255, row by row, not {kind}")
+    return shape
 
 
 def npz_names(path: Path) -> list[str]:
@@ -79,26 +130,34 @@ def npz_names(path: Path) -> list[str]:
 
 
 def read_member(path: Path, name: str) -> np.ndarray:
-    """One array of an .npz file, its checksum checked. Raises DataError."""
+    """One array of an .npz file, or that of an .npy file, its checksum checked if it has one. Raises DataError."""
+    with _open_member(path, name) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        _check_end(file)
+        return array
+
+
+@contextlib.contextmanager
+def _open_member(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """The file of an array, without a name the .npy file itself. What damage to it raises becomes DataError."""
     try:
+        if not name:
+            with open(path, "rb") as file:
+                yield file
+            return
         with zipfile.ZipFile(path) as archive:
             info = archive.getinfo(f"{name}.npy")
-            if info.file_size > max(_LARGE, _PACKED * info.compress_size):
+            if info.file_size > max(LARGE, _PACKED * info.compress_size):
                 raise ValueError(f"{name} unpacks to {info.file_size >> 30} GiB, more than {_PACKED} times its size")
             with archive.open(info) as file:
-                return _read_array(path, file)
+                yield file
     except _DAMAGED as error:
         raise _damaged(path, error) from error
 
 
-def _read_array(path: Path, file: IO[bytes]) -> np.ndarray:
-    try:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-        if file.read(1):  # in a zip, this also checks the checksum
-            raise ValueError("it goes on after its array")
-    except _DAMAGED as error:
-        raise _damaged(path, error) from error
-    return array
+def _check_end(file: IO[bytes]) -> None:
+    if file.read(1):  # in a zip, this also checks the checksum
+        raise ValueError("it goes on after its array")
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

@@ -112,6 +112,8 @@ def _find_in_file(path: Path, name: str) -> Dataset | Located:
     def located(open_it: Callable[[Path], Source]) -> Located:
         return Located([("", path)], open_it.__name__, lambda: open_it(path))
 
+    if name.endswith((".npz", ".npy")) and arrays.is_too_large(path):
+        return located(arrays.open_array)
     if name.endswith(".npz"):
         return Dataset(*arrays.read_npz(path))
     if name.endswith(".npy"):

@@ -429,9 +429,37 @@ def test_a_header_that_claims_more_than_there_is_costs_nothing(tmp_path) -> None
 
 
 def test_an_npz_bomb_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("ict_backends.arrays._LARGE", 2**20)
+    monkeypatch.setattr("ict_backends.arrays.LARGE", 2**20)
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((700, 3, 32, 32), np.uint8))
     check_refused(tmp_path / "x.npz", "more than 100 times its size")
+
+
+@pytest.mark.parametrize("layout", ["nchw.npz", "nhwc.npz", "nchw.npy", "nhwc.npy", "grey.npy", "arr.npz"])
+def test_a_file_larger_than_the_memory_is_read_in_pieces(tmp_path, monkeypatch, layout) -> None:
+    """The same as at once, and from then on mapped from the cache."""
+    images = {"nchw": IMAGES, "nhwc": IMAGES.transpose(0, 2, 3, 1), "grey": IMAGES[:, 0]}.get(layout[:4], IMAGES)
+    path = tmp_path / layout
+    if layout == "arr.npz":
+        np.savez(path, np.ascontiguousarray(images), LABELS)
+    elif layout.endswith("npz"):
+        np.savez(path, images=np.ascontiguousarray(images), labels=LABELS, classes=np.array(["a", "b"]))
+    else:
+        np.save(path, np.ascontiguousarray(images))
+    plain = load(path)
+    monkeypatch.setattr("ict_backends.arrays.LARGE", 100)
+    monkeypatch.setattr("ict_backends.arrays._PIECE", 700)
+    monkeypatch.setattr("ict_backends.data.CACHED_BYTES", 100)
+    for _ in range(2):
+        found = load(path)
+        assert isinstance(found.images, np.memmap)
+        assert np.array_equal(found.images, plain.images)
+        assert (found.labels is None) == (plain.labels is None)
+        assert found.labels is None or np.array_equal(found.labels, plain.labels)
+        assert found.classes == plain.classes
+    path.write_bytes(path.read_bytes()[:-300])
+    check_refused(path, "not a readable .np")
+    np.save(tmp_path / "x.npy", np.zeros((400, 8), np.int64))
+    check_refused(tmp_path / "x.npy", "must be uint8")
 
 
 def test_one_pixel_is_too_little(tmp_path) -> None:
