@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ict_backends import archives, arrays, cifar, tables
 from ict_backends.data_cache import Room, content_key, read_cached
-from ict_backends.decoding import describe_shape, prepare, quiet
+from ict_backends.decoding import Preparation, describe_shape, prepare, quiet
 from ict_backends.errors import DataError, UsageError
 from ict_backends.sources import Located, Source, decoded
 from tqdm import tqdm
@@ -64,16 +64,12 @@ def load_data(
         UsageError: the format needs a library that is not installed.
     """
 
-    def prepared(image: np.ndarray, name: str) -> np.ndarray:
-        image = prepare(image, name, size=size, crop=crop)
-        return image if fit is None else fit(image)
-
+    preparation = Preparation(size, crop)
     try:
         found = find_data(source)
         if isinstance(found, Dataset):
-            return _prepare_all(found, prepared, changed=fit is not None or size != 0 or crop != "none")
-        note = None if fit is not None else f"{found.note} {size} {crop}"
-        return _load(source, found, prepared, note, unreadable)
+            return _prepare_all(found, preparation, fit)
+        return _load(source, found, preparation, fit, unreadable)
     except OSError as error:
         raise _unreadable(source, error) from error
     except MemoryError as error:
@@ -174,27 +170,22 @@ def _load_digits() -> Dataset:
     return Dataset(images[:, None], digits.target.astype(np.int64))
 
 
-def _prepare_all(dataset: Dataset, prepared: Callable[[np.ndarray, str], np.ndarray], *, changed: bool) -> Dataset:
+def _prepare_all(dataset: Dataset, preparation: Preparation, fit: Fit | None) -> Dataset:
     """The images of arrays, which are alike, prepared."""
-    if not changed:
-        prepared(dataset.images[0], "number 0")
+    size, crop = preparation
+    if fit is None and preparation == Preparation():
+        prepare(dataset.images[0], "number 0")
         return dataset
-    images = [prepared(image, f"number {i}") for i, image in enumerate(dataset.images)]
-    return dataset._replace(images=np.stack(images))
+    images = [prepare(image, f"number {i}", size=size, crop=crop) for i, image in enumerate(dataset.images)]
+    return dataset._replace(images=np.stack(images if fit is None else [fit(image) for image in images]))
 
 
 def _load(
-    source: str,
-    found: Located,
-    prepared: Callable[[np.ndarray, str], np.ndarray],
-    note: str | None,
-    unreadable: list[str] | None,
+    source: str, found: Located, preparation: Preparation, fit: Fit | None, unreadable: list[str] | None
 ) -> Dataset:
-    """The images that are still encoded: from the cache, or decoded and, where they are many, put there.
-
-    Args:
-        note: what the result depends on besides the files; None where that has no name, and nothing is cached.
-    """
+    """The images that are still encoded: from the cache, or decoded and, where they are many, put there."""
+    # What a function makes of them has no name to be found by.
+    note = f"{found.note} {preparation.size} {preparation.crop}" if fit is None else None
     key = None if note is None else content_key(found.files, note)
     known = read_cached(key) if key else None
     if known is not None:
@@ -203,13 +194,14 @@ def _load(
     size = sum(path.stat().st_size for _, path in found.files if path.is_file())
     large = len(opened.names) > CACHED_IMAGES or size > CACHED_BYTES
     with Room(key if large else None) as room:
-        return _collect(source, opened, prepared, room, unreadable)
+        return _collect(source, opened, preparation, fit, room, unreadable)
 
 
 def _collect(
     source: str,
     opened: Source,
-    prepared: Callable[[np.ndarray, str], np.ndarray],
+    preparation: Preparation,
+    fit: Fit | None,
     room: Room,
     unreadable: list[str] | None,
 ) -> Dataset:
@@ -217,7 +209,7 @@ def _collect(
     count = len(opened.names)
     images, first, there, seen = np.empty(0), "", np.zeros(count, dtype=bool), 0
     with quiet(), reading_bar(count) as progress:
-        for i, image in decoded(opened, prepared):
+        for i, image in decoded(opened, preparation):
             progress.update()
             seen += 1
             if isinstance(image, DataError):
@@ -225,6 +217,8 @@ def _collect(
                     raise image
                 unreadable.append(opened.names[i])
                 continue
+            if fit is not None:
+                image = fit(image)
             if not there.any():
                 images, first = room.allocate((count, *image.shape)), opened.names[i]
             if image.shape[1:] != images.shape[2:]:

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -141,6 +142,13 @@ def middle_square(image: np.ndarray) -> np.ndarray:
 def resample(picture: Image.Image, height: int, width: int) -> Image.Image:
     """A picture of mode L or RGB at another size: Lanczos, whose support grows where the picture shrinks."""
     return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+class Preparation(NamedTuple):
+    """How the images of a set are prepared: the arguments of `prepare`."""
+
+    size: int = 0
+    crop: str = "none"
 
 
 def prepare(image: np.ndarray, name: str, *, size: int = 0, crop: str = "none") -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from ict_backends.data import Dataset, find_data, reading_bar
-from ict_backends.decoding import describe_shape, from_picture, prepare, quiet, resample, to_picture
+from ict_backends.decoding import Preparation, describe_shape, from_picture, quiet, resample, to_picture
 from ict_backends.errors import DataError
 from ict_backends.images import grid
 from ict_backends.sources import Source, decoded
@@ -118,12 +118,10 @@ def inspect(source: str, *, size: int = 0, crop: str = "none") -> Inspection:
     sums, sheet = _Sums(), _Sheet(opened.labels, len(opened.names))
     known: dict[bytes, int] = {}
 
-    def prepared(image: np.ndarray, name: str) -> np.ndarray:
-        return prepare(image, name, size=size, crop=crop) if size or crop != "none" else image
-
+    preparation = Preparation(size, crop) if size or crop != "none" else None
     same: list[tuple[int, int]] = []
     with quiet(), reading_bar(seen.count) as bar:
-        for i, image in decoded(opened, prepared):
+        for i, image in decoded(opened, preparation):
             bar.update()
             if isinstance(image, DataError):
                 seen.unreadable.append(str(image))

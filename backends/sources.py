@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
+import queue
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,10 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ict_backends.decoding import decode, prepare
+from ict_backends.decoding import Preparation, decode, prepare
 from ict_backends.errors import DataError
 
-# What is given to a thread at a time: enough to outweigh the handing over, and never many large files.
+# Sets of more images are worth the start of other processes.
+MANY = 2000
+# What is decoded at a time: enough to outweigh the handing over, and never many large files.
 _CHUNK_IMAGES, _CHUNK_BYTES = 64, 2**22
 
 # The content of an image file; or its pixels, [c, h, w] uint8; or why there are none.
@@ -52,31 +59,47 @@ class Located(NamedTuple):
     open: Callable[[], Source]
 
 
-Prepare = Callable[[np.ndarray, str], np.ndarray]
+Decoded = np.ndarray | DataError
 
 
-def decoded(source: Source, prepared: Prepare = prepare) -> Iterator[tuple[int, np.ndarray | DataError]]:
+class Chunk(NamedTuple):
+    """Some images to decode: (index, name, content) of each, and what is made of their pixels."""
+
+    images: list[tuple[int, str, Content]]
+    preparation: Preparation | None
+
+
+def decoded(source: Source, preparation: Preparation | None) -> Iterator[tuple[int, Decoded]]:
     """Each (index, [c, h, w] uint8), or (index, why it cannot be read), decoded on all cores.
 
-    Threads, not processes: Pillow and NumPy release the lock while they work, files of 32x32 gain as much from them as
-    from processes that are sent their content, and a process that has loaded a framework is not forked safely.
+    Of many images, by other processes: reading the heads of small files takes longer than their pixels, and threads
+    do that one after the other.
 
     Args:
-        prepared: what is made of the pixels of an image with a name; what it raises ends the iteration.
+        preparation: size and crop of all images; None leaves them as they are.
+
+    Raises:
+        DataError: the preparation does not fit an image.
     """
-
-    def work(chunk: Sequence[tuple[int, Content]]) -> list[tuple[int, np.ndarray | DataError]]:
-        return [(i, _decode(content, f"{source.where}/{source.names[i]}", prepared)) for i, content in chunk]
-
     workers = available_cores()
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[list[tuple[int, np.ndarray | DataError]]]] = deque()
-        for chunk in _chunks(source.read()):
-            waiting.append(pool.submit(work, chunk))
+    with contextlib.ExitStack() as stack:
+        if workers > 1 and len(source.names) > MANY:
+            work = stack.enter_context(DecodingProcesses(workers)).decode
+        else:
+            work = decode_chunk
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        waiting: deque[Future[list[tuple[int, Decoded]]]] = deque()
+        for images in _chunks(source):
+            waiting.append(pool.submit(work, Chunk(images, preparation)))
             if len(waiting) > 2 * workers:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+
+
+def decode_chunk(chunk: Chunk) -> list[tuple[int, Decoded]]:
+    """(index, pixels or why there are none) of each image. Raises DataError where the preparation does not fit one."""
+    return [(i, _decode(content, name, chunk.preparation)) for i, name, content in chunk.images]
 
 
 def available_cores() -> int:
@@ -84,23 +107,68 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _decode(content: Content, name: str, prepared: Prepare) -> np.ndarray | DataError:
+def _decode(content: Content, name: str, preparation: Preparation | None) -> Decoded:
     if isinstance(content, bytes):
         try:
             content = decode(content, name)
         except DataError as error:
             return error
-    return content if isinstance(content, DataError) else prepared(content, name)
+    if isinstance(content, DataError) or preparation is None:
+        return content
+    return prepare(content, name, size=preparation.size, crop=preparation.crop)
 
 
-def _chunks(items: Iterator[tuple[int, Content]]) -> Iterator[list[tuple[int, Content]]]:
-    chunk: list[tuple[int, Content]] = []
+def _chunks(source: Source) -> Iterator[list[tuple[int, str, Content]]]:
+    chunk: list[tuple[int, str, Content]] = []
     held = 0
-    for i, content in items:
-        chunk.append((i, content))
-        held += 0 if isinstance(content, DataError) else len(content)
+    for i, content in source.read():
+        chunk.append((i, f"{source.where}/{source.names[i]}", content))
+        if not isinstance(content, DataError):
+            held += content.nbytes if isinstance(content, np.ndarray) else len(content)
         if len(chunk) == _CHUNK_IMAGES or held > _CHUNK_BYTES:
             yield chunk
             chunk, held = [], 0
     if chunk:
         yield chunk
+
+
+class DecodingProcesses:
+    """A context with processes of `ict_backends.decode_worker`, each for one thread at a time.
+
+    They are started by their name and not forked, since this process may have loaded a framework; and not by
+    multiprocessing, which would run the user's script in each of them once more.
+    """
+
+    def __init__(self, count: int) -> None:
+        # -P: nothing that lies in the working folder is imported. A session of their own: Ctrl-C is for this process.
+        command = [sys.executable, "-P", "-m", "ict_backends.decode_worker"]
+        pipe = subprocess.PIPE
+        self._all = [subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) for _ in range(count)]
+        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        for process in self._all:
+            self._idle.put(process)
+
+    def __enter__(self) -> DecodingProcesses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._all:
+            with contextlib.suppress(OSError):  # its end is what it waits for
+                process.stdin.close()
+            process.stdout.close()
+            process.wait()
+
+    def decode(self, chunk: Chunk) -> list[tuple[int, Decoded]]:
+        """What `decode_chunk` gives or raises."""
+        process = self._idle.get()
+        try:
+            pickle.dump(chunk, process.stdin, protocol=5)
+            process.stdin.flush()
+            found = pickle.load(process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise DataError("a process that decoded images has ended; the memory may be full") from error
+        finally:
+            self._idle.put(process)
+        if isinstance(found, Exception):
+            raise found
+        return found

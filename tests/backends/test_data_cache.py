@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_samples import IMAGES, LABELS, NAMES, encoded, png_files, write_folder, write_tar, write_zip
-from ict_backends import data, data_cache
+from ict_backends import data, data_cache, sources
 from ict_backends.data import Dataset, load_data
 from ict_backends.errors import DataError
 
@@ -27,8 +28,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 def decodings(monkeypatch) -> list[str]:
     """A list that grows by a name with each image that is decoded."""
     seen: list[str] = []
-    decode = data.decoded.__globals__["decode"]
-    monkeypatch.setitem(data.decoded.__globals__, "decode", lambda c, name: (seen.append(name), decode(c, name))[1])
+    decode = sources.decode
+    monkeypatch.setattr(sources, "decode", lambda content, name: (seen.append(name), decode(content, name))[1])
     return seen
 
 
@@ -169,3 +170,35 @@ def test_two_processes_at_once_do_not_disturb_each_other(tmp_path, cache) -> Non
     sums = [int(process.communicate()[0]) for process in started]
     assert sums == [IMAGES.astype(int).sum()] * 2
     assert sorted(p.suffix for p in cache.iterdir()) == [".npy", ".npz"]
+
+
+# --- other processes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processes(monkeypatch) -> None:
+    """Sets of any size are decoded by two other processes."""
+    monkeypatch.setattr(sources, "MANY", 0)
+    monkeypatch.setattr(sources, "available_cores", lambda: 2)
+
+
+@pytest.mark.usefixtures("processes")
+def test_other_processes_decode_the_same(tmp_path, decodings) -> None:
+    path = str(write_zip(tmp_path / "x.zip", png_files() | {"a/1.png": b"no image"}))
+    names: list[str] = []
+    assert np.array_equal(load_data(path, unreadable=names).images, np.delete(IMAGES, 1, axis=0))
+    assert names == ["a/1.png"]
+    with pytest.raises(DataError, match=r"x.zip/a/1.png cannot be read: it is of no format"):
+        load_data(path)
+    wide = str(write_zip(tmp_path / "y.zip", {"1.png": encoded(IMAGES[0]), "2.png": encoded(IMAGES[1, :, :4])}))
+    with pytest.raises(DataError, match=r"2.png is 8x4 RGB, which is no square"):
+        load_data(wide, size=4)
+    assert load_data(wide, size=4, crop="center").shape == (3, 4, 4)
+    assert decodings == []  # here
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_process_that_ends_is_said_in_one_line(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sources.sys, "executable", shutil.which("true"))
+    with pytest.raises(DataError, match="^a process that decoded images has ended"):
+        load_data(str(write_zip(tmp_path / "x.zip", png_files())))
