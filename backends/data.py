@@ -63,7 +63,6 @@ def load_data(
         DataError: in one line, what is missing, empty, unreadable, of mixed sizes or of a wrong type.
         UsageError: the format needs a library that is not installed.
     """
-
     preparation = Preparation(size, crop)
     try:
         found = find_data(source)
@@ -76,9 +75,9 @@ def load_data(
         raise DataError(f"data {source} is larger than the memory") from error
 
 
-def load_data_of(data: DataConfig, source: str | None = None) -> Dataset:
-    """The data set of a configuration, or another one prepared as that is. Raises as `load_data` does."""
-    return load_data(source or data.source, size=data.size, crop=data.crop)
+def load_data_of(data: DataConfig) -> Dataset:
+    """The data set of a configuration. Raises as `load_data` does."""
+    return load_data(data.source, size=data.size, crop=data.crop)
 
 
 def find_data(source: str) -> Dataset | Located:
@@ -219,7 +218,7 @@ def _collect(
                 continue
             if fit is not None:
                 image = fit(image)
-            if not there.any():
+            if not first:
                 images, first = room.allocate((count, *image.shape)), opened.names[i]
             if image.shape[1:] != images.shape[2:]:
                 raise _mixed(source, (first, images.shape[1:]), (opened.names[i], image.shape))
@@ -228,7 +227,7 @@ def _collect(
             images[i], there[i] = image, True
     if seen != count:
         raise DataError(f"data {source} is damaged: it lists {count} images and gives another number of them")
-    if not there.any():
+    if not first:
         raise DataError(f"data {source} holds no image that can be read; {count} cannot")
     if there.all():
         return Dataset(*room.keep(images, opened.labels, opened.classes))

@@ -82,14 +82,15 @@ def decoded(source: Source, preparation: Preparation | None) -> Iterator[tuple[i
         DataError: the preparation does not fit an image.
     """
     workers = available_cores()
-    with contextlib.ExitStack() as stack:
-        if workers > 1 and len(source.names) > MANY:
-            work = stack.enter_context(DecodingProcesses(workers)).decode
-        else:
-            work = decode_chunk
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
+    many = workers > 1 and len(source.names) > MANY
+    # The processes are the outer context: they outlive the threads that wait for them.
+    with DecodingProcesses() as processes, ThreadPoolExecutor(workers) as pool:
+        work = decode_chunk
         waiting: deque[Future[list[tuple[int, Decoded]]]] = deque()
         for images in _chunks(source):
+            if many and isinstance(images[0][2], bytes):  # pixels are not worth the way
+                processes.start(workers)
+                work, many = processes.decode, False
             waiting.append(pool.submit(work, Chunk(images, preparation)))
             if len(waiting) > 2 * workers:
                 yield from waiting.popleft().result()
@@ -139,12 +140,16 @@ class DecodingProcesses:
     multiprocessing, which would run the user's script in each of them once more.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self) -> None:
+        self._all: list[subprocess.Popen[bytes]] = []
+        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+
+    def start(self, count: int) -> None:
+        """Start so many."""
         # -P: nothing that lies in the working folder is imported. A session of their own: Ctrl-C is for this process.
         command = [sys.executable, "-P", "-m", "ict_backends.decode_worker"]
         pipe = subprocess.PIPE
         self._all = [subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) for _ in range(count)]
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         for process in self._all:
             self._idle.put(process)
 

@@ -215,7 +215,7 @@ def read_reference(
     data: DataConfig, names: Sequence[str], network: Network | None, *, shape: tuple[int, ...] | None = None
 ) -> Reference:
     """What --data names: images, resampled to a shape where one is given, or statistics where they are enough."""
-    from ict_backends.data import load_data
+    from ict_backends.data import load_data_of
     from ict_backends.evaluation import METRICS, read_moments
 
     source, path = data.source, Path(data.source)
@@ -225,7 +225,7 @@ def read_reference(
         if not wrong:
             return Reference(source, None, moments)
         try:
-            images = load_data(source, size=data.size, crop=data.crop).images  # ADM's reference batches hold both
+            images = load_data_of(data).images  # ADM's reference batches hold both
         except DataError as error:
             raise DataError(f"data {source} holds mu and sigma only; {METRICS[wrong[0]]} needs images") from error
         return Reference(source, images, None)
