@@ -14,7 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,8 @@ _DAMAGED = (
     zlib.error,
 )
 _PIECE = 2**20
+# Archives whose images take no more bytes than this are read once and held.
+_HELD = 2**28
 
 
 @dataclass(frozen=True)
@@ -219,23 +221,43 @@ def _packing(path: Path) -> str:
     return next((packing for magic, packing in known.items() if head.startswith(magic)), "")
 
 
-def list_tar(path: Path) -> Listing:
-    """All in a .tar file. Raises DataError for images that are links, which are not followed."""
-    entries = ((name, info) for name, info, _ in tar_members(path))
-    members = _by_name(path, ((name, (info.isreg(), info.isdir())) for name, info in entries))
+def list_tar(path: Path) -> tuple[Listing, Mapping[str, bytes] | None]:
+    """All in a .tar file, and the content of its images and labels; None for that where it is large.
+
+    The content saves reading, and unpacking, a second time.
+
+    Raises:
+        DataError: it is damaged, or an image is a link, which is not followed.
+    """
+    entries, content, held = list[tuple[str, tuple[bool, bool]]](), dict[str, bytes](), 0
+    for name, info, file in tar_members(path):
+        entries.append((name, (info.isreg(), info.isdir())))
+        if file is not None and (is_image(name) or name.endswith(LABELS_FILE)):
+            held += info.size
+            if held <= _HELD:
+                content[name] = read_tar_file(path, name, info, file)
+            else:
+                content.clear()
+    members = _by_name(path, entries)
     other = next((n for n, (is_file, is_dir) in members.items() if is_image(n) and not (is_file or is_dir)), None)
     if other is not None:
         raise DataError(f"data {path}: {other} is a link or a device; only files are read from archives")
-    return _listing([n for n, kind in members.items() if kind[0]], [n for n, kind in members.items() if kind[1]])
+    listing = _listing([n for n, kind in members.items() if kind[0]], [n for n, kind in members.items() if kind[1]])
+    return listing, content if held <= _HELD else None
 
 
-def open_tar(path: Path, listing: Listing) -> Source:
-    """The images of a .tar file, packed or not: read from front to end, whatever its order is."""
+def open_tar(path: Path, listing: Listing, content: Mapping[str, bytes] | None) -> Source:
+    """The images of a .tar file: from the content, or read from front to end, whatever its order is."""
 
     def fetch(wanted: str) -> bytes:
+        if content is not None:
+            return content[wanted]
         return next(read_tar_file(path, name, info, file) for name, info, file in tar_members(path) if name == wanted)
 
     def read(names: list[str]) -> Iterator[tuple[int, Content]]:
+        if content is not None:
+            yield from ((i, content[name]) for i, name in enumerate(names))
+            return
         index = {name: i for i, name in enumerate(names)}
         for name, info, file in tar_members(path):
             if name in index:

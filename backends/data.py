@@ -123,9 +123,9 @@ def _find_in_file(path: Path, name: str) -> Dataset | Located:
 
 
 def _open_tar(path: Path) -> Source:
-    listing = archives.list_tar(path)
+    listing, content = archives.list_tar(path)
     batches = cifar.find_cifar(listing.files)
-    return archives.open_tar(path, listing) if batches is None else cifar.open_cifar_tar(path, batches)
+    return archives.open_tar(path, listing, content) if batches is None else cifar.open_cifar_tar(path, batches)
 
 
 def _open_parquet(path: Path) -> Source:

@@ -61,9 +61,10 @@ def is_whole(data: Dataset, classes: tuple[str, ...] = ("a", "b")) -> bool:
 # --- archives --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("top", ["", "train/", "./set/train/"])
-def test_a_folder_and_its_archives_are_the_same_set(tmp_path, top) -> None:
-    """In any order of the members, beneath any number of folders that hold all the rest."""
+@pytest.mark.parametrize(("top", "held"), [("", 2**28), ("train/", 2**28), ("./set/train/", 100)])
+def test_a_folder_and_its_archives_are_the_same_set(tmp_path, monkeypatch, top, held) -> None:
+    """In any order of the members, beneath any number of folders that hold all the rest, read once or twice."""
+    monkeypatch.setattr("ict_backends.archives._HELD", held)
     files = dict(reversed(png_files(top).items())) | {f"{top}README.txt": b"no image", f"{top}a/.hidden.png": b"none"}
     files[f"{top}__MACOSX/a/._1.png"] = b"none"
     paths = [
@@ -275,7 +276,9 @@ def listed(labels: object) -> bytes:
     return json.dumps({"labels": labels}).encode()
 
 
-def test_a_labels_file_gives_the_classes(tmp_path) -> None:
+@pytest.mark.parametrize("held", [100, 2**28])
+def test_a_labels_file_gives_the_classes(tmp_path, monkeypatch, held) -> None:
+    monkeypatch.setattr("ict_backends.archives._HELD", held)
     labels = [[name, 5 - i] for i, name in enumerate(png_files())]
     for top in ("", "set/"):
         files = png_files(top) | {f"{top}dataset.json": listed(labels[::-1])}
