@@ -21,7 +21,7 @@ from ict_backends.errors import DataError
 # Sets of more images are worth the start of other processes.
 MANY = 2000
 # What is decoded at a time: enough to outweigh the handing over, and never many large files.
-_CHUNK_IMAGES, _CHUNK_BYTES = 64, 2**22
+_CHUNK_IMAGES, _CHUNK_BYTES = 256, 2**22
 
 # The content of an image file; or its pixels, [c, h, w] uint8; or why there are none.
 Content = bytes | np.ndarray | DataError
