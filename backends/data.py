@@ -1,30 +1,41 @@
-"""Images to train on, from wherever they are: uint8 NCHW in memory."""
+"""Images to train on, from wherever they are: uint8 NCHW, in memory or mapped from the cache (docs/data.md)."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ict_backends import archives, arrays, cifar, tables
+from ict_backends.data_cache import Room, content_key, read_cached
+from ict_backends.decoding import Preparation, describe_shape, prepare, quiet
 from ict_backends.errors import DataError, UsageError
-from PIL import Image, UnidentifiedImageError
+from ict_backends.sources import Located, Source, decoded
+from tqdm import tqdm
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_CHANNELS = (1, 3)
+from ict_core.config import DataConfig
+
+# Sets with more images, or larger files, than these are decoded once, into the cache.
+CACHED_IMAGES, CACHED_BYTES = 2000, 2**26
+_KINDS = (
+    "a folder of images, a .zip or .tar (.gz, .xz, .bz2) of one, an .npz, .npy or .parquet file, "
+    'hf:NAME of a Hugging Face dataset, or "digits"'
+)
 
 
 class Dataset(NamedTuple):
     """A set of images.
 
     Attributes:
-        images: [n, c, h, w] uint8.
+        images: [n, c, h, w] uint8; those of a large set may be a read-only map of a file.
         labels: [n] int64, or None.
+        classes: their names, by label; empty where they have none.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
+    classes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -35,39 +46,116 @@ class Dataset(NamedTuple):
 Fit = Callable[[np.ndarray], np.ndarray]
 
 
-def load_data(source: str, *, unreadable: list[Path] | None = None, fit: Fit | None = None) -> Dataset:
+def load_data(
+    source: str, *, size: int = 0, crop: str = "none", unreadable: list[str] | None = None, fit: Fit | None = None
+) -> Dataset:
     """Read a data set.
 
     Args:
-        source: "digits" for the embedded ones; or the path of an `.npz` (`images` or `arr_0`, and
-            optionally `labels` or `arr_1`) or `.npy` file of uint8 images, [n, h, w], [n, h, w, c] or
-            [n, c, h, w] with 1 or 3 channels; or of a folder of equally large images, searched to any
-            depth, where each folder directly inside it is a class if no image lies outside of them.
-        unreadable: takes the files of a folder that are no images, which are then left out; without it they
-            are an error.
+        source: "digits" for the embedded ones; "hf:NAME" or "hf:NAME:SPLIT"; or a path: docs/data.md says of what.
+        size: height and width to resample all images to; 0 for those that they have.
+        crop: "center" to take the middle square of each first, or "none".
+        unreadable: takes the names of images that cannot be read, which are then left out; without it they are an
+            error.
         fit: makes of each image, [c, h, w] uint8, one of the wanted shape; without it all must be alike.
 
     Raises:
         DataError: in one line, what is missing, empty, unreadable, of mixed sizes or of a wrong type.
-        UsageError: the embedded digits are asked for and scikit-learn is not installed.
+        UsageError: the format needs a library that is not installed.
+    """
+    preparation = Preparation(size, crop)
+    try:
+        found = find_data(source)
+        if isinstance(found, Dataset):
+            return _prepare_all(found, preparation, fit)
+        return _load(source, found, preparation, fit, unreadable)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    except MemoryError as error:
+        raise DataError(f"data {source} is larger than the memory") from error
+
+
+def load_data_of(data: DataConfig) -> Dataset:
+    """The data set of a configuration. Raises as `load_data` does."""
+    return load_data(data.source, size=data.size, crop=data.crop)
+
+
+def find_data(source: str) -> Dataset | Located:
+    """What a source is, before any image of it is decoded.
+
+    Raises:
+        DataError, UsageError: as `load_data` does.
     """
     if source == "digits":
-        return _fitted(_load_digits(), fit)
-    path = Path(source)
-    if not path.exists():
-        raise DataError(f'data {source} does not exist; give a folder, an .npz or .npy file, or "digits"')
+        return _load_digits()
+    if source.startswith(tables.HUB):
+        return tables.locate_hub(source)
+    path, name = Path(source), source.lower()
     try:
+        if not path.exists():
+            raise DataError(f"data {source} does not exist; give {_KINDS}")
         if path.is_dir():
-            return _load_folder(path, unreadable, fit)
-        if path.suffix in (".npz", ".npy"):
-            return _fitted(_load_arrays(path), fit)
+            return _find_in_folder(path)
+        if not path.is_file():
+            raise DataError(f"data {source} is neither a file nor a folder")
+        return _find_in_file(path, name)
     except OSError as error:
-        raise DataError(f"data {source} cannot be read: {error.strerror or error}") from error
-    raise DataError(f'data {source} is of an unknown kind; give a folder, an .npz or .npy file, or "digits"')
+        raise _unreadable(source, error) from error
 
 
-def _fitted(dataset: Dataset, fit: Fit | None) -> Dataset:
-    return dataset if fit is None else dataset._replace(images=np.stack([fit(image) for image in dataset.images]))
+def _find_in_file(path: Path, name: str) -> Dataset | Located:
+    def located(open_it: Callable[[Path], Source]) -> Located:
+        return Located([("", path)], open_it.__name__, lambda: open_it(path))
+
+    if name.endswith((".npz", ".npy")) and arrays.is_too_large(path):
+        return located(arrays.open_array)
+    if name.endswith(".npz"):
+        return Dataset(*arrays.read_npz(path))
+    if name.endswith(".npy"):
+        return Dataset(*arrays.read_npy(path))
+    if name.endswith(".zip"):
+        return located(archives.open_zip)
+    if name.endswith(archives.TAR_SUFFIXES):
+        return located(_open_tar)
+    if name.endswith(".parquet"):
+        return located(_open_parquet)
+    raise DataError(f"data {path} is of an unknown kind; give {_KINDS}")
+
+
+def _open_tar(path: Path) -> Source:
+    listing, content = archives.list_tar(path)
+    batches = cifar.find_cifar(listing.files)
+    return archives.open_tar(path, listing, content) if batches is None else cifar.open_cifar_tar(path, batches)
+
+
+def _open_parquet(path: Path) -> Source:
+    return tables.open_parquet(path, [path])
+
+
+def _find_in_folder(folder: Path) -> Located:
+    listing = archives.list_folder(folder)
+    names = sorted(listing.files)
+
+    def located(files: Sequence[str], note: str, open_it: Callable[[], Source]) -> Located:
+        return Located([(name, folder / name) for name in files], note, open_it)
+
+    if tables.is_saved_dataset(folder):
+        return located(names, "saved", lambda: tables.open_saved(folder))
+    if batches := cifar.find_cifar(names):
+        return located(names, "cifar", lambda: cifar.open_cifar_folder(folder, batches))
+    if numbered := arrays.imagenet_batches(names):
+        return located(numbered, "imagenet", lambda: arrays.open_imagenet(folder, numbered))
+    parquets = [name for name in names if name.lower().endswith(".parquet")]
+    if parquets and not listing.images:
+        return located(parquets, "parquet", lambda: tables.open_parquet(folder, [folder / name for name in parquets]))
+    used = [*listing.images, *filter(None, [listing.labels_file])]
+    note = f"folder {sorted(listing.folders)}"  # a class without images is an error
+    return located(used, note, lambda: archives.open_folder(folder, listing))
+
+
+def _unreadable(source: str, error: OSError) -> DataError:
+    place = f"{error.filename}: " if error.filename and str(error.filename) != source else ""
+    return DataError(f"data {source} cannot be read: {place}{error.strerror or error}")
 
 
 def _load_digits() -> Dataset:
@@ -81,95 +169,86 @@ def _load_digits() -> Dataset:
     return Dataset(images[:, None], digits.target.astype(np.int64))
 
 
-def _load_arrays(path: Path) -> Dataset:
-    try:
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {name: loaded[name] for name in loaded.files} if path.suffix == ".npz" else {"images": loaded}
-    except (AttributeError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise DataError(f"data {path} is not a readable {path.suffix} file of plain arrays: {error}") from error
-    images = next((arrays[name] for name in ("images", "arr_0") if name in arrays), None)
-    if images is None:
-        raise DataError(f"data {path} has no array `images` or `arr_0`; it has {', '.join(arrays) or 'none'}")
-    labels = next((arrays[name] for name in ("labels", "arr_1") if name in arrays), None)
-    images = _to_nchw(path, images)
-    return Dataset(images, None if labels is None else _check_labels(path, labels, len(images)))
+def _prepare_all(dataset: Dataset, preparation: Preparation, fit: Fit | None) -> Dataset:
+    """The images of arrays, which are alike, prepared."""
+    size, crop = preparation
+    if fit is None and preparation == Preparation():
+        prepare(dataset.images[0], "number 0")
+        return dataset
+    images = [prepare(image, f"number {i}", size=size, crop=crop) for i, image in enumerate(dataset.images)]
+    return dataset._replace(images=np.stack(images if fit is None else [fit(image) for image in images]))
 
 
-def _to_nchw(path: Path, images: np.ndarray) -> np.ndarray:
-    if images.dtype != np.uint8:
-        raise DataError(f"data {path}: images must be uint8 in 0..255, not {images.dtype}")
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.ndim == 4 and images.shape[3] in _CHANNELS:
-        images = images.transpose(0, 3, 1, 2)
-    elif images.ndim != 4 or images.shape[1] not in _CHANNELS:
-        found = list(images.shape)
-        raise DataError(
-            f"data {path}: images must be [n, h, w], [n, h, w, c] or [n, c, h, w] with c 1 or 3, not {found}"
-        )
-    if 0 in images.shape:
-        raise DataError(f"data {path} holds no images: their shape is {list(images.shape)}")
-    return np.ascontiguousarray(images)
+def _load(
+    source: str, found: Located, preparation: Preparation, fit: Fit | None, unreadable: list[str] | None
+) -> Dataset:
+    """The images that are still encoded: from the cache, or decoded and, where they are many, put there."""
+    # What a function makes of them has no name to be found by.
+    note = f"{found.note} {preparation.size} {preparation.crop}" if fit is None else None
+    key = None if note is None else content_key(found.files, note)
+    known = read_cached(key) if key else None
+    if known is not None:
+        return Dataset(*known)
+    opened = found.open()
+    size = sum(path.stat().st_size for _, path in found.files if path.is_file())
+    large = len(opened.names) > CACHED_IMAGES or size > CACHED_BYTES
+    with Room(key if large else None) as room:
+        return _collect(source, opened, preparation, fit, room, unreadable)
 
 
-def _check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
-        found = f"{list(labels.shape)} {labels.dtype}"
-        raise DataError(f"data {path}: labels must be [{count}] integers >= 0, one an image, not {found}")
-    return labels.astype(np.int64)
+def _collect(
+    source: str,
+    opened: Source,
+    preparation: Preparation,
+    fit: Fit | None,
+    room: Room,
+    unreadable: list[str] | None,
+) -> Dataset:
+    """All images in one array, each in its place. Where some are grey and some are RGB, all become RGB."""
+    count = len(opened.names)
+    images, first, there, seen = np.empty(0), "", np.zeros(count, dtype=bool), 0
+    with quiet(), reading_bar(count) as progress:
+        for i, image in decoded(opened, preparation):
+            progress.update()
+            seen += 1
+            if isinstance(image, DataError):
+                if unreadable is None:
+                    raise image
+                unreadable.append(opened.names[i])
+                continue
+            if fit is not None:
+                image = fit(image)
+            if not first:
+                images, first = room.allocate((count, *image.shape)), opened.names[i]
+            if image.shape[1:] != images.shape[2:]:
+                raise _mixed(source, (first, images.shape[1:]), (opened.names[i], image.shape))
+            if len(image) > images.shape[1]:
+                images = _repeat_grey(images, room)
+            images[i], there[i] = image, True
+    if seen != count:
+        raise DataError(f"data {source} is damaged: it lists {count} images and gives another number of them")
+    if not first:
+        raise DataError(f"data {source} holds no image that can be read; {count} cannot")
+    if there.all():
+        return Dataset(*room.keep(images, opened.labels, opened.classes))
+    labels = None if opened.labels is None else opened.labels[there]
+    return Dataset(images[there], labels, opened.classes)
 
 
-def _load_folder(folder: Path, unreadable: list[Path] | None, fit: Fit | None) -> Dataset:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not paths:
-        raise DataError(f"data {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    images, read = np.empty(0), list[Path]()
-    for path, image in _readable(paths, unreadable, fit):
-        if not read:
-            images = np.empty((len(paths), *image.shape), dtype=np.uint8)
-        if image.shape != images.shape[1:]:
-            raise DataError(
-                f"data {folder}: all images must be alike, but {read[0].name} is {describe_shape(images.shape[1:])} "
-                f"and {path.relative_to(folder)} is {describe_shape(image.shape)}"
-            )
-        images[len(read)] = image
-        read.append(path)
-    if not read:
-        raise DataError(f"data {folder} holds no image that can be read; {len(paths)} cannot")
-    images = images[: len(read)]
-    tops = [path.relative_to(folder).parts[0] for path in read]
-    if any((folder / top).is_file() for top in tops):
-        return Dataset(images, None)
-    classes = {name: i for i, name in enumerate(sorted(set(tops)))}
-    return Dataset(images, np.array([classes[top] for top in tops], dtype=np.int64))
+def reading_bar(count: int) -> tqdm:
+    """A progress bar over images to be read, which shows itself where that takes more than a second."""
+    return tqdm(total=count, desc="reading", unit="image", leave=False, dynamic_ncols=True, delay=1)
 
 
-def _readable(
-    paths: Sequence[Path], unreadable: list[Path] | None, fit: Fit | None
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """The images that can be read; the others go into the list, or are an error where there is none."""
-    for path in paths:
-        try:
-            image = read_image(path)
-            yield path, image if fit is None else fit(image)
-        except DataError:
-            if unreadable is None:
-                raise
-            unreadable.append(path)
+def _repeat_grey(images: np.ndarray, room: Room) -> np.ndarray:
+    wide = room.allocate((len(images), 3, *images.shape[2:]))
+    wide[:] = images
+    return wide
 
 
-def read_image(path: Path) -> np.ndarray:
-    """[c, h, w] uint8: grey images stay grey, all others become RGB. Raises DataError where it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path} cannot be read: {error}") from error
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def describe_shape(shape: Sequence[int]) -> str:
-    """[channels, height, width] in words: "32x32 RGB"."""
-    channels, height, width = shape
-    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+def _mixed(source: str, one: tuple[str, Sequence[int]], other: tuple[str, Sequence[int]]) -> DataError:
+    (a, shape_a), (b, shape_b) = one, other
+    return DataError(
+        f"data {source}: all images must be alike, but {a} is {describe_shape(shape_a)} and {b} is "
+        f"{describe_shape(shape_b)}; --size N resamples all (with --crop center where they are not square)"
+    )

@@ -9,8 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from ict_backends.errors import DataError
-from ict_backends.evaluation import cache_folder
-from ict_backends.files import write_atomically
+from ict_backends.files import cache_folder, write_atomically
 
 # A translation into TorchScript of TensorFlow's network of that date, which EDM, StyleGAN and clean-fid measure with.
 INCEPTION = "inception-2015-12-05"

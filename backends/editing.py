@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from einops import rearrange
-from ict_backends.data import describe_shape
+from ict_backends.decoding import describe_shape, from_picture, middle_square, resample, to_picture
 from ict_backends.errors import DataError, UsageError
 from ict_backends.images import to_uint8
 from ict_backends.randomness import image_noises
@@ -106,13 +106,8 @@ def fit_image(image: np.ndarray, shape: Sequence[int], *, resize: bool, what: st
             f"{what} is {describe_shape(image.shape)}, but {describe_shape(shape)} is needed; --resize makes it fit"
         )
     channels, height, width = shape
-    side = min(image.shape[1:])
-    top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
-    square = image[:, top : top + side, left : left + side]
-    picture = Image.fromarray(square[0] if len(square) == 1 else rearrange(square, "c h w -> h w c"))
-    picture = picture.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.LANCZOS)
-    pixels = np.asarray(picture)
-    return pixels[None] if channels == 1 else rearrange(pixels, "h w c -> c h w")
+    picture = to_picture(middle_square(image)).convert("L" if channels == 1 else "RGB")
+    return from_picture(resample(picture, height, width))
 
 
 def to_grey_pixels(image: np.ndarray) -> np.ndarray:

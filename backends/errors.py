@@ -4,9 +4,15 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something about the data, a checkpoint, the disk or the run; the command line exits with 1."""
+    """Something about the data, a checkpoint, the disk or the run; the command line exits with 1.
+
+    Line breaks and other control characters, which names of files can have, become spaces.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object) -> None:
+        super().__init__("".join(c if c.isprintable() else " " for c in str(message)))
 
 
 class UsageError(UserError):

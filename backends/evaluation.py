@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from ict_backends.arrays import npz_names, read_member
 from ict_backends.errors import DataError, UsageError
-from ict_backends.files import write_atomically
+from ict_backends.files import cache_folder, write_atomically
 from ict_backends.images import encode_npz, to_float
 from ict_backends.metrics import (
     Estimate,
@@ -195,12 +194,12 @@ def read_moments(path: Path) -> Moments | None:
     Returns None where the file has none. Raises DataError where they do not belong together.
     """
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            if not {"mu", "sigma"} <= set(file.files):
-                return None
-            mean, cov = (file[name].astype(np.float64) for name in ("mu", "sigma"))
-            count = int(file["count"]) if "count" in file.files else 0
-    except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        names = npz_names(path)
+        if not {"mu", "sigma"} <= set(names):
+            return None
+        mean, cov = (read_member(path, name).astype(np.float64) for name in ("mu", "sigma"))
+        count = int(read_member(path, "count")) if "count" in names else 0
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"data {path} cannot be read: {error}") from error
     if (
         mean.ndim != 1
@@ -231,8 +230,3 @@ def cached_moments(images: np.ndarray, kind: str, compute: Callable[[], Moments]
     with contextlib.suppress(OSError):  # a cache that cannot be written saves no time and loses nothing
         write_atomically(path, encode_npz(mu=found.mean, sigma=found.cov, count=np.array(found.count)))
     return found
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ict"

@@ -7,15 +7,28 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ict"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name beside it and rename it, so that a reader never sees a part of it."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file to write into, renamed to `path` at the end, or removed where the writing failed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from einops import rearrange
-from ict_backends.files import write_atomically
+from ict_backends.files import whole_file, write_atomically
 from PIL import Image
 
 # Small pictures are enlarged in grids, so that a person can see them.
 _VISIBLE = 32
+# Images that are brought from one layout into another at a time.
+_TURNED = 256
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
@@ -62,6 +65,26 @@ def save_npz(path: Path, images: np.ndarray, labels: np.ndarray | None) -> None:
     """Write images as `arr_0` [n, h, w, c] uint8 and labels as `arr_1`, as the field's evaluators read them."""
     arrays = {"arr_0": rearrange(images, "n c h w -> n h w c")} | ({} if labels is None else {"arr_1": labels})
     write_atomically(path, encode_npz(**arrays))
+
+
+def save_dataset(path: Path, images: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
+    """Write a data set that `load_data` reads: `images` [n, h, w, c] uint8 and, where there are some, `labels` [n] and
+    `classes`, the names of the labels.
+
+    The images may be a map of a file larger than the memory; they are turned some at a time.
+    """
+    n, channels, height, width = images.shape
+    with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (n, height, width, channels)}
+            np.lib.format.write_array_header_1_0(member, header)
+            for i in range(0, n, _TURNED):
+                member.write(rearrange(images[i : i + _TURNED], "n c h w -> n h w c").tobytes())
+        small = {} if labels is None else {"labels": labels}
+        small |= {"classes": np.array(classes, dtype=str)} if classes else {}
+        for name, array in small.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def encode_npz(**arrays: np.ndarray) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from ict_cli.options import (
     weights_option,
 )
 
-from ict_core import Config
+from ict_core import Config, DataConfig
 
 if TYPE_CHECKING:
     from ict_backends.evaluation import Gathered, Network, Result
@@ -88,7 +89,7 @@ def eval_command(
     network = load_network(features, device)
     names = read_metrics(metrics, network)
     shape = config.data.shape if config and resize else None
-    reference = read_reference(data or config.data.source, names, network, shape=shape)
+    reference = read_reference(data_of(config, data), names, network, shape=shape)
     samples = _find_samples(what, num, config, reference.shape, resize, names, network)
     check_sizes(names, samples, reference, network)
     batches = samples.batches
@@ -104,6 +105,12 @@ def eval_command(
             click.echo(_halves(reference.images))
     if json_file is not None:
         _write_json(json_file, results, samples.count, reference.count, levels, network)
+
+
+def data_of(config: Config | None, source: str | None) -> DataConfig:
+    """The data to compare with: a run's own, or others, prepared as the run's are."""
+    data = config.data if config else DataConfig()
+    return dataclasses.replace(data, source=source or data.source)
 
 
 def _kind(levels: Sequence[float]) -> str:
@@ -205,39 +212,42 @@ def load_network(features: str | None, device: str) -> Network | None:
 
 
 def read_reference(
-    source: str, names: Sequence[str], network: Network | None, *, shape: tuple[int, ...] | None = None
+    data: DataConfig, names: Sequence[str], network: Network | None, *, shape: tuple[int, ...] | None = None
 ) -> Reference:
     """What --data names: images, resampled to a shape where one is given, or statistics where they are enough."""
-    from ict_backends.data import load_data
+    from ict_backends.data import load_data_of
     from ict_backends.evaluation import METRICS, read_moments
 
-    path = Path(source)
+    source, path = data.source, Path(data.source)
     moments = read_moments(path) if path.suffix == ".npz" and path.is_file() else None
     if moments is not None:
         wrong = [name for name in names if name not in ("fid", "pixel-fd", "is")]
         if not wrong:
             return Reference(source, None, moments)
         try:
-            images = load_data(source).images  # ADM's reference batches hold both
+            images = load_data_of(data).images  # ADM's reference batches hold both
         except DataError as error:
             raise DataError(f"data {source} holds mu and sigma only; {METRICS[wrong[0]]} needs images") from error
         return Reference(source, images, None)
-    return Reference(source, _load_images(source, shape), None)
+    return Reference(source, _load_images(data, shape), None)
 
 
-def _load_images(source: str, shape: tuple[int, ...] | None) -> np.ndarray:
+def _load_images(data: DataConfig, shape: tuple[int, ...] | None) -> np.ndarray:
     """The images of a source, resampled to a shape where one is given; what cannot be read is named and left out."""
     from ict_backends.data import load_data
     from ict_backends.editing import fit_image
 
     def fit(image: np.ndarray) -> np.ndarray:
-        return fit_image(image, shape, resize=True, what=source)
+        return fit_image(image, shape, resize=True, what=data.source)
 
-    unreadable: list[Path] = []
-    images = load_data(source, unreadable=unreadable, fit=fit if shape else None).images
+    unreadable: list[str] = []
+    prepared = {"size": data.size, "crop": data.crop}
+    images = load_data(data.source, **prepared, unreadable=unreadable, fit=fit if shape else None).images
     if unreadable:
-        names = ", ".join(path.name for path in unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
-        click.echo(f"Warning: {len(unreadable)} files of {source} are no images and are left out: {names}", err=True)
+        names = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        click.echo(
+            f"Warning: {len(unreadable)} files of {data.source} are no images and are left out: {names}", err=True
+        )
     return images
 
 
@@ -250,13 +260,13 @@ def _find_samples(
     names: Sequence[str],
     network: Network | None,
 ) -> Samples:
-    from ict_backends.data import describe_shape
+    from ict_backends.decoding import describe_shape
     from ict_backends.evaluation import in_batches
 
     if config is not None:
         check_shape(config, shape)
         return Samples("--num", num or default_number(names, network, config.data.shape), config.data.shape, None)
-    images = _load_images(str(what), shape if resize else None)[:num]
+    images = _load_images(DataConfig(source=str(what)), shape if resize else None)[:num]
     if num is not None and num > len(images):
         raise UsageError(f"--num {num} is more than the {len(images)} images of {what}")
     if shape is not None and images.shape[1:] != shape:
@@ -269,7 +279,7 @@ def _find_samples(
 
 def check_shape(config: Config, shape: tuple[int, ...] | None) -> None:
     """Raise DataError unless the model's images have the shape of the data, where that has one."""
-    from ict_backends.data import describe_shape
+    from ict_backends.decoding import describe_shape
 
     if shape not in (None, config.data.shape):
         found, needed = describe_shape(config.data.shape), describe_shape(shape)

@@ -12,6 +12,7 @@ import click
 
 _COMMANDS = {
     "train": "Train a model from images.",
+    "data": "Say what is in a data set, or pack it into one file.",
     "sample": "Draw images from a trained model.",
     "edit": "Change images: inpaint, colorize, super-resolve, denoise, interpolate, stroke.",
     "eval": "Measure how far a model's images are from the data.",

@@ -29,6 +29,16 @@ weights_option = click.option(
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images computed at a time."
 )
+DATA_HELP = (
+    'Images: "digits"; a folder, .zip or .tar (.gz, .xz) of image files; .npz, .npy or .parquet; or hf:NAME of a '
+    "Hugging Face dataset. docs/data.md says more."
+)
+size_option = click.option("--size", type=int, help="Resample all images to this height and width (data.size).")
+crop_option = click.option(
+    "--crop",
+    type=click.Choice(["none", "center"]),
+    help="Take the middle square of each image first (data.crop).  [default: none]",
+)
 # Read by `ict_cli.main.run` from the arguments; declared so that every command takes and documents it.
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 

@@ -24,7 +24,7 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     """
     import numpy as np
     from ict_backends import load_backend
-    from ict_backends.data import load_data
+    from ict_backends.data import load_data_of
     from ict_backends.errors import UserError
     from ict_backends.files import write_atomically
     from ict_backends.report import build_report
@@ -39,7 +39,7 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     model = load_backend(backend).load_model(run, device=device)
     images: np.ndarray | None
     try:
-        images = load_data(config.data.source).images
+        images = load_data_of(config.data).images
     except UserError as error:
         click.echo(f"Warning: without nearest training images: {error}", err=True)
         images = None

@@ -19,7 +19,7 @@ from ict_cli.options import (
     weights_option,
 )
 
-from ict_core import Config
+from ict_core import Config, DataConfig
 
 if TYPE_CHECKING:
     from ict_backends.evaluation import Network
@@ -69,7 +69,7 @@ def search_sigmas_command(
     from ict_backends.evaluation import read_metrics
     from ict_backends.rundir import RunDir
     from ict_backends.search import save_search, search_sigmas
-    from ict_cli.eval import default_number, load_network
+    from ict_cli.eval import data_of, default_number, load_network
 
     config = RunDir(run).load_config()
     if plot is not None and plot.suffix != ".png":
@@ -77,7 +77,7 @@ def search_sigmas_command(
     network = load_network(features, device)
     name = metric or ("fid" if network else "pixel-fd")
     num = num or default_number(read_metrics(name, network), network, config.data.shape)
-    measure = _measure(name, network, data or config.data.source, num, config)
+    measure = _measure(name, network, data_of(config, data), num, config)
     model = load_backend(backend).load_model(run, weights=weights, device=device)
     labels = resolve_labels(config, None, num)
 
@@ -95,7 +95,7 @@ def search_sigmas_command(
 
 
 def _measure(
-    name: str, network: Network | None, source: str, num: int, config: Config
+    name: str, network: Network | None, data: DataConfig, num: int, config: Config
 ) -> Callable[[np.ndarray], float]:
     """The metric of images against the data."""
     from ict_backends.evaluation import compare, gather, in_batches, read_metrics
@@ -106,7 +106,7 @@ def _measure(
     names = read_metrics(name, network)
     if len(names) != 1:
         raise UsageError(f"--metric {name} must be one of pixel-fd, fid, kid, sw")
-    reference = read_reference(source, names, network)
+    reference = read_reference(data, names, network)
     check_shape(config, reference.shape)
     check_sizes(names, Samples("--num", num, config.data.shape, None), reference, network)
     gathered = reference.gather(names, network)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from ict_backends.errors import DataError, UsageError
-from ict_cli.options import backend_option, debug_option, device_option
+from ict_cli.options import DATA_HELP, backend_option, crop_option, debug_option, device_option, size_option
 
 from ict_core import Config
 from ict_core.config import (
@@ -48,7 +48,9 @@ _FREE_ON_RESUME = {
 @backend_option
 @click.option("--preset", default="digits", show_default=True, help="Settings to start from; `ict show` knows them.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Your own TOML file, over the preset.")
-@click.option("--data", help='"digits", an .npz or .npy file of uint8 images, or a folder of images.')
+@click.option("--data", help=DATA_HELP)
+@size_option
+@crop_option
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/PRESET-BACKEND-NNN]")
 @click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")
 @click.option("--steps", type=int, help="Training steps (train.total_steps).")
@@ -76,6 +78,8 @@ def train_command(
     preset: str,
     config_file: Path | None,
     data: str | None,
+    size: int | None,
+    crop: str | None,
     out: Path | None,
     assignments: tuple[str, ...],
     steps: int | None,
@@ -104,7 +108,8 @@ def train_command(
         raise UsageError("--resume and --init exclude each other")
     asked = [_read_file(config_file)] if config_file else []
     asked += [parse_assignment(text) for text in assignments]
-    asked.append(_flags(data=data, steps=steps, seed=seed, on_nonfinite=on_nonfinite, tensorboard=tensorboard or None))
+    flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
+    asked.append(_flags(data=data, size=size, crop=crop, steps=steps, **flags))
     engine = load_backend(backend)
     with engine.joined(device) as processes:
         if processes.world > 1 and out is None:
@@ -149,20 +154,20 @@ def _prepare(out: Path, config: Config, dataset: Dataset, weights: dict[str, Any
 
 def _resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
     """The configuration and the data of a new run: what was asked for over the base, shaped by the data."""
-    from ict_backends.data import load_data
+    from ict_backends.data import load_data_of
 
     sections = build_sections(merge([base, asked]))
-    dataset = load_data(sections.get("data", DataConfig()).source)
+    dataset = load_data_of(sections.get("data", DataConfig()))
     return Config(**_fit_to_data(sections, asked, dataset.shape)), dataset
 
 
 def _resolve_resumed(out: Path | None, asked: Tree) -> tuple[Config, Dataset]:
     """The configuration and the data of a run to continue, where they are the ones that it was started with."""
-    from ict_backends.data import load_data
+    from ict_backends.data import load_data_of
     from ict_backends.rundir import RunDir, check_same_data
 
     config = _resume_config(out, asked)
-    dataset = load_data(config.data.source)
+    dataset = load_data_of(config.data)
     check_same_data(RunDir(out), dataset)
     if dataset.shape != config.data.shape:
         found, needed = list(dataset.shape), list(config.data.shape)
@@ -196,8 +201,8 @@ def _read_file(path: Path) -> Tree:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
 
 
-def _flags(*, data: str | None, steps: int | None, **train: Any) -> Tree:
-    given = {"data": {"source": data}, "train": {"total_steps": steps, **train}}
+def _flags(*, data: str | None, size: int | None, crop: str | None, steps: int | None, **train: Any) -> Tree:
+    given = {"data": {"source": data, "size": size, "crop": crop}, "train": {"total_steps": steps, **train}}
     return {section: {k: v for k, v in values.items() if v is not None} for section, values in given.items()}
 
 
@@ -206,7 +211,7 @@ def _fit_to_data(sections: dict[str, Any], asked: Tree, shape: tuple[int, int, i
     data = sections.get("data", DataConfig())
     if "shape" in asked.get("data", {}) and data.shape != shape:
         raise DataError(f"data {data.source} has images of {list(shape)}, but data.shape is set to {list(data.shape)}")
-    return sections | {"data": DataConfig(source=data.source, shape=shape, flip=data.flip)}
+    return sections | {"data": dataclasses.replace(data, shape=shape)}
 
 
 def _resume_config(out: Path | None, asked: Tree) -> Config:

@@ -34,19 +34,25 @@ class DataConfig:
     """Where the images come from and what they are.
 
     Attributes:
-        source: "digits" (embedded) or a path: .npz, .npy or a folder of images.
+        source: "digits" (embedded), "hf:NAME" of a Hugging Face dataset, or a path.
         shape: [channels, height, width] of an image.
+        size: height and width that images are resampled to when they are read; 0 for those that they have.
+        crop: "center" takes the middle square of each image first, "none" nothing.
         flip: mirror images left to right at random.
     """
 
     source: str = "digits"
     shape: tuple[int, ...] = (1, 8, 8)
+    size: int = 0
+    crop: str = "none"
     flip: bool = False
 
     def __post_init__(self) -> None:
         _require(self.source != "", "data.source", self.source, '"digits" or a path')
         ok = len(self.shape) == 3 and all(s >= 1 for s in self.shape)
         _require(ok, "data.shape", self.shape, "[channels, height, width], each >= 1")
+        _require(self.size == 0 or self.size >= 2, "data.size", self.size, ">= 2 (or 0: as they are)")
+        _require(self.crop in ("none", "center"), "data.crop", self.crop, '"none" or "center"')
 
     @property
     def dim(self) -> int:

@@ -261,7 +261,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(ict, tmp_path, networks,
         (2, "--steps is of samples that a model draws", (b, "--data", a, "--steps", 2)),
         (2, "--seed is of samples that a model draws", (b, "--data", a, "--seed", 1)),
         (2, "--batch-size is of samples", (b, "--data", a, "--batch-size", 9)),
-        (1, "cannot be read", (b, "--data", tmp_path / "cut.npz")),
+        (1, "is not a readable .npz file", (b, "--data", tmp_path / "cut.npz")),
         (2, "--num 251 is more than the 250 images", (b, "--data", a, "--num", 251)),
     ]
     for code, says, arguments in cases:

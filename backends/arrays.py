@@ -1,0 +1,238 @@
+"""Images that are arrays already: .npz and .npy files, and the batches of downsampled ImageNet."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from ict_backends.errors import DataError
+from ict_backends.sources import Content, Source
+from ict_backends.zips import check_directory
+
+_CHANNELS = (1, 3)
+_IMAGENET_CLASSES = 1000
+_IMAGENET_BATCH = re.compile(r"train_data_batch_(\d+)\.npz")
+_IMAGES = ("images", "arr_0")
+# A file of more bytes than this is read a piece at a time; and an array of more that was packed by more than that is
+# taken for one that is to fill the memory.
+LARGE, _PACKED, _PIECE = 2**30, 100, 2**22
+# What a damaged file makes NumPy and zipfile raise.
+_DAMAGED = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+Arrays = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
+
+
+def read_npy(path: Path) -> Arrays:
+    """The images [n, c, h, w] of an .npy file; no labels, no names of classes. Raises DataError."""
+    return to_nchw(path, read_member(path, "")), None, ()
+
+
+def read_npz(path: Path) -> Arrays:
+    """Images [n, c, h, w], labels [n] or None, and the names of classes of an .npz file. Raises DataError.
+
+    Images are `images` or `arr_0`, labels `labels` or `arr_1`, names `classes`; or it is a batch of ImageNet.
+    """
+    names = npz_names(path)
+    if "data" in names and not set(_IMAGES) & set(names):
+        images, labels = read_imagenet_batch(path)
+        return images, labels, ()
+    images = to_nchw(path, read_member(path, _images_name(path)))
+    return images, *_labels_and_classes(path, len(images))
+
+
+def _images_name(path: Path) -> str:
+    """The name of the array of images; empty in an .npy file."""
+    if path.suffix.lower() == ".npy":
+        return ""
+    names = npz_names(path)
+    found = next((name for name in _IMAGES if name in names), None)
+    if found is None:
+        raise DataError(f"data {path} has no array `images` or `arr_0`; it has {', '.join(names) or 'none'}")
+    return found
+
+
+def _labels_and_classes(path: Path, count: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    names = npz_names(path)
+    label = next((name for name in ("labels", "arr_1") if name in names), None)
+    labels = None if label is None else check_labels(path, read_member(path, label), count)
+    classes = read_member(path, "classes").ravel() if "classes" in names else ()
+    return labels, tuple(map(str, classes))
+
+
+def is_too_large(path: Path) -> bool:
+    """Whether a file of arrays is one for `open_array`."""
+    if path.stat().st_size <= LARGE:
+        return False
+    return path.suffix.lower() == ".npy" or bool(set(_IMAGES) & set(npz_names(path)))
+
+
+def open_array(path: Path) -> Source:
+    """The images of an .npz or .npy file, a few at a time: the file may be larger than the memory."""
+    name = _images_name(path)
+    with _open_member(path, name) as file:
+        shape = _read_shape(path, file)
+    to_nchw(path, np.empty((min(1, shape[0]), *shape[1:]), dtype=np.uint8))  # is it a shape of images?
+    labels, classes = _labels_and_classes(path, shape[0]) if name else (None, ())
+    step = max(1, _PIECE // int(np.prod(shape[1:])))
+
+    def read() -> Iterator[tuple[int, Content]]:
+        with _open_member(path, name) as file:
+            _read_shape(path, file)
+            for first in range(0, shape[0], step):
+                part = (min(step, shape[0] - first), *shape[1:])
+                pixels = np.frombuffer(file.read(int(np.prod(part))), dtype=np.uint8).reshape(part)
+                yield from enumerate(to_nchw(path, pixels), start=first)
+            _check_end(file)
+
+    return Source(str(path), [f"number {i}" for i in range(shape[0])], labels, classes, read)
+
+
+def _read_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
+    """The shape of an array of uint8, from the head of its file."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, kind = read(file)
+    if kind != np.uint8 or by_columns or not shape:
+        raise DataError(f"data {path}: images must be uint8 in 0..255, row by row, not {kind}")
+    return shape
+
+
+def npz_names(path: Path) -> list[str]:
+    """The names of the arrays of an .npz file. Raises DataError where it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_directory(archive, archive.infolist())
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except _DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def read_member(path: Path, name: str) -> np.ndarray:
+    """One array of an .npz file, or that of an .npy file, its checksum checked if it has one. Raises DataError."""
+    with _open_member(path, name) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        _check_end(file)
+        return array
+
+
+@contextlib.contextmanager
+def _open_member(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """The file of an array, without a name the .npy file itself. What damage to it raises becomes DataError."""
+    try:
+        if not name:
+            with open(path, "rb") as file:
+                yield file
+            return
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(f"{name}.npy")
+            if info.file_size > max(LARGE, _PACKED * info.compress_size):
+                raise ValueError(f"{name} unpacks to {info.file_size >> 30} GiB, more than {_PACKED} times its size")
+            with archive.open(info) as file:
+                yield file
+    except _DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _check_end(file: IO[bytes]) -> None:
+    if file.read(1):  # in a zip, this also checks the checksum
+        raise ValueError("it goes on after its array")
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = str(error) or type(error).__name__
+    return DataError(f"data {path} is not a readable {path.suffix} file of plain arrays: {reason}")
+
+
+def to_nchw(path: Path, images: np.ndarray) -> np.ndarray:
+    """Images of any layout as [n, c, h, w]. Raises DataError where they are no uint8, or none at all."""
+    if images.dtype != np.uint8:
+        raise DataError(f"data {path}: images must be uint8 in 0..255, not {images.dtype}")
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[3] in _CHANNELS:
+        images = images.transpose(0, 3, 1, 2)
+    elif images.ndim != 4 or images.shape[1] not in _CHANNELS:
+        found = list(images.shape)
+        raise DataError(
+            f"data {path}: images must be [n, h, w], [n, h, w, c] or [n, c, h, w] with c 1 or 3, not {found}"
+        )
+    if 0 in images.shape:
+        raise DataError(f"data {path} holds no images: their shape is {list(images.shape)}")
+    return np.ascontiguousarray(images)
+
+
+def check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
+    """Labels as int64. Raises DataError unless they are [count] integers >= 0."""
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+        found = f"{list(labels.shape)} {labels.dtype}"
+        below = f" with {labels.min()}" if labels.shape == (count,) and labels.dtype.kind == "i" else ""
+        raise DataError(f"data {path}: labels must be [{count}] integers >= 0, one an image, not {found}{below}")
+    return labels.astype(np.int64)
+
+
+# --- downsampled ImageNet --------------------------------------------------------------------------------------------
+
+
+def imagenet_batches(names: Sequence[str]) -> list[str]:
+    """Those of a folder's files that are training batches, by their number."""
+    found = {name: int(match[1]) for name in names if (match := _IMAGENET_BATCH.fullmatch(name))}
+    return sorted(found, key=found.__getitem__)
+
+
+def open_imagenet(folder: Path, batches: Sequence[str]) -> Source:
+    """The images of a folder of batches, one batch in memory at a time."""
+    paths = [folder / name for name in batches]
+    labels = [_imagenet_labels(path) for path in paths]
+    names = [f"{path.name}[{i}]" for path, known in zip(paths, labels, strict=True) for i in range(len(known))]
+
+    def read() -> Iterator[tuple[int, Content]]:
+        images = (image for path in paths for image in read_imagenet_batch(path)[0])
+        return enumerate(images)
+
+    return Source(str(folder), names, np.concatenate(labels), (), read)
+
+
+def read_imagenet_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, 3, s, s] and labels [n] in 0..999 of a batch: `data` [n, 3 s s], planes of R, G, B, and `labels`.
+
+    The file's labels begin at 1.
+    """
+    data, labels = read_member(path, "data"), _imagenet_labels(path)
+    side = round((data.shape[-1] / 3) ** 0.5) if data.ndim == 2 else 0
+    if data.dtype != np.uint8 or data.ndim != 2 or side < 1 or data.shape != (len(labels), 3 * side * side):
+        found = f"{list(data.shape)} {data.dtype}"
+        raise DataError(f"data {path}: `data` must be [{len(labels)}, 3 s s] uint8, one row a label, not {found}")
+    return data.reshape(-1, 3, side, side), labels
+
+
+def _imagenet_labels(path: Path) -> np.ndarray:
+    missing = {"data", "labels"} - set(npz_names(path))
+    if missing:
+        raise DataError(f"data {path} has no array `{missing.pop()}`, which batches of ImageNet have")
+    labels = read_member(path, "labels")
+    ok = labels.ndim == 1 and len(labels) > 0 and labels.dtype.kind in "iu"
+    if not ok or labels.min() < 1 or labels.max() > _IMAGENET_CLASSES:
+        raise DataError(f"data {path}: `labels` of batches of ImageNet must be [n] integers in 1..{_IMAGENET_CLASSES}")
+    return labels.astype(np.int64) - 1

@@ -1,0 +1,178 @@
+"""CIFAR-10 and CIFAR-100 as their authors hand them out: pickles, read without running anything that is in them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ict_backends.archives import read_tar_file, tar_members
+from ict_backends.errors import DataError
+from ict_backends.sources import Source
+
+_PIXELS = 3 * 32 * 32
+
+
+class _Kind(NamedTuple):
+    """Files of a set: of training images, of names; and the keys of the classes and of their names."""
+
+    batches: tuple[str, ...]
+    meta: str
+    labels: bytes
+    names: bytes
+
+
+_KINDS = (
+    _Kind(tuple(f"data_batch_{i}" for i in range(1, 6)), "batches.meta", b"labels", b"label_names"),
+    _Kind(("train",), "meta", b"fine_labels", b"fine_label_names"),
+)
+
+
+class CifarFiles(NamedTuple):
+    """Where the training batches of a set are: names in a folder or an archive."""
+
+    kind: _Kind
+    batches: list[str]
+    meta: str | None
+
+
+def find_cifar(names: Sequence[str]) -> CifarFiles | None:
+    """The training batches among the names a/b/c of files; None where they are of something else."""
+    for kind in _KINDS:
+        anchor = kind.batches[0] if len(kind.batches) > 1 else kind.meta
+        folders = [n.removesuffix(anchor) for n in names if n.rpartition("/")[2] == anchor]
+        if len(folders) != 1 or len(names) > 20:  # a set of images may have a file `meta`
+            continue
+        batches = [folders[0] + name for name in kind.batches]
+        if not set(batches) & set(names):
+            continue
+        meta = folders[0] + kind.meta
+        return CifarFiles(kind, batches, meta if meta in names else None)
+    return None
+
+
+def open_cifar_folder(folder: Path, files: CifarFiles) -> Source:
+    """The training images of an unpacked set, in the order of the batches."""
+
+    def read(name: str) -> bytes:
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"data {folder} has no file {name}, which is one of {len(files.batches)} batches")
+        return path.read_bytes()
+
+    return _open(folder, files, read)
+
+
+def open_cifar_tar(path: Path, files: CifarFiles) -> Source:
+    """The training images of `cifar-10-python.tar.gz` or such, in the order of the batches."""
+    wanted = {*files.batches, files.meta}
+    members = tar_members(path)
+    content = {n: read_tar_file(path, n, info, file) for n, info, file in members if file and n in wanted}
+
+    def read(name: str) -> bytes:
+        if name not in content:
+            raise DataError(f"data {path} has no file {name}, which is one of {len(files.batches)} batches")
+        return content.pop(name)
+
+    return _open(path, files, read)
+
+
+def _open(where: Path, files: CifarFiles, read: Callable[[str], bytes]) -> Source:
+    batches = [_batch(where, name, read(name), files.kind.labels) for name in files.batches]
+    images = np.concatenate([images for images, _ in batches])
+    labels = np.concatenate([labels for _, labels in batches])
+    heads = ((name.rpartition("/")[2], len(labels)) for name, (_, labels) in zip(files.batches, batches, strict=True))
+    names = [f"{head}[{i}]" for head, count in heads for i in range(count)]
+    classes = () if files.meta is None else _class_names(_unpickle(where, files.meta, read(files.meta)), files.kind)
+    return Source(str(where), names, labels, classes if len(classes) > labels.max() else (), lambda: enumerate(images))
+
+
+def _batch(where: Path, name: str, content: bytes, key: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The images [n, 3, 32, 32] uint8 and labels [n] int64 of a batch: rows of planes of R, G, B."""
+    found = _unpickle(where, name, content)
+    data, labels = found.get(b"data"), found.get(key)
+    ok = isinstance(data, _PickledArray) and isinstance(labels, list) and len(labels) > 0
+    if not ok or any(type(label) is not int or not 0 <= label < 100 for label in labels):
+        raise DataError(f"data {where}: {name} is no batch of CIFAR: it needs `data` and `{key.decode()}`")
+    return data.bytes_of(where, name, (len(labels), _PIXELS)).reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
+
+
+def _class_names(meta: dict[bytes, Any], kind: _Kind) -> tuple[str, ...]:
+    names = meta.get(kind.names)
+    ok = isinstance(names, list) and all(isinstance(name, bytes | str) for name in names)
+    return tuple(n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names) if ok else ()
+
+
+# --- pickles ---------------------------------------------------------------------------------------------------------
+
+
+class _PickledArray:
+    """What a pickle says of an array. NumPy never sees it before it is known to be plain bytes of the right number."""
+
+    state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def bytes_of(self, where: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """The array, where it is uint8 of this shape. Raises DataError where not."""
+        match self.state:
+            case (int(), tuple(found), _PickledDtype(code=b"u1" | "u1"), False | 0, bytes(raw)) if (
+                found == shape and len(raw) == shape[0] * shape[1]
+            ):
+                return np.frombuffer(raw, dtype=np.uint8).reshape(shape)
+        raise DataError(f"data {where}: `data` of {name} must be {list(shape)} uint8, one row a label")
+
+
+class _PickledDtype:
+    """What a pickle says of a type of numbers."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        pass  # the order of bytes, of which u1 has but one
+
+
+def _reconstruct(*_: object) -> _PickledArray:
+    return _PickledArray()
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    """How Python 3 writes bytes for Python 2."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("bytes are not written so")
+    return text.encode("latin1")
+
+
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+# The one written in Python: the one in C sets aside as much memory as a damaged number asks for.
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """Builds dicts, lists, bytes, numbers and the stand-ins above; all else is refused."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of CIFAR needs")
+        return _ALLOWED[module, name]
+
+
+def _unpickle(where: Path, name: str, content: bytes) -> dict[bytes, Any]:
+    """The dict of a pickle, its keys as bytes. Raises DataError for all else."""
+    try:
+        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a pickle can make the reader raise anything
+        raise DataError(f"data {where}: {name} cannot be read: {str(error) or type(error).__name__}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"data {where}: {name} is no batch of CIFAR: it is no dict")
+    return {key.encode() if isinstance(key, str) else key: value for key, value in found.items()}

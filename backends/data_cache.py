@@ -1,0 +1,177 @@
+"""Decoded images on disk, so that a large set is decoded once.
+
+CACHE/data-KEY.npy holds the images [n, c, h, w] uint8, which are mapped and not read; CACHE/data-KEY.npz their labels,
+the names of classes, and the sha256 of the other file. CACHE is $XDG_CACHE_HOME/ict, or ~/.cache/ict.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from ict_backends.arrays import npz_names, read_member
+from ict_backends.errors import DataError
+from ict_backends.files import cache_folder, write_atomically
+from ict_backends.images import encode_npz
+from ict_backends.sources import available_cores
+
+# Of the rules of docs/data.md: with another number, everything is decoded anew.
+_RULES = 1
+_DAY = 24 * 3600
+# Files that one thread hashes at a time, and a size in bytes that is read at once.
+_FILES, _SMALL = 256, 2**18
+
+Cached = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
+
+
+def content_key(files: Sequence[tuple[str, Path]], note: str) -> str:
+    """A key of the names and the content of files, and of a note.
+
+    To read all the files takes a part of the time of decoding them. Names, sizes and times of change would take less,
+    but they stay the same where a tool copies one image over another and keeps the times, and then a run would be
+    trained on images that are not there any more. Who has millions of files packs them: then there is one to read.
+
+    Raises OSError.
+    """
+    parts = [files[i : i + _FILES] for i in range(0, len(files), _FILES)]
+    key = hashlib.sha256(f"{_RULES} {note}".encode(errors="surrogateescape"))
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for line in pool.map(_content_lines, parts):
+            key.update(line)
+    return key.hexdigest()[:32]
+
+
+def _content_lines(files: Sequence[tuple[str, Path]]) -> bytes:
+    lines = (f"\0{name}\0{_file_digest(path)}" for name, path in files)
+    return "".join(lines).encode(errors="surrogateescape")
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # its absence is noticed where the image is read
+        return "none"
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        return "none"
+    with open(path, "rb", buffering=0) as file:
+        # Its buffer takes longer to make than a small file to read.
+        if status.st_size > _SMALL:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def read_cached(key: str) -> Cached | None:
+    """Images [n, c, h, w] as a read-only map, labels and names of classes; None where they are not there or damaged."""
+    images_file, labels_file = _paths(key)
+    try:
+        if not images_file.is_file():
+            return None
+        known = {name: read_member(labels_file, name) for name in npz_names(labels_file)}
+        if _file_digest(images_file) != str(known["sha256"]):
+            return None
+        images = np.load(images_file, mmap_mode="r", allow_pickle=False)
+        return images, known.get("labels"), tuple(map(str, known["classes"]))
+    except (OSError, ValueError, KeyError, DataError):
+        return None
+
+
+def _paths(key: str) -> tuple[Path, Path]:
+    return cache_folder() / f"data-{key}.npy", cache_folder() / f"data-{key}.npz"
+
+
+class Room:
+    """A context with room for the images of a set while they are decoded: memory, or a file that the cache then keeps.
+
+    Where the file cannot be made, or has no room, it is memory too, with a warning.
+
+    Args:
+        key: of the content; None for memory.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        self._key = key
+        self._file: Path | None = None
+
+    def __enter__(self) -> Room:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._drop()
+
+    def allocate(self, shape: Sequence[int]) -> np.ndarray:
+        """An array of uint8 to fill. Where one was given before, its content stays as long as it is referred to."""
+        self._drop()
+        if self._key is None:
+            return np.empty(shape, dtype=np.uint8)
+        try:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            _sweep()
+            handle, name = tempfile.mkstemp(prefix=f".data-{self._key}.", suffix=".tmp", dir=cache_folder())
+            os.close(handle)
+            self._file = Path(name)
+            return _mapped(self._file, shape)
+        except OSError as error:
+            self._give_up(error)
+            return np.empty(shape, dtype=np.uint8)
+
+    def keep(self, images: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...]) -> Cached:
+        """The same, from the cache where they were put there.
+
+        Processes that do so at once write the same, each a file of its own that is renamed when it is whole.
+        """
+        if self._key is None or self._file is None:
+            return images, labels, classes
+        images_file, labels_file = _paths(self._key)
+        arrays = {"classes": np.array(classes, dtype=str)} | ({} if labels is None else {"labels": labels})
+        try:
+            images.flush()
+            digest = np.array(_file_digest(self._file))
+            self._file.replace(images_file)
+            self._file = None
+            write_atomically(labels_file, encode_npz(sha256=digest, **arrays))
+            return np.load(images_file, mmap_mode="r", allow_pickle=False), labels, classes
+        except OSError as error:
+            self._give_up(error)
+            return images, labels, classes
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+            self._file = None
+
+    def _give_up(self, error: OSError) -> None:
+        self._drop()
+        self._key = None
+        reason = error.strerror or error
+        print(f"Warning: no cache of decoded images in {cache_folder()}: {reason}", file=sys.stderr)
+
+
+def _sweep() -> None:
+    """Take away what processes that were killed have left unfinished."""
+    for path in cache_folder().glob(".data-*.tmp"):
+        if time.time() - path.stat().st_mtime > _DAY:
+            path.unlink(missing_ok=True)
+
+
+def _mapped(path: Path, shape: Sequence[int]) -> np.ndarray:
+    """A new .npy file as an array. Raises OSError where the disk has no room for all of it: to write into a map without
+    room would end the process.
+    """
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=tuple(shape))
+    size = path.stat().st_size
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    elif shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return images

@@ -1,0 +1,29 @@
+"""What `zipfile` does not check of a .zip file, and a damaged one can leave images out by."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+
+_END, _END_SIZE, _COMMENT = b"PK\5\6", 22, 2**16
+
+
+def check_directory(archive: zipfile.ZipFile, unread: Iterable[str | zipfile.ZipInfo]) -> None:
+    """Raise zipfile.BadZipFile where the list of members does not agree with the rest of the file.
+
+    Each name stands twice, and where they differ one can be that of an image; zipfile compares them when a member is
+    opened. How many members there are stands at the end of the file, in 16 bits.
+
+    Args:
+        unread: the members that nothing else will open.
+    """
+    for member in unread:
+        archive.open(member).close()
+    file = archive.fp
+    file.seek(0, 2)
+    file.seek(max(0, file.tell() - _END_SIZE - _COMMENT))
+    tail = file.read()
+    end = tail[tail.rfind(_END) :]
+    count, found = int.from_bytes(end[10:12], "little"), len(archive.infolist())
+    if count != min(found, 0xFFFF):
+        raise zipfile.BadZipFile(f"it lists {found} members and says that there are {count}")

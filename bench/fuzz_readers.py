@@ -1,0 +1,81 @@
+"""Mutated files against the readers of data: python bench/fuzz_readers.py [--files N] [--seed S].
+
+Each file of each format (tests/data_samples.py) is mutated and read. It must be refused in one line, or give images:
+the same ones where the format has checksums, others of the same number where it has none. Anything else, a file that
+takes more than ten seconds, or more memory than --limit, is a fault; it is kept, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import click
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+_SECONDS = 10
+
+
+class TooSlowError(BaseException):
+    """Passes every `except` of the readers."""
+
+
+def _stop(*_: object) -> None:
+    raise TooSlowError(f"more than {_SECONDS} seconds")
+
+
+@click.command()
+@click.option("--files", default=10_000, show_default=True, help="How many mutated files to read.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--limit", default=4096, show_default=True, help="Of the memory of the process, in MiB.")
+@click.option("--keep", default="fuzz-faults", show_default=True, help="Folder for the files that are faults.")
+def main(files: int, seed: int, limit: int, keep: str) -> None:
+    """Read mutated files and count what comes of them."""
+    from data_samples import make_samples, mutate
+
+    resource.setrlimit(resource.RLIMIT_AS, (limit * 2**20, limit * 2**20))
+    signal.signal(signal.SIGALRM, _stop)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        samples = make_samples(Path(folder))
+        start, counts, slowest, faults = _peak(), defaultdict(Counter), defaultdict(float), 0
+        for i in range(files):
+            name = list(samples)[i % len(samples)]
+            content = mutate(samples[name].content, np.random.default_rng([seed, i]))
+            begin = time.perf_counter()
+            signal.alarm(_SECONDS)
+            try:
+                outcome = samples[name].outcome(content)
+            except (Exception, TooSlowError) as error:
+                outcome, faults = "FAULT", faults + 1
+                Path(keep).mkdir(exist_ok=True)
+                (Path(keep) / f"{seed}-{i}-{samples[name].file.name}").write_bytes(content)
+                click.echo(f"{name}, seed {seed}, file {i}: {type(error).__name__}: {error}")
+            signal.alarm(0)
+            counts[name][outcome] += 1
+            slowest[name] = max(slowest[name], time.perf_counter() - begin)
+            samples[name].file.write_bytes(samples[name].content)
+    outcomes = ("refused", "unchanged", "changed", "FAULT")
+    click.echo(f"{'format':14}{'files':>10}" + "".join(f"{name:>10}" for name in outcomes) + f"{'slowest':>10}")
+    for name, found in counts.items():
+        numbers = "".join(f"{number:10}" for number in (found.total(), *(found[key] for key in outcomes)))
+        click.echo(f"{name:14}{numbers}{slowest[name]:9.2f}s")
+    click.echo(f"{files} files; peak memory {start} MiB before the first and {_peak()} MiB after the last")
+    sys.exit(faults > 0)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+if __name__ == "__main__":
+    main()

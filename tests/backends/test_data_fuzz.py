@@ -1,0 +1,58 @@
+"""Mutated files of every format: refused in one line, or read right. `bench/fuzz_readers.py` does thousands."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from data_samples import Sample, make_samples, mutate
+
+FILES = 20  # a format
+FORMATS = [
+    *(
+        "png",
+        "jpg",
+        "gif",
+        "bmp",
+        "ppm",
+        "tif",
+        "webp",
+        "zip",
+        "zip, stored",
+        "tar",
+        "tar.gz",
+        "tar.xz",
+        "npz",
+        "npz, packed",
+        "npy",
+    ),
+    *("CIFAR pickle", "CIFAR tar.gz", "ImageNet npz", "Parquet", "dataset.json"),
+]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> dict[str, Sample]:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    return make_samples(tmp_path_factory.mktemp("samples"))
+
+
+def test_every_format_is_mutated(samples) -> None:
+    assert set(samples) == set(FORMATS)
+    assert FILES * len(FORMATS) >= 200
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_mutated_files_are_refused_or_read_right(samples, name, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sample = samples[name]
+    assert sample.outcome(sample.content) == "unchanged"
+    outcomes = [sample.outcome(mutate(sample.content, np.random.default_rng([1, i]))) for i in range(FILES)]
+    sample.file.write_bytes(sample.content)
+    assert "refused" in outcomes
+
+
+def test_the_check_can_fail(samples) -> None:
+    """Of images that are fewer, or not the same though there were checksums."""
+    sample = samples["zip"]
+    with pytest.raises(AssertionError, match="changed without notice"):
+        sample.outcome(samples["zip, stored"].content)
+    sample.file.write_bytes(sample.content)
