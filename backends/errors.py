@@ -21,6 +21,10 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class LostProcessError(UserError):
+    """One of the processes that train together has ended; nothing may wait for it any more."""
+
+
 class OutOfMemoryError(UserError):
     """More than the device holds; a smaller batch may fit."""
 

@@ -116,7 +116,7 @@ class Progress:
         record: dict[str, Any] = {"step": step + 1, "n": plan.n}
         if finite.any():
             means = losses[finite].mean(axis=1, dtype=np.float64)
-            record["loss"] = float(losses[finite].mean())
+            record["loss"] = float(means.mean())
             record["loss_max"] = float(means.max())
             record["spikes"] = int((means > _SPIKE * np.median(means)).sum())
             record["grad_norm"] = float(norms[finite].mean(dtype=np.float64))

@@ -44,7 +44,7 @@ class TensorBoard:
         step = record["step"]
         for name, value in record.items():
             for key, number in _flat(name, value):
-                self._writer.add_scalar(key if "/" in key else f"train/{key}", number, step)
+                self._writer.add_scalar(key if key.startswith("eval/") else f"train/{key}", number, step)
 
     def add_picture(self, step: int, picture: np.ndarray) -> None:
         """[h, w, c] uint8."""

@@ -58,12 +58,17 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(ict.main(args=arguments, prog_name="ict", standalone_mode=False) or 0)
     except (Exception, KeyboardInterrupt) as error:
+        from ict_backends.errors import LostProcessError
+
         if "--debug" in arguments:
             raise
         line, code = _explain(error)
         if line is None:
             raise
         click.echo(line, err=True)
+        if isinstance(error, LostProcessError):  # at exit, the libraries would wait for it
+            sys.stdout.flush()
+            os._exit(code)
         sys.exit(code)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # What may differ when a run is resumed: it changes what is written or held in memory, not what is computed.
 _FREE_ON_RESUME = {
+    "data.hold",
     "data.source",
     "eval.every",
     "eval.metric",

@@ -39,6 +39,8 @@ class DataConfig:
         size: height and width that images are resampled to when they are read; 0 for those that they have.
         crop: "center" takes the middle square of each image first, "none" nothing.
         flip: mirror images left to right at random.
+        hold: where the images are while training: on the "device", on the "host", of which each step's are copied
+            while the one before is computed, or "auto": on the device if they take a third of its free memory at most.
     """
 
     source: str = "digits"
@@ -46,6 +48,7 @@ class DataConfig:
     size: int = 0
     crop: str = "none"
     flip: bool = False
+    hold: str = "auto"
 
     def __post_init__(self) -> None:
         _require(self.source != "", "data.source", self.source, '"digits" or a path')
@@ -53,6 +56,8 @@ class DataConfig:
         _require(ok, "data.shape", self.shape, "[channels, height, width], each >= 1")
         _require(self.size == 0 or self.size >= 2, "data.size", self.size, ">= 2 (or 0: as they are)")
         _require(self.crop in ("none", "center"), "data.crop", self.crop, '"none" or "center"')
+        ok = self.hold in ("auto", "device", "host")
+        _require(ok, "data.hold", self.hold, '"auto", "device" or "host"')
 
     @property
     def dim(self) -> int:

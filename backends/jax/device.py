@@ -66,6 +66,12 @@ def out_of_memory(config: Config) -> Iterator[None]:
         ) from error
 
 
+def free_bytes(mesh: Mesh) -> int | None:
+    """Of one device's memory; None for the CPU, and where JAX does not know."""
+    stats = None if on_cpu(mesh) else jax.local_devices()[0].memory_stats()
+    return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
+
+
 def on_cpu(mesh: Mesh) -> bool:
     """Whether the devices are the CPU's."""
     return mesh.devices.flat[0].platform == "cpu"

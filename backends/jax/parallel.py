@@ -10,7 +10,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ict_backends.errors import UserError
+from ict_backends.errors import LostProcessError, UserError
 from ict_backends.jax.device import BATCH_AXIS, check_device, replicated, split
 from ict_backends.processes import check_rendezvous, local_rank, share_of_work
 from jax import Array
@@ -73,7 +73,8 @@ def joined(name: str) -> Iterator[Processes]:
 
     Raises:
         UsageError: the variables are incomplete, or there are no such devices.
-        UserError: they do not find each other, or one of them ends before its time.
+        UserError: they do not find each other.
+        LostProcessError: one of them ends before its time.
     """
     rank, world = share_of_work()
     if world == 1:
@@ -88,7 +89,7 @@ def joined(name: str) -> Iterator[Processes]:
     except jax.errors.JaxRuntimeError as error:
         if not any(s in str(error).lower() for s in ("connection", "gloo", "nccl", "unavailable", "heartbeat")):
             raise
-        raise UserError(
+        raise LostProcessError(
             f"process {rank} of {world} stops, since another one has ended: {str(error).splitlines()[0]}; continue "
             "from the last checkpoint with --resume"
         ) from error

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from ict_backends.checkpoint import load_newest
 from ict_backends.data import Dataset
+from ict_backends.feeding import fed, fits_on_device
 from ict_backends.interruption import Interruption, StoppedError
-from ict_backends.jax.device import on_cpu, out_of_memory, put, replicated
+from ict_backends.jax.device import free_bytes, on_cpu, out_of_memory, put, replicated
 from ict_backends.jax.parallel import Processes, joined
 from ict_backends.jax.sample import Model
 from ict_backends.jax.step import StepResult, TrainState, init_state, to_device, train_step_in_parts, train_steps
 from ict_backends.jax.weights import averaged_network, from_checkpoint, to_checkpoint
-from ict_backends.plan import StepPlan, plan_step
+from ict_backends.plan import StepPlan
 from ict_backends.processes import check_split
 from ict_backends.progress import warn
 from ict_backends.recorder import Recorder
@@ -48,14 +49,14 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
         state = _restore(config, run, mesh) if resume else init_state(config, mesh)
         done = int(state.step)
         stride = steps_per_dispatch(config, mesh, done)
-        advance = _advance(config, dataset, mesh, parts)
-        stopping = False
+        held = fits_on_device(config, dataset.images, free_bytes(mesh))
+        advance, stopping = _advance(config, dataset, mesh, parts, held=held), False
+        feed = fed(config, dataset.images, done, stride=stride, gather=not held)
         with Recorder(
             run, config, dataset.images, first=done, to_host=_to_host, writes=processes.rank == 0
         ) as recorder:
-            while done < config.train.total_steps and not stopping:
-                plans = [plan_step(config, step, len(dataset.images)) for step in range(done, done + stride)]
-                state, results = advance(state, plans)
+            for plans, gathered in feed:
+                state, results = advance(state, plans, gathered)
                 done += stride
                 stopping = processes.any(interruption.number is not None)
                 recorder.after(
@@ -64,6 +65,8 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
                     partial(to_checkpoint, config, state, mesh),
                     stopping=stopping,
                 )
+                if stopping:
+                    break
     if stopping and done < config.train.total_steps:
         raise StoppedError.after(done, run.path, interruption.number)
 
@@ -84,18 +87,33 @@ def _restore(config: Config, run: RunDir, mesh: Mesh) -> TrainState:
 
 
 def _advance(
-    config: Config, dataset: Dataset, mesh: Mesh, parts: int
-) -> Callable[[TrainState, Sequence[StepPlan]], tuple[TrainState, StepResult]]:
-    """From a state and the plans of the next steps to the state after them; the images are held on every device."""
-    images = put(np.ascontiguousarray(dataset.images.transpose(0, 2, 3, 1)), replicated(mesh))
-    labels = put(dataset.labels.astype(np.int32), replicated(mesh)) if config.network.num_classes else None
+    config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: bool
+) -> Callable[[TrainState, Sequence[StepPlan], np.ndarray | None], tuple[TrainState, StepResult]]:
+    """From a state, the plans of the next steps and their images to the state after them.
 
+    Args:
+        held: the whole set is on every device, and no images are given.
+    """
     steps = train_step_in_parts if on_cpu(mesh) and parts > 1 else train_steps
+    images = _on_devices(dataset.images, mesh) if held else None
+    labels = dataset.labels.astype(np.int32) if config.network.num_classes else None
+    whole = None if labels is None else put(labels, replicated(mesh))
 
-    def advance(state: TrainState, plans: Sequence[StepPlan]) -> tuple[TrainState, StepResult]:
-        return steps(state, config, to_device(plans, mesh, parts), images, labels, mesh)
+    def advance(
+        state: TrainState, plans: Sequence[StepPlan], gathered: np.ndarray | None
+    ) -> tuple[TrainState, StepResult]:
+        if gathered is None:
+            return steps(state, config, to_device(plans, mesh, parts), images, whole, mesh)
+        chosen = None if labels is None else put(labels[np.concatenate([p.indices for p in plans])], replicated(mesh))
+        places = np.split(np.arange(len(gathered)), len(plans))  # of each step's images among those of all
+        draws = to_device([p._replace(indices=i) for p, i in zip(plans, places, strict=True)], mesh, parts)
+        return steps(state, config, draws, _on_devices(gathered, mesh), chosen, mesh)
 
     return advance
+
+
+def _on_devices(images: np.ndarray, mesh: Mesh) -> jax.Array:
+    return put(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), replicated(mesh))
 
 
 def _model(config: Config, state: TrainState, processes: Processes) -> Model:

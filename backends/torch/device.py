@@ -59,6 +59,11 @@ def out_of_memory(config: Config) -> Iterator[None]:
         ) from error
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Of a GPU's memory; None for the CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
 def describe_device(name: str) -> str:
     """In words, what a name stands for: "torch 2.13.0 on cpu". Raises UsageError as `check_device` does."""
     return f"torch {torch.__version__} on {check_device(name)}"

@@ -11,7 +11,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
-from ict_backends.errors import UserError
+from ict_backends.errors import LostProcessError, UserError
 from ict_backends.processes import check_rendezvous, share_of_work
 from ict_backends.torch.device import check_device
 from torch import Tensor, nn
@@ -99,7 +99,8 @@ def joined(name: str) -> Iterator[Processes]:
 
     Raises:
         UsageError: the variables are incomplete, or there is no such device.
-        UserError: they do not find each other, or one of them ends before its time.
+        UserError: they do not find each other.
+        LostProcessError: one of them ends before its time.
     """
     device = check_device(name)
     rank, world = share_of_work()
@@ -121,9 +122,9 @@ def joined(name: str) -> Iterator[Processes]:
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
-        raise UserError(
-            f"process {rank} of {world} stops, since another one has ended: {_first_line(error)}; continue from the "
-            "last checkpoint with --resume"
+        raise LostProcessError(
+            f"process {rank} of {world} stops, since another one has ended: {_first_line(error).split('. ')[0]}; "
+            "continue from the last checkpoint with --resume"
         ) from error
     finally:
         with contextlib.suppress(RuntimeError), warnings.catch_warnings():

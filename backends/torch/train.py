@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from ict_backends.checkpoint import load_newest
 from ict_backends.data import Dataset
+from ict_backends.feeding import fed, fits_on_device
 from ict_backends.interruption import Interruption, StoppedError
-from ict_backends.plan import StepPlan, plan_step
+from ict_backends.plan import StepPlan
 from ict_backends.processes import check_split
 from ict_backends.progress import warn
 from ict_backends.recorder import Recorder
 from ict_backends.rundir import RunDir
-from ict_backends.torch.device import out_of_memory
+from ict_backends.torch.device import free_bytes, out_of_memory
 from ict_backends.torch.parallel import Processes, joined
 from ict_backends.torch.sample import Model
 from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, train_step
@@ -38,16 +39,12 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
     with joined(device) as processes, out_of_memory(config), Interruption() as interruption:
         parts = check_split(config.train.batch_size, config.train.micro_batch, processes.world, "processes")
         state = _restore(config, run, processes) if resume else init_state(config, processes)
-        load = _loader(config, dataset, processes.device)
-        to_host = _to_host(processes)
-        stopping = False
+        feed, to_host, stopping = _feed(config, dataset, state.step, processes, parts), _to_host(processes), False
         with Recorder(
             run, config, dataset.images, first=state.step, to_host=to_host, writes=processes.rank == 0
         ) as recorder:
-            while state.step < config.train.total_steps and not stopping:
-                plan = plan_step(config, state.step, len(dataset.images))
-                mine = plan.parts(processes.world)[processes.rank]
-                result = train_step(state, config, map(load, mine.parts(parts)), parts=parts)
+            for plan, batches in feed:
+                result = train_step(state, config, batches, parts=parts)
                 stopping = processes.any(interruption.number is not None)
                 recorder.after(
                     [(state.step - 1, plan, result)],
@@ -55,6 +52,8 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
                     lambda: to_checkpoint(state),
                     stopping=stopping,
                 )
+                if stopping:
+                    break
     if stopping and state.step < config.train.total_steps:
         raise StoppedError.after(state.step, run.path, interruption.number)
 
@@ -64,16 +63,27 @@ def _restore(config: Config, run: RunDir, processes: Processes) -> TrainState:
     return from_checkpoint(config, checkpoint, processes, f"checkpoint {folder}")
 
 
-def _loader(config: Config, dataset: Dataset, device: torch.device) -> Callable[[StepPlan], Batch]:
-    """From the plan of a batch to the batch; the images are held on the device."""
-    images = torch.from_numpy(dataset.images).to(device)
-    labels = torch.from_numpy(dataset.labels).to(device) if config.network.num_classes else None
+def _feed(
+    config: Config, dataset: Dataset, first: int, processes: Processes, parts: int
+) -> Iterator[tuple[StepPlan, Iterator[Batch]]]:
+    """The plan of each step, and the batches that this process does of it."""
+    device, conditional = processes.device, config.network.num_classes > 0
+    held = fits_on_device(config, dataset.images, free_bytes(device))
+    # Copied where it cannot be written, as a map of a file, of which torch would warn.
+    images = torch.from_numpy(np.require(dataset.images, requirements="W")).to(device) if held else None
+    labels = torch.from_numpy(dataset.labels).to(device) if conditional else None
 
-    def load(plan: StepPlan) -> Batch:
+    def mine(plan: StepPlan) -> StepPlan:
+        return plan.parts(processes.world)[processes.rank]
+
+    def load(plan: StepPlan, gathered: np.ndarray | None) -> Batch:
         indices = torch.from_numpy(plan.indices).to(device)
-        return make_batch(config, plan, images[indices], None if labels is None else labels[indices])
+        chosen = images[indices] if gathered is None else torch.from_numpy(gathered).to(device, non_blocking=True)
+        return make_batch(config, plan, chosen, None if labels is None else labels[indices])
 
-    return load
+    for (plan,), gathered in fed(config, dataset.images, first, mine=mine, gather=not held):
+        pieces = [None] * parts if gathered is None else np.split(gathered, parts)
+        yield plan, map(load, mine(plan).parts(parts), pieces)
 
 
 def _to_host(processes: Processes) -> Callable[[Sequence[StepResult]], tuple[np.ndarray, np.ndarray]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -10,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ict_backends import checkpoint_writer, load_backend
+from ict_backends import checkpoint_writer, feeding, load_backend
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.data import Dataset
 from ict_backends.errors import CheckpointError, UserError
@@ -56,17 +56,16 @@ def contents(run: RunDir) -> bytes:
     return (run.latest_checkpoint() / "state.safetensors").read_bytes()
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, backend: str, step: int, act) -> None:
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
     """Do something when the plan of a step is made."""
-    module = importlib.import_module(f"ict_backends.{backend}.train")
-    original = module.plan_step
+    original = feeding.plan_step
 
     def plan_step(config: Config, number: int, count: int):
         if number == step:
             act()
         return original(config, number, count)
 
-    monkeypatch.setattr(module, "plan_step", plan_step)
+    monkeypatch.setattr(feeding, "plan_step", plan_step)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(
     config = make_config(total_steps=9)
     whole, before = start(tmp_path / "whole", config, backend), signal.getsignal(number)
     with monkeypatch.context() as patch:
-        at_step(patch, backend, 4, lambda: signal.raise_signal(number))
+        at_step(patch, 4, lambda: signal.raise_signal(number))
         with pytest.raises(StoppedError, match=f"stopped by {signal.Signals(number).name} after step 5; go on") as stop:
             start(tmp_path / "stopped", config, backend)
     assert stop.value.exit_code == 128 + number
@@ -93,7 +92,7 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(
 
 
 def test_a_signal_in_the_last_step_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_step(monkeypatch, "torch", 2, lambda: signal.raise_signal(signal.SIGTERM))
+    at_step(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGTERM))
     assert load_checkpoint(start(tmp_path / "run", make_config(total_steps=3)).latest_checkpoint()).step == 3
 
 
@@ -117,7 +116,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
 def interrupt_twice(folder: Path) -> None:
     """In the fifth step, with a checkpoint of the third."""
     with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, "torch", 4, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+        at_step(patch, 4, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
         start(folder, make_config(total_steps=6, checkpoint_every=3))
 
 
@@ -147,7 +146,7 @@ def kill(folder: Path) -> None:
         child = os.fork()
         if child == 0:
             with pytest.MonkeyPatch.context() as patch:
-                at_step(patch, "torch", steps_done(run), partial(os.write, told, b"."))
+                at_step(patch, steps_done(run), partial(os.write, told, b"."))
                 load_backend("torch").train(config, make_data(), run, device="cpu", resume=bool(run.checkpoints()))
             os._exit(1)
         os.read(ready, 1)
@@ -174,7 +173,7 @@ def steps_done(run: RunDir) -> int:
 def straight(path: Path, config: Config, steps: int) -> bytes:
     """The checkpoint after so many steps that nothing came between."""
     with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, "torch", steps - 1, lambda: signal.raise_signal(signal.SIGTERM))
+        at_step(patch, steps - 1, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(StoppedError):
             start(
                 path,
@@ -232,7 +231,7 @@ def test_training_does_not_wait_for_a_disk_that_fails(tmp_path, failing, capfd) 
 def test_a_folder_that_vanishes_is_made_again(tmp_path, monkeypatch, capfd) -> None:
     config = make_config(total_steps=8, checkpoint_every=4)
     whole = start(tmp_path / "whole", config)
-    at_step(monkeypatch, "torch", 6, lambda: shutil.rmtree(tmp_path / "run"))
+    at_step(monkeypatch, 6, lambda: shutil.rmtree(tmp_path / "run"))
     run = start(tmp_path / "run", config)
     assert "has vanished and is written again" in capfd.readouterr().err
     assert contents(run) == contents(whole)
@@ -253,8 +252,8 @@ def test_a_log_that_cannot_be_written_loses_no_line_that_can_be_written_later(tm
         file.rmdir()
         aside.rename(file)
 
-    at_step(monkeypatch, "torch", 2, block)
-    at_step(monkeypatch, "torch", 4, unblock)
+    at_step(monkeypatch, 2, block)
+    at_step(monkeypatch, 4, unblock)
     run = start(tmp_path / "run", config)
     assert "metrics.jsonl cannot be written: Is a directory; trying again" in capfd.readouterr().err
     assert [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
@@ -262,7 +261,7 @@ def test_a_log_that_cannot_be_written_loses_no_line_that_can_be_written_later(tm
 
 def test_a_log_that_lacks_lines_says_so_at_the_end(tmp_path, monkeypatch, capfd) -> None:
     file = tmp_path / "run" / "metrics.jsonl"
-    at_step(monkeypatch, "torch", 2, lambda: (file.unlink(), file.mkdir()))
+    at_step(monkeypatch, 2, lambda: (file.unlink(), file.mkdir()))
     start(tmp_path / "run", make_config(total_steps=6))
     assert "metrics.jsonl lacks 4 lines" in capfd.readouterr().err
 

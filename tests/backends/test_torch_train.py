@@ -105,6 +105,46 @@ def test_a_nan_in_the_middle_of_a_logging_interval_is_traced_to_its_step_and_lev
         train(tmp_path / "again", config, tiny_data)
 
 
+def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, tiny_config, tiny_data, monkeypatch, capfd):
+    """With an infinite loss in step 5, by the noise level of one image."""
+    import ict_backends.feeding as feeding
+
+    original = feeding.plan_step
+
+    def plan_step(config, step, count):
+        plan = original(config, step, count)
+        if step == 4:
+            plan.levels.weight[1] = np.inf
+        return plan
+
+    monkeypatch.setattr(feeding, "plan_step", plan_step)
+    run = train(tmp_path / "skip", tiny_config(train={"on_nonfinite": "skip", "log_every": 2}), tiny_data)
+    lines = metrics(run)
+    assert [line.get("skipped", 0) for line in lines] == [0, 0, 1, 0, 0]
+    assert all(np.isfinite([line["loss"], line["grad_norm_max"]]).all() for line in lines)
+    error = capfd.readouterr().err
+    assert "1 steps up to step 6 are skipped" in error
+    assert "1 steps were skipped" in error
+    with pytest.raises(NonFiniteError, match="loss is inf at step 5"):
+        train(tmp_path / "stop", tiny_config(), tiny_data)
+
+
+def test_a_spike_is_counted_in_its_stretch_of_the_log(tmp_path, tiny_config, tiny_data, monkeypatch):
+    import ict_backends.feeding as feeding
+
+    original = feeding.plan_step
+
+    def plan_step(config, step, count):
+        plan = original(config, step, count)
+        plan.levels.weight[:] *= 100 if step == 6 else 1
+        return plan
+
+    monkeypatch.setattr(feeding, "plan_step", plan_step)
+    run = train(tmp_path / "run", tiny_config(train={"log_every": 5}), tiny_data)
+    assert [line["spikes"] for line in metrics(run)] == [0, 1]
+    assert metrics(run)[1]["loss_max"] > 4 * metrics(run)[0]["loss_max"]
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path, tiny_config, tiny_data):
     config = tiny_config(train={"checkpoint_every": 2, "keep_checkpoints": 3})
     run = train(tmp_path / "run", config, tiny_data)

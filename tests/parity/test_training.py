@@ -228,3 +228,36 @@ def test_the_comparison_of_steps_can_fail(
         assert_gradients_agree(both, config, "float32", seed=23)
     monkeypatch.undo()
     compiled_gradient.clear_cache()
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_step_that_is_not_finite_is_skipped_on_request(backend: str) -> None:
+    """Weights, average and moments stay as they were; the count of steps goes on, as the next step shows."""
+    config, mesh = small_config(train={"on_nonfinite": "skip"}), jax_devices("cpu")
+    batches = [numpy_batch(config, step, "float32") for step in range(9)]
+    batches[7]["x"][1, 0, 0, 0] = np.nan
+    ours, theirs = twins(config, "float32")
+    kept = {}
+    for step, arrays in enumerate(batches):
+        if backend == "torch":
+            result = torch_step.train_step(ours, config, [torch_batch(arrays)])
+            checkpoint = torch_to_checkpoint(ours)
+        else:
+            theirs, result = advance(theirs, config, jax_batch(arrays))
+            checkpoint = jax_to_checkpoint(config, theirs, mesh)
+        assert np.isfinite(float(result.grad_norm)) == (step != 7)
+        kept[step] = checkpoint
+    assert [checkpoint.step for checkpoint in kept.values()] == list(range(1, 10))
+    for group in kept[7]._fields[1:]:
+        assert_all_close(getattr(kept[7], group), getattr(kept[6], group), 1e-30)
+    # As if the optimiser had resumed from a checkpoint of that step, of which it counts its own by the run's.
+    if backend == "torch":
+        state = torch_from_checkpoint(config, kept[7], Processes(torch.device("cpu")), "it")
+        torch_step.train_step(state, config, [torch_batch(batches[8])])
+        expected = torch_to_checkpoint(state)
+    else:
+        state, _ = advance(jax_from_checkpoint(config, kept[7], mesh, "it"), config, jax_batch(batches[8]))
+        expected = jax_to_checkpoint(config, state, mesh)
+    assert_all_close(kept[8].params, expected.params, 1e-6)
+    with pytest.raises(AssertionError, match="relative difference"):
+        assert_all_close(kept[8].params, kept[7].params, 1e-6)

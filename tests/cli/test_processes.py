@@ -1,0 +1,162 @@
+"""Several processes of the command line, as torchrun starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ict_backends import feeding
+from ict_backends.checkpoint import load_checkpoint
+from ict_backends.rundir import RunDir
+from tiny import TINY
+
+LONG = [*TINY[:-1], "--steps=100000", "--set=train.checkpoint_every=3", "--set=train.sample_every=0"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(backend: str, rank: int, port: int, *arguments: object, world: int = 2) -> subprocess.Popen[str]:
+    here = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    environment = {**os.environ, **{key: str(value) for key, value in here.items()}}
+    command = [sys.executable, "-m", "ict_cli", "train", "--backend", backend, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_a_checkpoint(run: RunDir, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while not run.checkpoints():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(ict, tmp_path, monkeypatch) -> None:
+    run, port = RunDir(tmp_path / "run"), free_port()
+    first, second = (start("torch", rank, port, "--out", run.path, *LONG) for rank in range(2))
+    wait_for_a_checkpoint(run, first)
+    second.kill()
+    killed = time.monotonic()
+    out, error = first.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert first.returncode == 1
+    last = error.splitlines()[-1]
+    assert re.match(
+        r"Error: process 0 of 2 stops, since another one has ended: .*; continue from the last .* --resume", last
+    )
+    assert "# run" in out
+    assert not second.communicate()[0]  # only the first process prints
+
+    done = load_checkpoint(run.latest_checkpoint()).step
+    original = feeding.plan_step
+
+    def plan_step(config, step, count):
+        if step == done + 1:
+            signal.raise_signal(signal.SIGTERM)
+        return original(config, step, count)
+
+    monkeypatch.setattr(feeding, "plan_step", plan_step)
+    resumed = ict("train", "--resume", "--out", run.path, "--device=cpu")
+    assert resumed.code == 143
+    assert f"Error: stopped by SIGTERM after step {done + 2}; go on with: ict train --out {run.path}" in resumed.err
+    assert load_checkpoint(run.latest_checkpoint()).step == done + 2
+
+
+def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path) -> None:
+    run, port = RunDir(tmp_path / "run"), free_port()
+    processes = [start("torch", rank, port, "--out", run.path, *LONG) for rank in range(2)]
+    wait_for_a_checkpoint(run, processes[0])
+    processes[1].terminate()
+    ends = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143]
+    steps = {int(re.search(r"stopped by SIGTERM after step (\d+)", end)[1]) for end in ends}
+    assert steps == {load_checkpoint(run.latest_checkpoint()).step}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set=train.batch_size=5"], "train.batch_size = 5 must be divisible by the number of processes, 2"),
+        (["--set=train.micro_batch=4"], "train.micro_batch = 4 must divide the 2 images that each of the 2 processes"),
+        (None, "--out RUN is needed where several processes train together"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(ict, tmp_path, monkeypatch, options, message) -> None:
+    """In one process that takes itself for two: it is refused before they would exchange anything."""
+    from ict_backends.torch import parallel
+
+    monkeypatch.setattr(parallel, "share_of_work", lambda: (0, 2))
+    monkeypatch.setattr(parallel.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(parallel.Processes, "wait", lambda self: None)
+    out = [] if options is None else ["--out", tmp_path / "run", *options]
+    refused = ict("train", *TINY, *out)
+    assert (refused.code, message in refused.err) == (2, True), refused.err
+
+
+def test_a_port_in_use_is_said_in_one_line(ict, monkeypatch, tmp_path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        here = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
+        for name, value in here.items():
+            monkeypatch.setenv(name, str(value))
+        refused = ict("train", *TINY, "--out", tmp_path / "run")
+    assert refused.code == 1
+    assert re.search(r"^Error: process 0 of 2 cannot join the others at 127.0.0.1:\d+: .*in use", refused.err, re.M)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_log_says_what_a_step_was_like(ict, tmp_path) -> None:
+    assert ict("train", *TINY, "--out", tmp_path / "run").code == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["grad_norm"] > 0 and line["loss_max"] >= line["loss"] > 0 for line in lines)
+    assert [line["spikes"] for line in lines] == [0, 0]
+
+
+def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Scalars by name, and pictures as their sizes; each record is framed by its length and two checksums."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(folder.iterdir()):
+        data, place = file.read_bytes(), 0
+        while place < len(data):
+            size = int.from_bytes(data[place : place + 8], "little")
+            event = Event.FromString(data[place + 12 : place + 12 + size])
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value or value.image.height))
+            place += 12 + size + 4
+    return found
+
+
+def test_tensorboard_gets_scalars_and_pictures(ict, tmp_path) -> None:
+    options = ["--tensorboard", "--set=eval.every=2", "--set=train.sample_every=2"]
+    assert ict("train", *TINY, *options, "--out", tmp_path / "run").code == 0
+    found = read_events(tmp_path / "run" / "tensorboard")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "grad_norm", "images_per_second"):
+        assert [step for step, _ in found[f"train/{name}"]] == [m["step"] for m in lines]
+        values = [value for _, value in found[f"train/{name}"]]
+        assert values == pytest.approx([m[name] for m in lines], rel=1e-6)
+    assert found["samples"] == [(2, 8 * 36)]
+    evaluation = json.loads((tmp_path / "run" / "evals.jsonl").read_text())
+    assert found["eval/pixel-fd"][0] == (2, pytest.approx(evaluation["value"], rel=1e-6))
+    assert any(name.startswith("train/loss_bands/") for name in found)
+
+
+def test_tensorboard_that_is_not_installed_is_refused(ict, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    refused = ict("train", *TINY, "--tensorboard", "--out", tmp_path / "run")
+    assert (refused.code, "pip install 'ict[tensorboard]'" in refused.err) == (2, True)
+    assert not (tmp_path / "run").exists()
