@@ -66,8 +66,10 @@ def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) ->
         f"{count_parameters(config):,} parameters",
         f"{config.network.family}, {'x'.join(map(str, config.data.shape))}",
     ]
-    if metrics:
+    if metrics and "loss" in metrics[-1]:
         facts.append(f"loss {metrics[-1]['loss']:.4g}")
+    if skipped := sum(line.get("skipped", 0) for line in metrics):
+        facts.append(f"{skipped:,} steps skipped")
     if evals:
         best = min(evals, key=lambda line: line["value"])
         facts.append(f"best {best['metric']} {best['value']:.4g} at step {best['step']:,}")
@@ -119,13 +121,19 @@ def _curves(config: Config, metrics: Sequence[Mapping[str, Any]], evals: Sequenc
         Mark(stage.first, f"N={stage.n}")
         for stage in stages(config.train.total_steps, s0=curriculum.s0, s1=curriculum.s1)
     ]
-    loss = Series("loss", [(line["step"], line["loss"]) for line in metrics])
+    # A stretch of steps that were all skipped has neither; runs of earlier versions have no norms.
+    loss, norm = (
+        Series(name, [(line["step"], line[key]) for line in metrics if key in line])
+        for name, key in (("loss", "loss"), ("norm", "grad_norm"))
+    )
     parts = [
         "<h2>Loss</h2><p>Its scale changes with the number of levels, N: compare within a stage.</p>",
         line_chart([loss], x_label="step", y_label="loss", marks=marks, log_y=True),
     ]
     if any("loss_bands" in line for line in metrics):
         parts += ["<h2>Loss by noise level</h2>", _band_chart(config, metrics, marks)]
+    if norm.points:
+        parts += ["<h2>Gradient norm</h2>", line_chart([norm], x_label="step", y_label="norm", marks=marks, log_y=True)]
     if evals:
         name = evals[-1]["metric"]
         points = [(line["step"], line["value"]) for line in evals if line["metric"] == name]

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -213,3 +214,11 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
             case 7:
                 del data[place:]
     return bytes(data)
+
+
+def let_others_in(path: Path) -> None:
+    """Open a test's folder, and those that it is in, to other users."""
+    temporary = Path(tempfile.gettempdir())
+    for place in (path, *path.parents):
+        if place != temporary and place.is_relative_to(temporary):
+            place.chmod(place.stat().st_mode | 0o055)

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import socket
-import stat
 import sys
 import tarfile
 import zipfile
@@ -21,6 +20,7 @@ from data_samples import (
     LABELS,
     cifar_files,
     encoded,
+    let_others_in,
     png_files,
     python2_pickle,
     write_folder,
@@ -211,8 +211,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path) -> None:
 @pytest.mark.parametrize("place", ["", "a", "a/1.png"])
 def test_without_permission_the_place_is_named(tmp_path, place) -> None:
     folder = write_folder(tmp_path / "folder", png_files())
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(path.stat().st_mode | stat.S_IXGRP | stat.S_IRGRP | stat.S_IXOTH | stat.S_IROTH)
+    let_others_in(tmp_path)
     (folder / place).chmod(0)
     root = os.geteuid() == 0
     try:

@@ -13,6 +13,7 @@ from data_samples import (
     LABELS,
     cifar_files,
     encoded,
+    let_others_in,
     png_files,
     write_folder,
     write_parquet,
@@ -227,8 +228,7 @@ def bad_source(folder: Path, how: str) -> Path:
             return folder / "bad.parquet"
         case "no permission":
             path = write_folder(path, png_files())
-            for place in (folder, *folder.parents[:2]):
-                place.chmod(place.stat().st_mode | 0o055)
+            let_others_in(folder)
             (path / "b").chmod(0)
             return path
     raise ValueError(how)
