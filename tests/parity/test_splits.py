@@ -39,7 +39,6 @@ TORCH = {
 }
 JAX = {
     "whole": (1, {}),
-    "host": (1, {}),
     "host micro": (1, {"micro_batch": 4}),
     "sharded": (2, {"shard_weights": True, "micro_batch": 4}),
 }
@@ -51,12 +50,12 @@ def make_config(name: str, settings: dict[str, object]) -> Config:
     base = small_adm_config() if name.startswith("adm") else small_config(network={"dropout": 0.3})
     train = {"batch_size": 16, "total_steps": STEPS, "log_every": 5, "checkpoint_every": 10, "keep_checkpoints": 0}
     hold = "host" if name.startswith("host") else "device"
-    return replace(base, train=train | settings, eval={"every": 10, "num": 60}, data={"hold": hold})
+    return replace(base, train=train | settings, eval={"every": 10, "num": 64}, data={"hold": hold})
 
 
 def make_data() -> Dataset:
     rng = np.random.default_rng(0)
-    return Dataset(rng.integers(0, 256, (60, 3, 4, 4), dtype=np.uint8), np.arange(60) % 3)
+    return Dataset(rng.integers(0, 256, (64, 3, 4, 4), dtype=np.uint8), np.arange(64) % 3)
 
 
 @pytest.fixture(scope="module", params=["torch", "jax"])
