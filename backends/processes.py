@@ -38,6 +38,20 @@ def share_of_work() -> tuple[int, int]:
     return int(rank), int(size)
 
 
+_at_once = False
+
+
+def leave_at_once() -> None:
+    """Let the command end without what libraries do at exit."""
+    global _at_once
+    _at_once = True
+
+
+def leaves_at_once() -> bool:
+    """Whether `leave_at_once` was called."""
+    return _at_once
+
+
 def check_rendezvous() -> str:
     """HOST:PORT where the processes meet, from MASTER_ADDR and MASTER_PORT, as torchrun sets them.
 

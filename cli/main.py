@@ -56,20 +56,28 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, 1 for data, checkpoints and disks, 2 for usage, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        sys.exit(ict.main(args=arguments, prog_name="ict", standalone_mode=False) or 0)
+        _exit(ict.main(args=arguments, prog_name="ict", standalone_mode=False) or 0)
     except (Exception, KeyboardInterrupt) as error:
-        from ict_backends.errors import LostProcessError
-
         if "--debug" in arguments:
             raise
         line, code = _explain(error)
         if line is None:
             raise
         click.echo(line, err=True)
-        if isinstance(error, LostProcessError):  # at exit, the libraries would wait for it
-            sys.stdout.flush()
-            os._exit(code)
-        sys.exit(code)
+        _exit(code, error)
+
+
+def _exit(code: int, error: BaseException | None = None) -> NoReturn:
+    """Leave, among several processes without what libraries do at exit: they would wait for each other, or for one that
+    is gone."""
+    from ict_backends.errors import LostProcessError
+    from ict_backends.processes import leaves_at_once
+
+    if leaves_at_once() or isinstance(error, LostProcessError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _explain(error: BaseException) -> tuple[str | None, int]:

@@ -53,6 +53,14 @@ class Processes:
         if self.world > 1:
             multihost_utils.sync_global_devices("ict")
 
+    def leave(self) -> None:
+        """Wait for the others at the end: one that left would cut them off in the middle of their last exchange.
+
+        That they are gone already is no fault any more.
+        """
+        with contextlib.suppress(RuntimeError):
+            self.wait()
+
     @property
     def local_mesh(self) -> Mesh:
         """Of this process's devices: all of them, or one where there are other processes."""

@@ -67,7 +67,7 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
                 )
                 if stopping:
                     break
-        processes.wait()  # one that leaves would cut off others in the middle of their last exchange
+        processes.leave()
     if stopping and done < config.train.total_steps:
         raise StoppedError.after(done, run.path, interruption.number)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from ict_backends.errors import LostProcessError, UserError
-from ict_backends.processes import check_rendezvous, share_of_work
+from ict_backends.processes import check_rendezvous, leave_at_once, share_of_work
 from ict_backends.torch.device import check_device
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -73,6 +73,14 @@ class Processes:
         """Go on when all processes have come here."""
         self.any(False)
 
+    def leave(self) -> None:
+        """Wait for the others at the end: one that left would cut them off in the middle of their last exchange.
+
+        That they are gone already is no fault any more.
+        """
+        with contextlib.suppress(RuntimeError):
+            self.wait()
+
     def gather(self, losses: Tensor) -> np.ndarray:
         """[k, b] of each process to [k, world b] on the host, in the order of the processes. All of them ask."""
         if self.world == 1:
@@ -115,6 +123,7 @@ def joined(name: str) -> Iterator[Processes]:
         dist.init_process_group(engine, rank=rank, world_size=world, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"process {rank} of {world} cannot join the others at {where}: {_first_line(error)}") from error
+    leave_at_once()  # gloo was seen to hang at exit where the others had left
     # Arrays of 1x1 convolutions are in both memory layouts at once, and either is copied at no cost worth a warning.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     try:
