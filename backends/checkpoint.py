@@ -52,7 +52,7 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int, keep_ever
         CheckpointError, OSError: it cannot be written, as on a full disk; the older checkpoints stay.
     """
     folder = run.checkpoint_folder(checkpoint.step)
-    write_checkpoint(folder, checkpoint, last=(run.checkpoints()[-1:] or ["none"])[0])
+    write_checkpoint(folder, checkpoint, last=run.describe_latest())
     for old in run.checkpoints()[:-keep] if keep else []:
         if not keep_every or step_of(old) % keep_every:
             remove_folder(old)

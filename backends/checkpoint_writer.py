@@ -102,7 +102,7 @@ class CheckpointWriter:
             return True
         except (OSError, CheckpointError, MemoryError) as error:
             warn(f"the checkpoint after step {checkpoint.step} is not written: {error}")
-            newest = (self._run.checkpoints()[-1:] or ["none"])[0]
+            newest = self._run.describe_latest()
             with self._changed:
                 self._failing = True
                 self._changed.notify_all()

@@ -24,6 +24,12 @@ class UsageError(UserError):
 class LostProcessError(UserError):
     """One of the processes that train together has ended; nothing may wait for it any more."""
 
+    def __init__(self, rank: int, world: int, reason: str) -> None:
+        super().__init__(
+            f"process {rank} of {world} stops, since another one has ended: {reason}; continue from the last "
+            "checkpoint with --resume"
+        )
+
 
 class OutOfMemoryError(UserError):
     """More than the device holds; a smaller batch may fit."""

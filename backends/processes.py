@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 
 from ict_backends.errors import UsageError
 
@@ -66,6 +68,23 @@ def check_rendezvous() -> str:
             "in one process"
         )
     return f"{host}:{port}"
+
+
+def describe_shortage(batch_size: int, micro_batch: int) -> str:
+    """What to do where a training step does not fit into memory."""
+    return (
+        f"train.batch_size = {batch_size} with train.micro_batch = {micro_batch} does not fit into memory: take a "
+        "smaller train.micro_batch, or network.checkpoint = true; the result stays the same"
+    )
+
+
+def leave(wait: Callable[[], object]) -> None:
+    """Wait for the others at the end: one that left would cut them off in the middle of their last exchange.
+
+    That they are gone already is no fault any more.
+    """
+    with contextlib.suppress(RuntimeError):
+        wait()
 
 
 def check_split(batch_size: int, micro_batch: int, devices: int, what: str) -> int:

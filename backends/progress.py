@@ -159,7 +159,6 @@ class Progress:
         return [float(chosen[bands == i].mean()) if (bands == i).any() else None for i in range(BANDS)]
 
     def _describe_nonfinite(self, losses: np.ndarray, norms: np.ndarray) -> str:
-        last = self._run.checkpoints()[-1:] or ["none"]
         if np.isfinite(losses).all():
             row = int(np.flatnonzero(~np.isfinite(norms))[0])
             what, where = f"the gradient's norm is {norms[row]}", ""
@@ -170,7 +169,7 @@ class Progress:
             where = f", sigma {levels.sigma_lo[column]:.4g} -> {levels.sigma_hi[column]:.4g}"
         step, plan, _ = self._pending[row]
         where = f"N = {plan.n}{where}, seed {self._config.train.seed}"
-        return f"{what} at step {step + 1} ({where}); last good checkpoint: {last[0]}"
+        return f"{what} at step {step + 1} ({where}); last good checkpoint: {self._run.describe_latest()}"
 
     def _drop_later_metrics(self, first: int) -> None:
         if not self._run.metrics_file.exists():

@@ -90,6 +90,10 @@ class RunDir:
             raise CheckpointError(f"run {self.path} has no checkpoints in {self.path / 'checkpoints'}")
         return found[-1]
 
+    def describe_latest(self) -> str:
+        """The newest checkpoint's folder, or "none"."""
+        return str((self.checkpoints()[-1:] or ["none"])[0])
+
     def checkpoint_of(self, weights: str) -> Path:
         """The folder of the checkpoint that has the weights "ema" or "raw" (the newest), or "best".
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,15 +103,12 @@ def train_command(
     together.
     """
     from ict_backends import load_backend
-    from ict_backends.networks import count_parameters
     from ict_backends.rundir import RunDir, free_run_path
 
     if resume and init:
         raise UsageError("--resume and --init exclude each other")
-    asked = [_read_file(config_file)] if config_file else []
-    asked += [parse_assignment(text) for text in assignments]
     flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
-    asked.append(_flags(data=data, size=size, crop=crop, steps=steps, **flags))
+    asked = _asked(config_file, assignments, _flags(data=data, size=size, crop=crop, steps=steps, **flags))
     engine = load_backend(backend)
     with engine.joined(device) as processes:
         if processes.world > 1 and out is None:
@@ -125,9 +123,7 @@ def train_command(
         _check(config, dataset)
         weights = _averaged_weights(init, config) if init else None
         if processes.rank == 0:
-            size = f"{count_parameters(config):,} parameters, {len(dataset.images):,} images"
-            click.echo(f"# {'resume' if resume else 'run'} {out} with {backend}: {size}")
-            click.echo(config.to_toml())
+            _announce(f"{'resume' if resume else 'run'} {out} with {backend}", config, dataset)
         if dry_run:
             return
         if processes.rank == 0:
@@ -137,6 +133,19 @@ def train_command(
         engine.train(config, dataset, run, device=device, resume=resume or weights is not None)
     if processes.rank == 0:
         click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
+
+
+def _asked(config_file: Path | None, assignments: Sequence[str], flags: Tree) -> list[Tree]:
+    """What the user has set, later ones winning."""
+    file = [_read_file(config_file)] if config_file else []
+    return [*file, *(parse_assignment(text) for text in assignments), flags]
+
+
+def _announce(what: str, config: Config, dataset: Dataset) -> None:
+    from ict_backends.networks import count_parameters
+
+    click.echo(f"# {what}: {count_parameters(config):,} parameters, {len(dataset.images):,} images")
+    click.echo(config.to_toml())
 
 
 def _prepare(out: Path, config: Config, dataset: Dataset, weights: dict[str, Any] | None, *, resume: bool) -> None:

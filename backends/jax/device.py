@@ -13,8 +13,6 @@ from ict_backends.processes import local_rank
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ict_core import Config
-
 _PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "gpu": "gpu", "rocm": "rocm", "tpu": "tpu"}
 # The name of the mesh's one axis, along which a batch is split.
 BATCH_AXIS = "batch"
@@ -52,18 +50,14 @@ def describe_device(name: str) -> str:
 
 
 @contextlib.contextmanager
-def out_of_memory(config: Config) -> Iterator[None]:
-    """Turn JAX's error into ours, which says what to do in training."""
+def out_of_memory(message: str) -> Iterator[None]:
+    """Turn JAX's error into our OutOfMemoryError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OutOfMemoryError(
-            f"train.batch_size = {config.train.batch_size} with train.micro_batch = {config.train.micro_batch} does "
-            "not fit into memory: take a smaller train.micro_batch, or network.checkpoint = true; the result stays "
-            "the same"
-        ) from error
+        raise OutOfMemoryError(message) from error
 
 
 def free_bytes(mesh: Mesh) -> int | None:

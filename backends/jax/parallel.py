@@ -53,14 +53,6 @@ class Processes:
         if self.world > 1:
             multihost_utils.sync_global_devices("ict")
 
-    def leave(self) -> None:
-        """Wait for the others at the end: one that left would cut them off in the middle of their last exchange.
-
-        That they are gone already is no fault any more.
-        """
-        with contextlib.suppress(RuntimeError):
-            self.wait()
-
     @property
     def local_mesh(self) -> Mesh:
         """Of this process's devices: all of them, or one where there are other processes."""
@@ -97,10 +89,7 @@ def joined(name: str) -> Iterator[Processes]:
     except jax.errors.JaxRuntimeError as error:
         if not any(s in str(error).lower() for s in ("connection", "gloo", "nccl", "unavailable", "heartbeat")):
             raise
-        raise LostProcessError(
-            f"process {rank} of {world} stops, since another one has ended: {str(error).splitlines()[0]}; continue "
-            "from the last checkpoint with --resume"
-        ) from error
+        raise LostProcessError(rank, world, str(error).splitlines()[0]) from error
 
 
 def _initialize(where: str, rank: int, world: int) -> None:

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ict_backends.checkpoint import load_checkpoint
-from ict_backends.errors import OutOfMemoryError
-from ict_backends.jax.device import check_device, split
+from ict_backends.jax.device import check_device, out_of_memory, split
 from ict_backends.jax.step import abstract_network, consistency_function, merge_network
 from ict_backends.jax.weights import load_arrays
 from ict_backends.rundir import RunDir
@@ -53,12 +52,8 @@ class Model:
         """`function` of [b, ...] arrays, padded to a power of two and a multiple of the devices: few sizes compile."""
         size = -(-(1 << (batch - 1).bit_length()) // self.mesh.size) * self.mesh.size
         padded = [None if a is None else jax.device_put(_pad(np.asarray(a), size), split(self.mesh)) for a in arrays]
-        try:
+        with out_of_memory(f"{batch} images at a time are more than fit into memory"):
             images = np.asarray(function(self.config, self.params, self.constants, *padded))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise OutOfMemoryError(f"{batch} images at a time are more than fit into memory") from error
         return np.ascontiguousarray(images[:batch].transpose(0, 3, 1, 2))
 
 

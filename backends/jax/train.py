@@ -18,7 +18,7 @@ from ict_backends.jax.sample import Model
 from ict_backends.jax.step import StepResult, TrainState, init_state, to_device, train_step_in_parts, train_steps
 from ict_backends.jax.weights import averaged_network, from_checkpoint, to_checkpoint
 from ict_backends.plan import StepPlan
-from ict_backends.processes import check_split
+from ict_backends.processes import check_split, describe_shortage, leave
 from ict_backends.progress import warn
 from ict_backends.recorder import Recorder
 from ict_backends.rundir import RunDir
@@ -43,7 +43,8 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
         StoppedError: Ctrl-C or SIGTERM came, and the state is kept.
         UsageError, CheckpointError, NonFiniteError: in one line, with the last good checkpoint kept.
     """
-    with joined(device) as processes, out_of_memory(config), Interruption() as interruption:
+    shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
+    with joined(device) as processes, out_of_memory(shortage), Interruption() as interruption:
         mesh = processes.mesh
         parts = check_split(config.train.batch_size, config.train.micro_batch, mesh.size, "devices")
         state = _restore(config, run, mesh) if resume else init_state(config, mesh)
@@ -67,7 +68,7 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
                 )
                 if stopping:
                     break
-        processes.leave()
+        leave(processes.wait)
     if stopping and done < config.train.total_steps:
         raise StoppedError.after(done, run.path, interruption.number)
 

@@ -9,8 +9,6 @@ import torch
 from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.processes import local_rank
 
-from ict_core import Config
-
 
 def check_device(name: str) -> torch.device:
     """The device of a name: "auto" for the GPU of this process (the first, or of its number LOCAL_RANK, as torchrun
@@ -45,18 +43,14 @@ def other_devices(name: str) -> list[torch.device]:
 
 
 @contextlib.contextmanager
-def out_of_memory(config: Config) -> Iterator[None]:
-    """Turn torch's error into ours, which says what to do in training."""
+def out_of_memory(message: str) -> Iterator[None]:
+    """Turn torch's error into our OutOfMemoryError."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise OutOfMemoryError(
-            f"train.batch_size = {config.train.batch_size} with train.micro_batch = {config.train.micro_batch} does "
-            "not fit into memory: take a smaller train.micro_batch, or network.checkpoint = true; the result stays "
-            "the same"
-        ) from error
+        raise OutOfMemoryError(message) from error
 
 
 def free_bytes(device: torch.device) -> int | None:

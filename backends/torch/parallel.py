@@ -52,8 +52,6 @@ class Processes:
             for block in _blocks(network):  # one after the other is made whole, used, and let go
                 fully_shard(block, mesh=mesh)
             return fully_shard(network, mesh=mesh)
-        if not any(p.requires_grad for p in network.parameters()):
-            return network
         ids = None if self.device.type == "cpu" else [self.device.index]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of the name of an option, which older versions do not know
@@ -72,14 +70,6 @@ class Processes:
     def wait(self) -> None:
         """Go on when all processes have come here."""
         self.any(False)
-
-    def leave(self) -> None:
-        """Wait for the others at the end: one that left would cut them off in the middle of their last exchange.
-
-        That they are gone already is no fault any more.
-        """
-        with contextlib.suppress(RuntimeError):
-            self.wait()
 
     def gather(self, losses: Tensor) -> np.ndarray:
         """[k, b] of each process to [k, world b] on the host, in the order of the processes. All of them ask."""
@@ -131,10 +121,7 @@ def joined(name: str) -> Iterator[Processes]:
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
-        raise LostProcessError(
-            f"process {rank} of {world} stops, since another one has ended: {_first_line(error).split('. ')[0]}; "
-            "continue from the last checkpoint with --resume"
-        ) from error
+        raise LostProcessError(rank, world, _first_line(error).split(". ")[0]) from error
     finally:
         with contextlib.suppress(RuntimeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")

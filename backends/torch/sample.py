@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from array_api_compat import torch as xp
 from ict_backends.checkpoint import load_checkpoint
-from ict_backends.errors import OutOfMemoryError
 from ict_backends.rundir import RunDir
-from ict_backends.torch.device import check_device, other_devices
+from ict_backends.torch.device import check_device, other_devices, out_of_memory
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.step import consistency_function
 from ict_backends.torch.weights import load_arrays
@@ -65,17 +64,14 @@ class Model:
         labels = None if arrays[-1] is None else np.asarray(arrays[-1], dtype=np.int64)
         modules = (self.module, *self.replicas)[: len(floats[0])]
         rows = np.array_split(np.arange(len(floats[0])), len(modules))
-        try:
-            with torch.inference_mode():  # nothing waits for a device until all have their work
-                parts = [
-                    function(module, *(_to_device(a, part, module) for a in floats), _to_device(labels, part, module))
-                    for module, part in zip(modules, rows, strict=True)
-                ]
-                return torch.cat([part.cpu() for part in parts]).numpy()
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            raise OutOfMemoryError(f"{len(floats[0])} images at a time are more than fit into memory") from error
+        # Nothing waits for a device until all have their work.
+        shortage = f"{len(floats[0])} images at a time are more than fit into memory"
+        with out_of_memory(shortage), torch.inference_mode():
+            parts = [
+                function(module, *(_to_device(a, part, module) for a in floats), _to_device(labels, part, module))
+                for module, part in zip(modules, rows, strict=True)
+            ]
+            return torch.cat([part.cpu() for part in parts]).numpy()
 
 
 def _to_device(array: np.ndarray | None, rows: np.ndarray, module: Network) -> Tensor | None:

@@ -55,7 +55,9 @@ def make_state(config: Config, step: int, params: Network, ema: Network, process
     """The state after `step` steps that led to these weights; all moments are zero."""
     params, ema = params.to(processes.device), ema.to(processes.device)
     student = processes.share(params, shard=config.train.shard_weights)
-    processes.share(ema.requires_grad_(False), shard=config.train.shard_weights)
+    ema.requires_grad_(False)
+    if config.train.shard_weights:
+        processes.share(ema, shard=True)
     # foreach: on the CPU, where it is not the default, the step takes a third of the time.
     optimizer = torch.optim.RAdam(
         params.parameters(), lr=config.train.learning_rate, betas=config.train.betas, foreach=True

@@ -11,7 +11,7 @@ from ict_backends.data import Dataset
 from ict_backends.feeding import fed, fits_on_device
 from ict_backends.interruption import Interruption, StoppedError
 from ict_backends.plan import StepPlan
-from ict_backends.processes import check_split
+from ict_backends.processes import check_split, describe_shortage, leave
 from ict_backends.progress import warn
 from ict_backends.recorder import Recorder
 from ict_backends.rundir import RunDir
@@ -36,7 +36,8 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
         StoppedError: Ctrl-C or SIGTERM came, and the state is kept.
         UsageError, CheckpointError, NonFiniteError: in one line, with the last good checkpoint kept.
     """
-    with joined(device) as processes, out_of_memory(config), Interruption() as interruption:
+    shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
+    with joined(device) as processes, out_of_memory(shortage), Interruption() as interruption:
         parts = check_split(config.train.batch_size, config.train.micro_batch, processes.world, "processes")
         state = _restore(config, run, processes) if resume else init_state(config, processes)
         feed, to_host, stopping = _feed(config, dataset, state.step, processes, parts), _to_host(processes), False
@@ -54,7 +55,7 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
                 )
                 if stopping:
                     break
-        processes.leave()
+        leave(processes.wait)
     if stopping and state.step < config.train.total_steps:
         raise StoppedError.after(state.step, run.path, interruption.number)
 
