@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -94,10 +95,14 @@ def joined(name: str) -> Iterator[Processes]:
 
 def _initialize(where: str, rank: int, world: int) -> None:
     try:
+        if rank == 0:  # which listens there; the library crashes where it cannot
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("", int(where.rpartition(":")[2])))
         # Under torchrun and its like, each process of a machine has one of its GPUs; else it has all that it sees.
         jax.distributed.initialize(
             where, world, rank, local_device_ids=local_rank(), heartbeat_timeout_seconds=_PATIENCE_SECONDS
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"process {rank} of {world} cannot join the others at {where}: {reason}") from error

@@ -104,14 +104,15 @@ def test_what_processes_cannot_share_is_refused(ict, tmp_path, monkeypatch, opti
     assert (refused.code, message in refused.err) == (2, True), refused.err
 
 
-def test_a_port_in_use_is_said_in_one_line(ict, monkeypatch, tmp_path) -> None:
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_port_in_use_is_said_in_one_line(ict, monkeypatch, tmp_path, backend) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         here = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
         for name, value in here.items():
             monkeypatch.setenv(name, str(value))
-        refused = ict("train", *TINY, "--out", tmp_path / "run")
+        refused = ict("train", *TINY, "--backend", backend, "--out", tmp_path / "run")
     assert refused.code == 1
     assert re.search(r"^Error: process 0 of 2 cannot join the others at 127.0.0.1:\d+: .*in use", refused.err, re.M)
     assert not (tmp_path / "run").exists()
