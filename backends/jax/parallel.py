@@ -87,7 +87,7 @@ def joined(name: str) -> Iterator[Processes]:
     try:
         mine = check_device(name).devices.flat[0].platform
         yield Processes(Mesh(np.array(jax.devices(mine)), (BATCH_AXIS,)), rank, world)
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # by where the library noticed it
         if not any(s in str(error).lower() for s in ("connection", "gloo", "nccl", "unavailable", "heartbeat")):
             raise
         raise LostProcessError(rank, world, str(error).splitlines()[0]) from error
@@ -99,6 +99,8 @@ def _initialize(where: str, rank: int, world: int) -> None:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(("", int(where.rpartition(":")[2])))
+        # Else the library aborts this process when another one is gone, before it could say so.
+        jax.config.update("jax_enable_recoverability", True)
         # Under torchrun and its like, each process of a machine has one of its GPUs; else it has all that it sees.
         jax.distributed.initialize(
             where, world, rank, local_device_ids=local_rank(), heartbeat_timeout_seconds=_PATIENCE_SECONDS

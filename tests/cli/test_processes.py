@@ -12,9 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from ict_backends import feeding
 from ict_backends.checkpoint import load_checkpoint
+from ict_backends.errors import LostProcessError
 from ict_backends.rundir import RunDir
 from tiny import TINY
 
@@ -71,6 +73,22 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(ict, tmp_path, mo
     assert resumed.code == 143
     assert f"Error: stopped by SIGTERM after step {done + 2}; go on with: ict train --out {run.path}" in resumed.err
     assert load_checkpoint(run.latest_checkpoint()).step == done + 2
+
+
+@pytest.mark.parametrize(
+    "error", [jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed"), ValueError("Gloo")]
+)
+def test_jax_says_in_one_line_that_a_process_is_gone(monkeypatch, error) -> None:
+    from ict_backends.jax import parallel
+
+    monkeypatch.setattr(parallel, "share_of_work", lambda: (1, 4))
+    monkeypatch.setattr(parallel, "check_rendezvous", lambda: "127.0.0.1:1")
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    said = r"process 1 of 4 stops, since another one has ended: .*Gloo"
+    with pytest.raises(LostProcessError, match=said), parallel.joined("cpu"):
+        raise error
+    with pytest.raises(ValueError, match="another fault"), parallel.joined("cpu"):
+        raise ValueError("another fault")
 
 
 def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path) -> None:
