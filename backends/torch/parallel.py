@@ -88,9 +88,10 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def joined(name: str) -> Iterator[Processes]:
-    """The processes that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell of, joined until the end.
+    """The processes that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell of, joined until this one ends.
 
-    Where they are joined already, as in a context around this one, they stay so.
+    They stay joined after the context: gloo's destructor waits, with Python's lock held, for threads that may want that
+    lock to let go of the last exchange's tensors, and neither ever ends.
 
     Args:
         name: of this process's device, as for `check_device`.
@@ -122,10 +123,6 @@ def joined(name: str) -> Iterator[Processes]:
         if not _is_lost_connection(error):
             raise
         raise LostProcessError(rank, world, _first_line(error).split(". ")[0]) from error
-    finally:
-        with contextlib.suppress(RuntimeError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dist.destroy_process_group()
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -114,9 +114,16 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
 
 
 def interrupt_twice(folder: Path) -> None:
-    """In the fifth step, with a checkpoint of the third."""
+    """In the fifth step, when the checkpoint of the third is there."""
+
+    def interrupt() -> None:
+        while not RunDir(folder).checkpoints():
+            time.sleep(0.01)
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
     with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 4, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+        at_step(patch, 4, interrupt)
         start(folder, make_config(total_steps=6, checkpoint_every=3))
 
 
