@@ -2,6 +2,7 @@
 
 params/NAME, ema/NAME               float32; convolutions [out, in, h, w], dense layers [out, in]
 first_moment/NAME, second_moment/NAME   of RAdam
+loss_scale/factor, loss_scale/good_steps   where the network computes in float16
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Checkpoint(NamedTuple):
         params: the weights in training.
         ema: their moving average.
         first_moment, second_moment: of the optimiser, whose own step count is `step`.
+        loss_scale: the fields of `ict_core.LossScale`, or nothing where the loss is not scaled.
     """
 
     step: int
@@ -38,6 +40,7 @@ class Checkpoint(NamedTuple):
     ema: Arrays
     first_moment: Arrays
     second_moment: Arrays
+    loss_scale: Arrays = {}  # noqa: RUF012
 
 
 def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int, keep_every: int = 0) -> Path:

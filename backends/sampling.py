@@ -95,6 +95,16 @@ def fitting_batches(compute: Callable[[slice], np.ndarray], count: int, batch: i
         yield images
 
 
+def padded(array: np.ndarray | None, size: int) -> np.ndarray | None:
+    """The first axis made `size` long by repeating the last element."""
+    return None if array is None else np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+
+
+def compiled_size(batch: int) -> int:
+    """The power of two that a batch is padded to where each size is compiled by itself."""
+    return 1 << (batch - 1).bit_length()
+
+
 def consistency_in_batches(
     model: Model, x: np.ndarray, sigma: float, labels: np.ndarray | None, *, batch: int
 ) -> np.ndarray:

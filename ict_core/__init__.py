@@ -6,6 +6,7 @@ noise_law          interval_probabilities
 grid               make_grid: one stage's levels, law and weights, and the draw from them
 parameterization   scalings, consistency_output
 loss               pseudo_huber, huber_constant, loss_weight, consistency_loss
+loss_scale         LossScale, next_loss_scale: for float16
 sampling           multistep_sample
 editing            inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise, and their transforms
 config             the settings of a run, and the presets
@@ -42,6 +43,7 @@ from ict_core.editing import (
 )
 from ict_core.grid import Grid, Levels, make_grid
 from ict_core.loss import ConsistencyLoss, consistency_loss, huber_constant, loss_weight, pseudo_huber
+from ict_core.loss_scale import LossScale, next_loss_scale
 from ict_core.noise_law import interval_probabilities
 from ict_core.parameterization import Scalings, consistency_output, scalings
 from ict_core.sampling import multistep_sample
@@ -58,6 +60,7 @@ __all__ = [
     "Grid",
     "Levels",
     "LossConfig",
+    "LossScale",
     "NCSNppConfig",
     "NoiseConfig",
     "SampleConfig",
@@ -80,6 +83,7 @@ __all__ = [
     "mix_colors",
     "mix_patches",
     "multistep_sample",
+    "next_loss_scale",
     "patch_means",
     "preset_names",
     "pseudo_huber",

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from ict_backends.adm_spec import ADMLevelSpec, adm_spec, positional_frequencies
-from ict_backends.jax.layers import Embedding, Initializer, Middle, call, downsample, upsample
+from ict_backends.jax.layers import (
+    CastConv,
+    CastGroupNorm,
+    Embedding,
+    Initializer,
+    Middle,
+    call,
+    dot_product_attention,
+    downsample,
+    upsample,
+)
 from ict_backends.ncsnpp_spec import BlockSpec
 from jax import Array
 
@@ -28,11 +38,11 @@ def torch_uniform(fan_in: int) -> Initializer:
 
 def conv(
     in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, zero: bool = False, rngs: nnx.Rngs
-) -> nnx.Conv:
+) -> CastConv:
     """A biased convolution with torch's own initialisation, as the authors have it, or all zero."""
     init = jax.nn.initializers.zeros if zero else torch_uniform(in_channels * kernel_size**2)
     pad = kernel_size // 2  # not "SAME", which pads a strided convolution on one side
-    return nnx.Conv(
+    return CastConv(
         in_channels,
         out_channels,
         (kernel_size, kernel_size),
@@ -50,9 +60,9 @@ def dense(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, rngs=rngs)
 
 
-def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Normalisation in 32 groups, epsilon 1e-5; the fast variance would lose digits in float32."""
-    return nnx.GroupNorm(channels, num_groups=32, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+def group_norm(channels: int, *, rngs: nnx.Rngs) -> CastGroupNorm:
+    """Normalisation in 32 groups, epsilon 1e-5."""
+    return CastGroupNorm(channels, num_groups=32, epsilon=1e-5, rngs=rngs)
 
 
 class ADMBlock(nnx.Module):
@@ -75,7 +85,7 @@ class ADMBlock(nnx.Module):
 
     def __call__(self, x: Array, embedding: Array, mask: Array | None) -> Array:
         """The block's output."""
-        h = jax.nn.silu(self.norm_0(x))
+        h = jax.nn.silu(self.norm_0(x)).astype(x.dtype)
         if self.up:
             h, x = upsample(h, ()), upsample(x, ())
         elif self.down:
@@ -83,9 +93,9 @@ class ADMBlock(nnx.Module):
         h, e = self.conv_0(h), self.embed(jax.nn.silu(embedding))[:, None, None, :]
         if self.scale_shift:
             scale, shift = jnp.split(e, 2, axis=-1)
-            h = jax.nn.silu(self.norm_1(h) * (1 + scale) + shift)
+            h = jax.nn.silu(self.norm_1(h) * (1 + scale) + shift).astype(x.dtype)
         else:
-            h = jax.nn.silu(self.norm_1(h + e))
+            h = jax.nn.silu(self.norm_1(h + e.astype(x.dtype))).astype(x.dtype)
         if mask is not None:
             h = h * mask / (1.0 - self.dropout)
         h = self.conv_1(h)
@@ -103,15 +113,13 @@ class ADMAttention(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x plus what attends to it."""
-        return x + self.out(attend(self.qkv(self.norm(x)), self.heads))
+        return x + self.out(attend(self.qkv(self.norm(x).astype(x.dtype)), self.heads))
 
 
 def attend(qkv: Array, heads: int) -> Array:
     """Attention of several heads over the pixels of queries, keys and values, [b, h, w, (three heads d)]."""
     q, k, v = rearrange(qkv, "b h w (three heads d) -> three b heads (h w) d", three=3, heads=heads)
-    # Not jax.nn.dot_product_attention, which rounds float64 scores to float32.
-    scores = jax.nn.softmax(jnp.einsum("bnqd,bnkd->bnqk", q, k) * q.shape[-1] ** -0.5)
-    h = jnp.einsum("bnqk,bnkd->bnqd", scores, v)
+    h = dot_product_attention(q, k, v)
     return rearrange(h, "b heads (h w) d -> b h w (heads d)", h=qkv.shape[1])
 
 
@@ -213,13 +221,13 @@ class ADM(nnx.Module):
         """F(x_in, c_noise, labels).
 
         Args:
-            x_in: [b, h, w, c] scaled noisy images.
+            x_in: [b, h, w, c] scaled noisy images; the network computes in their dtype (see `train.precision`).
             c_noise: [b] log(sigma) / 4.
             labels: [b] integers in 0..num_classes-1; None for an unconditional network.
             masks: dropout masks, bool, one [b, h, w, c] for each of `mask_shapes`; None for no dropout.
 
         Returns:
-            [b, h, w, c].
+            [b, h, w, c], in the dtype of the weights.
         """
         module = partial(call, checkpoint=self.config.checkpoint)
         given = iter(masks if masks is not None else [None] * len(self.mask_shapes))
@@ -247,4 +255,4 @@ class ADM(nnx.Module):
                     h = module(level.attention[i], h)
             if level.up is not None:
                 h = level.up(h) if isinstance(level.up, Resample) else run(level.up, h)
-        return self.conv_out(jax.nn.silu(self.norm_out(h)))
+        return self.conv_out(jax.nn.silu(self.norm_out(h)))  # in the dtype of the norm's weights

@@ -101,13 +101,13 @@ class NCSNpp(nnx.Module):
         """F(x_in, c_noise, labels).
 
         Args:
-            x_in: [b, h, w, c] scaled noisy images.
+            x_in: [b, h, w, c] scaled noisy images; the network computes in their dtype (see `train.precision`).
             c_noise: [b] log(sigma) / 4.
             labels: [b] integers in 0..num_classes-1; None for an unconditional network.
             masks: dropout masks, bool, one [b, h, w, c] for each of `mask_shapes`; None for no dropout.
 
         Returns:
-            [b, h, w, c].
+            [b, h, w, c], in the dtype of the weights.
         """
         run = partial(call, checkpoint=self.config.checkpoint)
         next_mask = iter(masks if masks is not None else [None] * len(self.mask_shapes)).__next__
@@ -123,7 +123,7 @@ class NCSNpp(nnx.Module):
                 h = run(level.attention, h)
             if level.up is not None:
                 h = run(level.up, h, embedding, next_mask())
-        return self.conv_out(jax.nn.silu(self.norm_out(h)))
+        return self.conv_out(jax.nn.silu(self.norm_out(h)))  # in the dtype of the norm's weights
 
     def _go_down(
         self, x_in: Array, embedding: Array, next_mask: Callable[[], Array | None], run: Callable[..., Array]

@@ -16,6 +16,7 @@ from ict_backends.jax.device import check_device, out_of_memory, split
 from ict_backends.jax.step import abstract_network, consistency_function, merge_network
 from ict_backends.jax.weights import load_arrays
 from ict_backends.rundir import RunDir
+from ict_backends.sampling import compiled_size, padded
 from jax import Array
 from jax.sharding import Mesh
 
@@ -50,10 +51,11 @@ class Model:
 
     def _run(self, function: Callable[..., Array], batch: int, *arrays: np.ndarray | None) -> np.ndarray:
         """`function` of [b, ...] arrays, padded to a power of two and a multiple of the devices: few sizes compile."""
-        size = -(-(1 << (batch - 1).bit_length()) // self.mesh.size) * self.mesh.size
-        padded = [None if a is None else jax.device_put(_pad(np.asarray(a), size), split(self.mesh)) for a in arrays]
+        size = -(-compiled_size(batch) // self.mesh.size) * self.mesh.size
+        whole = (padded(a if a is None else np.asarray(a), size) for a in arrays)
+        placed = [None if a is None else jax.device_put(a, split(self.mesh)) for a in whole]
         with out_of_memory(f"{batch} images at a time are more than fit into memory"):
-            images = np.asarray(function(self.config, self.params, self.constants, *padded))
+            images = np.asarray(function(self.config, self.params, self.constants, *placed))
         return np.ascontiguousarray(images[:batch].transpose(0, 3, 1, 2))
 
 
@@ -91,11 +93,6 @@ def _float(array: np.ndarray) -> np.ndarray:
 
 def _nhwc(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(_float(array), -3, -1)
-
-
-def _pad(array: np.ndarray, size: int) -> np.ndarray:
-    """The first axis made `size` long by repeating the last element."""
-    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
 
 
 def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:

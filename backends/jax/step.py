@@ -18,8 +18,20 @@ from ict_backends.plan import StepPlan
 from jax import Array
 from jax.sharding import Mesh
 
-from ict_core import Config, ConsistencyLoss, consistency_loss, consistency_output, huber_constant
+from ict_core import (
+    Config,
+    ConsistencyLoss,
+    LossScale,
+    consistency_loss,
+    consistency_output,
+    huber_constant,
+    next_loss_scale,
+)
 from ict_core.loss import ConsistencyFunction
+from ict_core.loss_scale import FIRST_FACTOR
+
+# train.precision -> what the network computes in; None for the dtype of its weights.
+PRECISIONS = {"float32": None, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 
 
 class TrainState(NamedTuple):
@@ -31,6 +43,7 @@ class TrainState(NamedTuple):
         ema: their moving average, for sampling only.
         optimizer: RAdam's state.
         constants: what is stored with the weights and not trained.
+        loss_scale: where the network computes in float16.
     """
 
     step: Array
@@ -38,6 +51,7 @@ class TrainState(NamedTuple):
     ema: nnx.State
     optimizer: optax.OptState
     constants: nnx.State
+    loss_scale: LossScale | None = None
 
 
 @lru_cache(maxsize=8)
@@ -75,10 +89,18 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
         network = make_network(config, nnx.Rngs(params=jax.random.wrap_key_data(seed)))
         _, params, constants = nnx.split(network, nnx.Param, ...)
         optimizer = make_optimizer(config).init(params)
-        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer, constants)
+        ema, scale = jax.tree.map(jnp.copy, params), first_loss_scale(config)
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, constants, scale)
 
     seed = key_data(config.train.seed)
     return jax.jit(init, out_shardings=state_shardings(config, jax.eval_shape(init, seed), mesh))(seed)
+
+
+def first_loss_scale(config: Config) -> LossScale | None:
+    """What a run in float16 begins with."""
+    if config.train.precision != "fp16":
+        return None
+    return LossScale(jnp.full((), FIRST_FACTOR, jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def state_shardings(config: Config, state: TrainState, mesh: Mesh) -> TrainState:
@@ -97,11 +119,12 @@ def key_data(seeds: int | np.ndarray) -> np.ndarray:
 def consistency_function(
     network: Network, config: Config, labels: Array | None = None, masks: Sequence[Array] | None = None
 ) -> ConsistencyFunction:
-    """f(x, sigma) of a network, with labels and dropout masks given."""
+    """f(x, sigma) of a network, with labels and dropout masks given, the network in `train.precision`."""
+    dtype = PRECISIONS[config.train.precision]
 
     def f(x: Array, sigma: Array) -> Array:
         return consistency_output(
-            lambda x_in, c_noise, y: network(x_in, c_noise, y, masks),
+            lambda x_in, c_noise, y: network(x_in if dtype is None else x_in.astype(dtype), c_noise, y, masks),
             x,
             sigma,
             labels,
@@ -221,11 +244,14 @@ def train_step(state: TrainState, config: Config, batch: Batch) -> tuple[TrainSt
 
 def _gradient(state: TrainState, config: Config, batch: Batch) -> tuple[nnx.State, Array]:
     """The gradient of the mean loss, and the [b] losses."""
+    scale = state.loss_scale
 
     def loss(params: nnx.State) -> tuple[Array, Array]:
-        return batch_loss(merge_network(config, params, state.constants), config, batch)
+        found = batch_loss(merge_network(config, params, state.constants), config, batch)
+        return found.mean if scale is None else found.mean * scale.factor, found.per_sample
 
-    return jax.grad(loss, has_aux=True)(state.params)
+    gradient, losses = jax.grad(loss, has_aux=True)(state.params)
+    return (gradient if scale is None else jax.tree.map(lambda g: g / scale.factor, gradient)), losses
 
 
 def _add_gradient(
@@ -237,15 +263,18 @@ def _add_gradient(
 
 
 def _apply(state: TrainState, config: Config, gradient: nnx.State, losses: Array) -> tuple[TrainState, StepResult]:
-    """The state after a step of this gradient; with `train.on_nonfinite` = "skip" the weights stay where it is not
-    finite."""
-    norm = optax.tree_utils.tree_norm(gradient)
+    """The state after a step of this gradient. With `train.on_nonfinite` = "skip", and where the loss is scaled, the
+    weights stay where it is not finite."""
+    norm, scale = optax.tree_utils.tree_norm(gradient), state.loss_scale
     updates, optimizer = make_optimizer(config).update(gradient, state.optimizer)
     params = optax.apply_updates(state.params, updates)
     ema = update_ema(state.ema, params, config.train.ema_decay)
-    after = TrainState(state.step + 1, params, ema, optimizer, state.constants)
-    if config.train.on_nonfinite == "skip":
-        after = jax.tree.map(lambda new, old: _kept(jnp.isfinite(norm), new, old), after, state)
+    after = TrainState(state.step + 1, params, ema, optimizer, state.constants, scale)
+    finite = jnp.isfinite(norm)
+    if config.train.on_nonfinite == "skip" or scale is not None:
+        after = jax.tree.map(lambda new, old: _kept(finite, new, old), after, state)
+    if scale is not None:
+        after = after._replace(loss_scale=next_loss_scale(scale, finite, xp=jnp))
     return after, StepResult(losses, norm)
 
 

@@ -16,11 +16,17 @@ from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays
 from ict_backends.errors import CheckpointError
 from ict_backends.jax.device import put, replicated
 from ict_backends.jax.parallel import Processes
-from ict_backends.jax.step import TrainState, abstract_network, make_optimizer, state_shardings
+from ict_backends.jax.step import (
+    TrainState,
+    abstract_network,
+    first_loss_scale,
+    make_optimizer,
+    state_shardings,
+)
 from jax import Array
 from jax.sharding import Mesh
 
-from ict_core import Config
+from ict_core import Config, LossScale
 
 # A layer's arrays in flax -> in checkpoints.
 _NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -96,12 +102,14 @@ def read_flax_checkpoint(path: Path) -> dict[str, Any]:
 def to_checkpoint(config: Config, state: TrainState, mesh: Mesh) -> Checkpoint:
     """The whole training state, on the host. Where devices of several processes hold parts, all of them ask."""
     state = _whole(state, mesh) if config.train.shard_weights else state
+    scale = {} if state.loss_scale is None else {k: np.asarray(v) for k, v in state.loss_scale._asdict().items()}
     return Checkpoint(
         int(state.step),
         to_arrays(state.params, state.constants),
         to_arrays(state.ema, state.constants),
         to_arrays(optax.tree_utils.tree_get(state.optimizer, "mu")),
         to_arrays(optax.tree_utils.tree_get(state.optimizer, "nu")),
+        scale,
     )
 
 
@@ -130,7 +138,11 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: st
     (nu,) = load_arrays(weights[:1], checkpoint.second_moment, mesh, f"{what}: second_moment")
     step = put(np.int32(checkpoint.step), replicated(mesh))
     optimizer = jax.jit(make_optimizer(config).init, out_shardings=replicated(mesh))(params)
-    state = TrainState(step, params, ema, _with_moments(optimizer, step, mu, nu), constants)
+    scale = first_loss_scale(config)
+    if scale is not None and checkpoint.loss_scale:
+        scale = LossScale(*(checkpoint.loss_scale[name] for name in LossScale._fields))
+    scale = jax.tree.map(lambda a: put(a, replicated(mesh)), scale)
+    state = TrainState(step, params, ema, _with_moments(optimizer, step, mu, nu), constants, scale)
     if not config.train.shard_weights:
         return state
     return jax.jit(lambda s: s, out_shardings=state_shardings(config, state, mesh))(state)

@@ -9,27 +9,33 @@ import torch
 from einops import rearrange
 from ict_backends.adm_spec import ADMLevelSpec, adm_spec, positional_frequencies
 from ict_backends.ncsnpp_spec import BlockSpec
-from ict_backends.torch.layers import Middle, call, downsample, upsample
+from ict_backends.torch.layers import (
+    CastConv,
+    CastGroupNorm,
+    Middle,
+    call,
+    dot_product_attention,
+    downsample,
+    upsample,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ict_core import ADMConfig
 
 
-def conv(
-    in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, zero: bool = False
-) -> nn.Conv2d:
+def conv(in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, zero: bool = False) -> CastConv:
     """A biased convolution with torch's own initialisation, as the authors have it, or all zero."""
-    layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
+    layer = CastConv(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
     if zero:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     return layer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> CastGroupNorm:
     """Normalisation in 32 groups, epsilon 1e-5."""
-    return nn.GroupNorm(32, channels, eps=1e-5)
+    return CastGroupNorm(32, channels, eps=1e-5)
 
 
 class ADMBlock(nn.Module):
@@ -53,7 +59,7 @@ class ADMBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
         """The block's output."""
-        h = F.silu(self.norm_0(x))
+        h = F.silu(self.norm_0(x)).to(x.dtype)
         if self.up:
             h, x = upsample(h, ()), upsample(x, ())
         elif self.down:
@@ -61,9 +67,9 @@ class ADMBlock(nn.Module):
         h, e = self.conv_0(h), self.embed(F.silu(embedding))[:, :, None, None]
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = F.silu(self.norm_1(h) * (1 + scale) + shift)
+            h = F.silu(self.norm_1(h) * (1 + scale) + shift).to(x.dtype)
         else:
-            h = F.silu(self.norm_1(h + e))
+            h = F.silu(self.norm_1(h + e.to(x.dtype))).to(x.dtype)
         if mask is not None:
             h = h * mask / (1.0 - self.dropout)
         h = self.conv_1(h)
@@ -82,13 +88,13 @@ class ADMAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x plus what attends to it."""
-        return x + self.out(attend(self.qkv(self.norm(x)), self.heads))
+        return x + self.out(attend(self.qkv(self.norm(x).to(x.dtype)), self.heads))
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
     """Attention of several heads over the pixels of queries, keys and values, [b, (three heads d), h, w]."""
     q, k, v = rearrange(qkv, "b (three heads d) h w -> three b heads (h w) d", three=3, heads=heads)
-    h = F.scaled_dot_product_attention(q, k, v)
+    h = dot_product_attention(q, k, v)
     return rearrange(h, "b heads (h w) d -> b (heads d) h w", h=qkv.shape[2])
 
 
@@ -187,13 +193,13 @@ class ADM(nn.Module):
         """F(x_in, c_noise, labels).
 
         Args:
-            x_in: [b, c, h, w] scaled noisy images.
+            x_in: [b, c, h, w] scaled noisy images; the network computes in their dtype (see `train.precision`).
             c_noise: [b] log(sigma) / 4.
             labels: [b] int64 in 0..num_classes-1; None for an unconditional network.
             masks: dropout masks, bool, one [b, *shape] for each of `mask_shapes`; None for no dropout.
 
         Returns:
-            [b, c, h, w].
+            [b, c, h, w], in the dtype of the weights.
         """
         module = partial(call, checkpoint=self.config.checkpoint)
         given = iter(masks if masks is not None else [None] * len(self.mask_shapes))
@@ -221,4 +227,4 @@ class ADM(nn.Module):
                     h = module(level.attention[i], h)
             if level.up is not None:
                 h = level.up(h) if isinstance(level.up, Resample) else run(level.up, h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(F.silu(self.norm_out(h)))  # in the dtype of the norm's weights

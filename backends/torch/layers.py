@@ -33,7 +33,15 @@ class Linear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class Conv(nn.Conv2d):
+class CastConv(nn.Conv2d):
+    """Torch's convolution, in the dtype of what it is given, whatever that of its weights is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, self.weight.to(x.dtype), bias)
+
+
+class Conv(CastConv):
     """Biased convolution [b, in, h, w] -> [b, out, h, w] of an odd kernel size, zero padding."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, scale: float = 1.0) -> None:
@@ -42,17 +50,36 @@ class Conv(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel_size != (1, 1):
+        if self.kernel_size != (1, 1) or self.in_channels % 16 == self.out_channels % 16 == 0:
             return super().forward(x)
-        # A matrix product over the pixels: both views are free in channels_last, and it beats the convolution.
-        return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+        # A matrix product over the pixels, both of whose views are free in channels_last. It beats the convolution where
+        # the channels do not fill the CPU's vectors.
+        weight, bias = self.weight[:, :, 0, 0].to(x.dtype), self.bias.to(x.dtype)
+        return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
-class GroupNorm(nn.GroupNorm):
+class CastGroupNorm(nn.GroupNorm):
+    """Torch's group normalisation, in the dtype of its weights, whatever that of what it is given is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class GroupNorm(CastGroupNorm):
     """Group normalisation with the authors' epsilon and number of groups."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(groups(channels), channels, eps=1e-6)
+
+
+def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Dot-product attention: [b, heads, n, d] each -> the same. The softmax is float32 at least."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    # On the CPU, torch's own is no faster in float32 and several times slower in bfloat16.
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype) @ v
 
 
 class Attention(nn.Module):
@@ -68,9 +95,9 @@ class Attention(nn.Module):
         self.skip_rescale = skip_rescale
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+        h = self.norm(x).to(x.dtype)
         q, k, v = (rearrange(layer(h), "b c h w -> b 1 (h w) c") for layer in (self.query, self.key, self.value))
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = dot_product_attention(q, k, v)
         h = self.out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))
         return add(x, h, rescale=self.skip_rescale)
 
@@ -96,8 +123,14 @@ def fir_kernel(taps: Sequence[float], *, gain: float = 1.0) -> Tensor:
 
 def filter2d(x: Tensor, kernel: Tensor, *, stride: int, padding: int) -> Tensor:
     """Correlate every channel of [b, c, h, w] with the same [n, n] kernel, turned by 180 degrees (a convolution)."""
-    weight = kernel.flip(0, 1).to(x).expand(x.shape[1], 1, -1, -1)
-    return F.conv2d(x, weight, stride=stride, padding=padding, groups=x.shape[1])
+    wide = widened(x)
+    weight = kernel.flip(0, 1).to(wide).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(wide, weight, stride=stride, padding=padding, groups=x.shape[1]).to(x.dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32 at least: what torch does channel by channel is slow on the CPU in narrower types."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def downsample(x: Tensor, taps: Sequence[float]) -> Tensor:
@@ -111,8 +144,9 @@ def upsample(x: Tensor, taps: Sequence[float]) -> Tensor:
     """Double [b, c, h, w] by the FIR filter; repeat pixels where there are no taps."""
     if not taps:
         return F.interpolate(x, scale_factor=2, mode="nearest")
-    weight = fir_kernel(taps, gain=4.0).to(x).expand(x.shape[1], 1, -1, -1)
-    return F.conv_transpose2d(x, weight, stride=2, padding=(len(taps) - 2) // 2, groups=x.shape[1])
+    wide = widened(x)
+    weight = fir_kernel(taps, gain=4.0).to(wide).expand(x.shape[1], 1, -1, -1)
+    return F.conv_transpose2d(wide, weight, stride=2, padding=(len(taps) - 2) // 2, groups=x.shape[1]).to(x.dtype)
 
 
 class PyramidDownsample(nn.Module):
@@ -128,7 +162,7 @@ class PyramidDownsample(nn.Module):
             x = filter2d(x, fir_kernel(self.taps), stride=1, padding=len(self.taps) // 2)
         else:
             x = F.pad(x, (0, 1, 0, 1))
-        return F.conv2d(x, self.conv.weight, self.conv.bias, stride=2)
+        return F.conv2d(x, self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype), stride=2)
 
 
 class ResidualBlock(nn.Module):
@@ -152,13 +186,13 @@ class ResidualBlock(nn.Module):
         self.dropout, self.skip_rescale = dropout, skip_rescale
 
     def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
-        h = F.silu(self.norm_0(x))
+        h = F.silu(self.norm_0(x)).to(x.dtype)
         if self.up:
             h, x = upsample(h, self.taps), upsample(x, self.taps)
         elif self.down:
             h, x = downsample(h, self.taps), downsample(x, self.taps)
-        h = self.conv_0(h) + self.embed(F.silu(embedding))[:, :, None, None]
-        h = F.silu(self.norm_1(h))
+        h = self.conv_0(h) + self.embed(F.silu(embedding)).to(x.dtype)[:, :, None, None]
+        h = F.silu(self.norm_1(h)).to(x.dtype)
         if mask is not None:
             h = h * mask / (1.0 - self.dropout)
         h = self.conv_1(h)

@@ -96,13 +96,13 @@ class NCSNpp(nn.Module):
         """F(x_in, c_noise, labels).
 
         Args:
-            x_in: [b, c, h, w] scaled noisy images.
+            x_in: [b, c, h, w] scaled noisy images; the network computes in their dtype (see `train.precision`).
             c_noise: [b] log(sigma) / 4.
             labels: [b] int64 in 0..num_classes-1; None for an unconditional network.
             masks: dropout masks, bool, one [b, *shape] for each of `mask_shapes`; None for no dropout.
 
         Returns:
-            [b, c, h, w].
+            [b, c, h, w], in the dtype of the weights.
         """
         run = partial(call, checkpoint=self.config.checkpoint)
         next_mask = iter(masks if masks is not None else [None] * len(self.mask_shapes)).__next__
@@ -119,7 +119,7 @@ class NCSNpp(nn.Module):
                 h = run(level.attention, h)
             if level.up is not None:
                 h = run(level.up, h, embedding, next_mask())
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(F.silu(self.norm_out(h)))  # in the dtype of the norm's weights
 
     def _go_down(
         self, x_in: Tensor, embedding: Tensor, next_mask: Callable[[], Tensor | None], run: Callable[..., Tensor]

@@ -12,6 +12,7 @@ import torch
 from array_api_compat import torch as xp
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.rundir import RunDir
+from ict_backends.sampling import compiled_size, padded
 from ict_backends.torch.device import check_device, other_devices, out_of_memory
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.step import consistency_function
@@ -62,16 +63,20 @@ class Model:
         """`function` of a network and [b, ...] arrays, the last one labels or None; each device takes a part of b."""
         floats = [np.asarray(a, dtype=np.float32) for a in arrays[:-1]]
         labels = None if arrays[-1] is None else np.asarray(arrays[-1], dtype=np.int64)
-        modules = (self.module, *self.replicas)[: len(floats[0])]
+        batch = len(floats[0])
+        if self.config.train.compile:
+            size = compiled_size(batch)
+            floats, labels = [padded(a, size) for a in floats], padded(labels, size)
+        modules = (self.module, *self.replicas)[:batch]
         rows = np.array_split(np.arange(len(floats[0])), len(modules))
         # Nothing waits for a device until all have their work.
-        shortage = f"{len(floats[0])} images at a time are more than fit into memory"
+        shortage = f"{batch} images at a time are more than fit into memory"
         with out_of_memory(shortage), torch.inference_mode():
             parts = [
                 function(module, *(_to_device(a, part, module) for a in floats), _to_device(labels, part, module))
                 for module, part in zip(modules, rows, strict=True)
             ]
-            return torch.cat([part.cpu() for part in parts]).numpy()
+            return torch.cat([part.cpu() for part in parts]).numpy()[:batch]
 
 
 def _to_device(array: np.ndarray | None, rows: np.ndarray, module: Network) -> Tensor | None:
@@ -96,5 +101,8 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     checkpoint = load_checkpoint(folder)
     module = make_network(config)
     load_arrays(module, checkpoint.params if weights == "raw" else checkpoint.ema, f"checkpoint {folder}")
-    others = other_devices(device)
-    return Model(config, module.to(where), tuple(copy.deepcopy(module).to(other) for other in others))
+    modules = [module.to(where), *(copy.deepcopy(module).to(other) for other in other_devices(device))]
+    if config.train.compile:
+        for each in modules:
+            each.compile(dynamic=False)
+    return Model(config, modules[0], tuple(modules[1:]))

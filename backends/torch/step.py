@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,12 +11,26 @@ import torch
 from array_api_compat import torch as xp
 from ict_backends.networks import mask_shapes
 from ict_backends.plan import StepPlan
+from ict_backends.torch.flat import flatten, in_memory_order, unflatten
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.parallel import Processes, accumulating, full, local
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from ict_core import Config, ConsistencyLoss, consistency_loss, consistency_output, huber_constant
+from ict_core import (
+    Config,
+    ConsistencyLoss,
+    LossScale,
+    consistency_loss,
+    consistency_output,
+    huber_constant,
+    next_loss_scale,
+)
 from ict_core.loss import ConsistencyFunction
+from ict_core.loss_scale import FIRST_FACTOR
+
+# train.precision -> what the network computes in; None for the dtype of its weights.
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -27,8 +41,11 @@ class TrainState:
         step: steps done; the next one to do, counted from 0.
         params: the network with the weights in training.
         ema: the same network with their moving average, for sampling only.
-        optimizer: RAdam over `params`.
+        optimizer: RAdam over `trained`.
         student: what a step evaluates: `params`, or what makes its gradient that of all processes.
+        trained, averaged: all weights of `params` and of `ema` as one vector, which they are views of. Where each
+            process holds a part of every array: the arrays.
+        loss_scale: where the network computes in float16; on the host.
     """
 
     step: int
@@ -36,6 +53,17 @@ class TrainState:
     ema: Network
     optimizer: torch.optim.RAdam
     student: nn.Module
+    trained: list[nn.Parameter]
+    averaged: list[Tensor]
+    loss_scale: LossScale | None
+
+    def moments(self, key: str) -> Mapping[str, Tensor]:
+        """The optimiser's "exp_avg" or "exp_avg_sq" by the name of the parameter; who changes them changes it."""
+        found = [self.optimizer.state[p][key] for p in self.trained]
+        if isinstance(self.trained[0], DTensor):
+            names = (name for name, _ in self.params.named_parameters())
+            return dict(zip(names, found, strict=True))
+        return unflatten(found[0], self.params)
 
 
 def init_state(config: Config, processes: Processes) -> TrainState:
@@ -54,31 +82,42 @@ def init_network(config: Config) -> Network:
 def make_state(config: Config, step: int, params: Network, ema: Network, processes: Processes) -> TrainState:
     """The state after `step` steps that led to these weights; all moments are zero."""
     params, ema = params.to(processes.device), ema.to(processes.device)
-    student = processes.share(params, shard=config.train.shard_weights)
     ema.requires_grad_(False)
-    if config.train.shard_weights:
+    if config.train.compile:
+        params.compile(dynamic=False)
+    sharded = config.train.shard_weights and processes.world > 1
+    flat = None if sharded else nn.Parameter(flatten(params))
+    student = processes.share(params, shard=sharded)
+    if sharded:
         processes.share(ema, shard=True)
-    # foreach: on the CPU, where it is not the default, the step takes a third of the time.
-    optimizer = torch.optim.RAdam(
-        params.parameters(), lr=config.train.learning_rate, betas=config.train.betas, foreach=True
-    )
-    for parameter in params.parameters():
+    trained = [*params.parameters()] if flat is None else [flat]
+    averaged = [local(p) for p in ema.parameters()] if sharded else [flatten(ema)]
+    optimizer = torch.optim.RAdam(trained, lr=config.train.learning_rate, betas=config.train.betas)
+    for parameter in trained:
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step)),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
         }
-    return TrainState(step, params, ema, optimizer, student)
+    return TrainState(step, params, ema, optimizer, student, trained, averaged, first_loss_scale(config))
+
+
+def first_loss_scale(config: Config) -> LossScale | None:
+    """What a run in float16 begins with."""
+    if config.train.precision != "fp16":
+        return None
+    return LossScale(torch.tensor(FIRST_FACTOR), torch.tensor(0, dtype=torch.int32))
 
 
 def consistency_function(
     network: nn.Module, config: Config, labels: Tensor | None = None, masks: Sequence[Tensor] | None = None
 ) -> ConsistencyFunction:
-    """f(x, sigma) of a network, with labels and dropout masks given."""
+    """f(x, sigma) of a network, with labels and dropout masks given, the network in `train.precision`."""
+    dtype = PRECISIONS[config.train.precision]
 
     def f(x: Tensor, sigma: Tensor) -> Tensor:
         return consistency_output(
-            lambda x_in, c_noise, y: network(x_in, c_noise, y, masks),
+            lambda x_in, c_noise, y: network(x_in if dtype is None else x_in.to(dtype), c_noise, y, masks),
             x,
             sigma,
             labels,
@@ -165,33 +204,45 @@ class StepResult(NamedTuple):
 def train_step(state: TrainState, config: Config, batches: Iterable[Batch], *, parts: int = 1) -> StepResult:
     """Advance `state` in place by one step over `parts` equally large batches, whose gradients add up.
 
-    Nothing waits for the device, unless `train.on_nonfinite` is "skip": then the weights stay as they are where a
-    loss or the gradient is not finite.
+    Nothing waits for the device, unless `train.on_nonfinite` is "skip" or the loss is scaled: then the weights stay as
+    they are where a loss or the gradient is not finite.
     """
-    state.optimizer.zero_grad(set_to_none=True)
-    losses = []
+    state.params.zero_grad(set_to_none=True)
+    losses, scale = [], state.loss_scale
+    factor = 1.0 if scale is None else float(scale.factor)
     for i, batch in enumerate(batches, start=1):
         with accumulating(state.student, last=i == parts):
             loss = batch_loss(state.student, config, batch)
-            (loss.mean / parts).backward()
+            (loss.mean * (factor / parts)).backward()
         losses.append(loss.per_sample.detach())
-    result = StepResult(torch.cat(losses), gradient_norm(state.params))
-    if config.train.on_nonfinite == "stop" or bool(result.grad_norm.isfinite()):
+    result = StepResult(torch.cat(losses), take_gradient(state, factor))
+    finite = (config.train.on_nonfinite == "stop" and scale is None) or bool(result.grad_norm.isfinite())
+    if finite:
         state.optimizer.step()
         update_ema(state, config.train.ema_decay)
     else:
         for moments in state.optimizer.state.values():  # a step it is all the same
             moments["step"] += 1
+    if scale is not None:
+        state.loss_scale = next_loss_scale(scale, torch.tensor(finite), xp=xp)
     state.step += 1
     return result
 
 
-def gradient_norm(network: Network) -> Tensor:
-    """[] the norm of the whole gradient. A loss that is not finite makes it so, too."""
-    return full(nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None], foreach=True))
+def take_gradient(state: TrainState, factor: float) -> Tensor:
+    """Hand the gradient, divided by the loss's factor, to the optimiser. Returns its norm, [].
+
+    A loss that is not finite makes the norm so, too.
+    """
+    if not isinstance(state.trained[0], DTensor):
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in state.params.parameters()]
+        state.trained[0].grad = torch.cat([in_memory_order(g) for g in gradients])
+    gradients = [p.grad for p in state.trained if p.grad is not None]
+    if factor != 1.0:
+        torch._foreach_div_(gradients, factor)
+    return full(nn.utils.get_total_norm(gradients))
 
 
 def update_ema(state: TrainState, decay: float) -> None:
     """ema <- decay ema + (1 - decay) params."""
-    ema, params = ([local(p) for p in network.parameters()] for network in (state.ema, state.params))
-    torch._foreach_lerp_(ema, params, 1.0 - decay)
+    torch._foreach_lerp_(state.averaged, [local(p) for p in state.trained], 1.0 - decay)

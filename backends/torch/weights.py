@@ -15,7 +15,7 @@ from ict_backends.torch.parallel import Processes, fill, full
 from ict_backends.torch.step import TrainState, make_state
 from torch.distributed.tensor import DTensor
 
-from ict_core import Config
+from ict_core import Config, LossScale
 
 
 def to_arrays(network: Network) -> Arrays:
@@ -60,13 +60,11 @@ def read_state_dict(path: Path) -> Arrays:
 
 def to_checkpoint(state: TrainState) -> Checkpoint:
     """The whole training state, on the host."""
-    moments: dict[str, Arrays] = {"exp_avg": {}, "exp_avg_sq": {}}
-    for name, parameter in state.params.named_parameters():
-        for key, arrays in moments.items():
-            arrays[name] = to_host(state.optimizer.state[parameter][key])
-    return Checkpoint(
-        state.step, to_arrays(state.params), to_arrays(state.ema), moments["exp_avg"], moments["exp_avg_sq"]
+    first, second = (
+        {name: to_host(moment) for name, moment in state.moments(key).items()} for key in ("exp_avg", "exp_avg_sq")
     )
+    scale = {} if state.loss_scale is None else {k: to_host(v) for k, v in state.loss_scale._asdict().items()}
+    return Checkpoint(state.step, to_arrays(state.params), to_arrays(state.ema), first, second, scale)
 
 
 def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes, what: str) -> TrainState:
@@ -78,10 +76,11 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes
     check_arrays(f"{what}: first_moment", shapes, checkpoint.first_moment)
     check_arrays(f"{what}: second_moment", shapes, checkpoint.second_moment)
     state = make_state(config, checkpoint.step, params, ema, processes)
-    for name, parameter in state.params.named_parameters():
-        moments = state.optimizer.state[parameter]
-        fill(moments["exp_avg"], torch.from_numpy(checkpoint.first_moment[name]))
-        fill(moments["exp_avg_sq"], torch.from_numpy(checkpoint.second_moment[name]))
+    for key, arrays in (("exp_avg", checkpoint.first_moment), ("exp_avg_sq", checkpoint.second_moment)):
+        for name, moment in state.moments(key).items():
+            fill(moment, torch.from_numpy(arrays[name]))
+    if state.loss_scale is not None and checkpoint.loss_scale:
+        state.loss_scale = LossScale(*(torch.from_numpy(checkpoint.loss_scale[f]) for f in LossScale._fields))
     return state
 
 
