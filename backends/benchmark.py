@@ -34,6 +34,8 @@ from ict_core.config import replace
 # How long a stretch of the limit's small operations takes, about.
 _STRETCH_SECONDS = 0.25
 _DATA_IMAGES = 512
+# Of 255: what the pixels of samples from random weights differ by at least.
+_CONTRAST = 8
 
 
 class Trainer(Protocol):
@@ -145,11 +147,11 @@ def check_losses(losses: np.ndarray, what: str) -> float:
 
 
 def check_images(images: np.ndarray) -> None:
-    """Raise UserError where [n, c, h, w] uint8 samples are all one value, or one image."""
-    if images.min() == images.max():
-        raise UserError(
-            f"sampling: every pixel of {len(images)} images is {images.min()}; the network's output is lost"
-        )
+    """Raise UserError where [n, c, h, w] uint8 samples are of one grey, as what a network of zeros makes of noise, or
+    all one image."""
+    least, most = int(images.min()), int(images.max())
+    if most - least < _CONTRAST:
+        raise UserError(f"sampling: all pixels of {len(images)} images are {least}..{most}; the output is lost")
     if len(images) > 1 and (images == images[:1]).all():
         raise UserError(f"sampling: all {len(images)} images are the same; the noise is lost")
 

@@ -38,6 +38,12 @@ class Draw(NamedTuple):
     seed: int
 
 
+def check(config: Config) -> None:
+    """Raise ConfigError for the network that is not here."""
+    if config.network.family != "ncsnpp":
+        raise ConfigError(f"the plain version has NCSN++ alone, not network.family = {config.network.family}")
+
+
 def make_step(backend: str, config: Config, images: np.ndarray, device: str = "auto") -> Callable[[], float]:
     """A function that does one whole training step more, and gives its mean loss.
 
@@ -47,8 +53,7 @@ def make_step(backend: str, config: Config, images: np.ndarray, device: str = "a
         images: [n, c, h, w] uint8; a conditional network is given random labels.
         device: "auto", or the framework's name of one.
     """
-    if config.network.family != "ncsnpp":
-        raise ConfigError(f"the plain version has NCSN++ alone, not network.family = {config.network.family}")
+    check(config)
     rng = np.random.default_rng(config.train.seed)
     classes = config.network.num_classes
     labels = rng.integers(classes, size=len(images)) if classes else None

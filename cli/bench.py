@@ -66,12 +66,13 @@ def bench_command(
     from ict_backends.files import write_atomically
 
     config = build_config(merge([preset_tree(preset), *map(parse_assignment, assignments)]))
-    make_plain = None if plain is None else _load_plain(plain, backend)
+    make_plain = None if plain is None else _load_plain(plain, backend, config)
     if plain is None and plain_batch is not None:
         raise UsageError(f"--plain-batch {plain_batch} needs --plain")
+    engine = load_backend(backend)
+    engine.check_device(device)
     if out is not None:
         _check_out(out)
-    engine = load_backend(backend)
     request = Request(config, steps, repeats, images, batch_size, product, device)
     run = Run(engine, request, plain=make_plain, plain_batch=plain_batch)
     names = {"backend": backend, "preset": preset, "plain_file": None if plain is None else str(plain)}
@@ -114,8 +115,9 @@ def _check_out(out: Path) -> None:
         raise PermissionError(13, os.strerror(13), str(out))
 
 
-def _load_plain(file: Path, backend: str) -> PlainStep:
-    """The `make_step(backend, config, images, device)` of a Python file. Raises UsageError where it has none."""
+def _load_plain(file: Path, backend: str, config: Config) -> PlainStep:
+    """The `make_step(backend, config, images, device)` of a Python file. Raises UsageError where it has none, and
+    whatever its `check(config)` does, if it has one."""
     if not file.is_file():
         raise UsageError(f"--plain {file}: no such file")
     spec = importlib.util.spec_from_file_location("ict_plain", file)
@@ -130,4 +132,5 @@ def _load_plain(file: Path, backend: str) -> PlainStep:
     make_step = getattr(module, "make_step", None)
     if not callable(make_step):
         raise UsageError(f"--plain {file} has no make_step(backend, config, images, device)")
+    getattr(module, "check", lambda config: None)(config)
     return lambda config, images, device: make_step(backend, config, images, device)
