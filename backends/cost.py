@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 from ict_backends.networks import count_parameters, parameter_shapes, trained_shapes
@@ -19,6 +20,8 @@ OFFICIAL_PARAMETERS = {
     "imagenet64-deep": 472_767_555,
 }
 _FLOAT32 = 4
+# The teacher's forward, the student's, and the gradient, which costs as much as two.
+_MODEL_PASSES = 4
 
 
 def forward_flops(config: Config) -> int:
@@ -27,9 +30,9 @@ def forward_flops(config: Config) -> int:
     Convolutions, dense layers and the two products of attention count; norms, activations and FIR filters, which
     are bound by memory, do not.
     """
-    total, height = 0, config.data.shape[1]
+    total = 0
     for name, shape in parameter_shapes(config).items():
-        pixels = (height >> _halvings(name, len(config.network.channel_mult))) ** 2
+        pixels = _height(config, name) ** 2
         if len(shape) == 4:
             total += 2 * math.prod(shape) * pixels
         elif len(shape) == 2 and name != "embedding.labels.weight":
@@ -37,6 +40,44 @@ def forward_flops(config: Config) -> int:
         if ".attention" in name and name.endswith(".out.weight"):
             total += 2 * 2 * pixels**2 * shape[0]
     return total
+
+
+class Convolution(NamedTuple):
+    """Convolutions of one shape, and how many of them one evaluation of the network has.
+
+    `height` is that of the result.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: int
+    height: int
+    count: int
+
+    @property
+    def flops(self) -> int:
+        """Operations of one of them for one image."""
+        return 2 * self.in_channels * self.out_channels * self.kernel**2 * self.height**2
+
+    def __str__(self) -> str:
+        size = f"{self.kernel}x{self.kernel}"
+        return f"convolution {size}, {self.in_channels} to {self.out_channels} channels, {self.height}x{self.height}"
+
+
+def heaviest_convolutions(config: Config, count: int) -> list[Convolution]:
+    """The `count` shapes of convolutions that make up most of a forward pass's operations, the heaviest first."""
+    found = Counter(
+        (shape[1], shape[0], shape[2], _height(config, name))
+        for name, shape in parameter_shapes(config).items()
+        if len(shape) == 4
+    )
+    shapes = [Convolution(*key, number) for key, number in found.items()]
+    return sorted(shapes, key=lambda shape: -shape.count * shape.flops)[:count]
+
+
+def _height(config: Config, name: str) -> int:
+    """Of a layer's result."""
+    return config.data.shape[1] >> _halvings(name, len(config.network.channel_mult))
 
 
 def _halvings(name: str, levels: int) -> int:
@@ -54,7 +95,7 @@ def _halvings(name: str, levels: int) -> int:
 
 def forward_passes(config: Config) -> int:
     """What a training step costs for an image, in forward passes."""
-    return 5 if config.network.checkpoint else 4
+    return _MODEL_PASSES + config.network.checkpoint
 
 
 def step_flops(config: Config) -> int:
@@ -63,6 +104,11 @@ def step_flops(config: Config) -> int:
     With checkpointing, the student's forward is computed once more.
     """
     return forward_passes(config) * config.train.batch_size * forward_flops(config)
+
+
+def model_flops(config: Config) -> int:
+    """Of `step_flops`, those that no way of computing a step saves: what checkpointing computes again is left out."""
+    return _MODEL_PASSES * config.train.batch_size * forward_flops(config)
 
 
 class Memory(NamedTuple):

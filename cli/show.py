@@ -45,12 +45,12 @@ def show_command(what: str | None, plot: Path | None, backend: str | None, devic
 
 
 def _find(what: str) -> Config:
-    from ict_backends.rundir import RunDir
-
     if what in preset_names():
         return load_preset(what)
     if not Path(what).exists():
         load_preset(what)  # raises, suggesting the nearest name
+    from ict_backends.rundir import RunDir
+
     return RunDir(Path(what)).load_config()
 
 

@@ -1,9 +1,38 @@
 """The JAX backend."""
 
-from ict_backends.jax.device import check_device, describe_device
+from ict_backends.jax.bench import (
+    device_name,
+    make_convolution,
+    make_forward,
+    make_model,
+    make_product,
+    make_trainer,
+    memory_in_use,
+    peak_memory,
+    product_size,
+)
+from ict_backends.jax.device import check_device, describe_device, out_of_memory
 from ict_backends.jax.parallel import joined
 from ict_backends.jax.sample import Model, load_model
 from ict_backends.jax.train import train
 from ict_backends.jax.weights import read_flax_checkpoint
 
-__all__ = ["Model", "check_device", "describe_device", "joined", "load_model", "read_flax_checkpoint", "train"]
+__all__ = [
+    "Model",
+    "check_device",
+    "describe_device",
+    "device_name",
+    "joined",
+    "load_model",
+    "make_convolution",
+    "make_forward",
+    "make_model",
+    "make_product",
+    "make_trainer",
+    "memory_in_use",
+    "out_of_memory",
+    "peak_memory",
+    "product_size",
+    "read_flax_checkpoint",
+    "train",
+]

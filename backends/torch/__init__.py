@@ -1,6 +1,17 @@
 """The torch backend."""
 
-from ict_backends.torch.device import check_device, describe_device
+from ict_backends.torch.bench import (
+    device_name,
+    make_convolution,
+    make_forward,
+    make_model,
+    make_product,
+    make_trainer,
+    memory_in_use,
+    peak_memory,
+    product_size,
+)
+from ict_backends.torch.device import check_device, describe_device, out_of_memory
 from ict_backends.torch.features import load_features
 from ict_backends.torch.parallel import joined
 from ict_backends.torch.sample import Model, load_model
@@ -11,9 +22,19 @@ __all__ = [
     "Model",
     "check_device",
     "describe_device",
+    "device_name",
     "joined",
     "load_features",
     "load_model",
+    "make_convolution",
+    "make_forward",
+    "make_model",
+    "make_product",
+    "make_trainer",
+    "memory_in_use",
+    "out_of_memory",
+    "peak_memory",
+    "product_size",
     "read_state_dict",
     "train",
 ]

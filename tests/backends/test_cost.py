@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from ict_backends.cost import OFFICIAL_PARAMETERS, forward_flops, step_flops, training_memory
+from ict_backends.cost import (
+    OFFICIAL_PARAMETERS,
+    Convolution,
+    forward_flops,
+    heaviest_convolutions,
+    model_flops,
+    step_flops,
+    training_memory,
+)
 from ict_backends.diffusers_adm import unet_settings
 from ict_backends.jcm_ncsnpp import official_names, to_official_shape
 from ict_backends.ncsnpp_spec import ncsnpp_parameters
-from ict_backends.networks import count_parameters
+from ict_backends.networks import count_parameters, parameter_shapes
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.step import init_state
@@ -22,8 +30,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from twins import configs
 
-from ict_core import Config, NCSNppConfig, load_preset
-from ict_core.config import replace
+from ict_core import Config, NCSNppConfig, load_preset, preset_names
+from ict_core.config import build_config, replace
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
 Shape = tuple[int, ...]
@@ -159,7 +167,47 @@ def test_operations_are_those_that_torch_counts(config: Config) -> None:
 def test_a_step_is_four_forwards_or_five() -> None:
     config = load_preset("digits")
     assert step_flops(config) == 4 * 64 * forward_flops(config)
-    assert step_flops(replace(config, network={"checkpoint": True})) == 5 * 64 * forward_flops(config)
+    checkpointed = replace(config, network={"checkpoint": True})
+    assert step_flops(checkpointed) == 5 * 64 * forward_flops(config)
+    assert model_flops(checkpointed) == model_flops(config) == step_flops(config)
+
+
+def test_the_heaviest_convolutions_of_a_known_network() -> None:
+    """One level of 8x8 and one of 4x4, counted by hand: 8 and 16 wide, a block each way down, two each way up."""
+    config = build_config(
+        {
+            "data": {"shape": [3, 8, 8]},
+            "network": {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": []},
+        }
+    )
+    # Down: 8 to 8 twice at 8x8; the step down 8 to 8 twice at 4x4; 8 to 16 and 16 to 16 at 4x4. Middle: 16 to 16 four
+    # times at 4x4. Up: 32 to 16 and 24 to 16, each followed by 16 to 16, at 4x4; the step up 16 to 16 twice at 8x8;
+    # 24 to 8 and 16 to 8, each followed by 8 to 8, at 8x8.
+    at_4 = {(8, 8): 2, (8, 16): 1, (16, 16): 1 + 4 + 2, (32, 16): 1, (24, 16): 1}
+    at_8 = {(8, 8): 2 + 2, (16, 16): 2, (24, 8): 1, (16, 8): 1, (3, 8): 1, (8, 3): 1}
+    operations = {
+        (a, b, height): count * 2 * a * b * 9 * height**2
+        for height, found in ((4, at_4), (8, at_8))
+        for (a, b), count in found.items()
+    }
+    found = heaviest_convolutions(config, 5)
+    assert found[0] == Convolution(16, 16, 3, 8, 2)
+    assert found[1] == Convolution(16, 16, 3, 4, 7)
+    assert [c.count * c.flops for c in found] == sorted(operations.values(), reverse=True)[:5]
+    for c in found:
+        assert c.count * c.flops == operations[c.in_channels, c.out_channels, c.height]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_all_convolutions_are_all_operations_but_those_of_dense_layers_and_attention(name: str) -> None:
+    config = replace(load_preset(name), network={"attention_resolutions": ()})
+    found = heaviest_convolutions(config, 10**6)
+    shapes = parameter_shapes(config).items()
+    dense = sum(2 * int(np.prod(s)) for n, s in shapes if len(s) == 2 and n != "embedding.labels.weight")
+    height = config.data.shape[1] >> (len(config.network.channel_mult) - 1)
+    middle = config.network.channel_mult[-1] * config.network.channels
+    assert sum(c.count * c.flops for c in found) + dense + 4 * height**4 * middle == forward_flops(config)
+    assert len({c[:4] for c in found}) == len(found)
 
 
 def test_memory_is_what_training_holds() -> None:

@@ -1,0 +1,389 @@
+"""Measuring speed, before any framework: what is timed in turn, what is counted, and the table and the record of it.
+
+A fraction of the limit is what a training step achieves, in operations a second, over the most that a large matrix
+product or one of the network's own three heaviest convolutions does in the same run, precision and batch. The
+operations of a step are those of four forward passes: the teacher's, the student's, and the gradient, which costs as
+much as two; what activation checkpointing computes again is no achievement and does not count.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from ict_backends.cost import forward_flops, heaviest_convolutions, model_flops
+from ict_backends.errors import UserError
+from ict_backends.images import to_uint8
+from ict_backends.machine import describe_commit, describe_machine, describe_versions, process_memory
+from ict_backends.networks import parameter_shapes
+from ict_backends.processes import describe_shortage
+from ict_backends.sample_files import draw_into, open_sink
+from ict_backends.sampling import Model, sample_batches
+
+from ict_core import Config
+from ict_core.config import replace
+
+# How long a stretch of the limit's small operations takes, about.
+_STRETCH_SECONDS = 0.25
+_DATA_IMAGES = 512
+# Of 255: what the pixels of samples from random weights differ by at least.
+_CONTRAST = 8
+
+
+class Trainer(Protocol):
+    """A training state that goes on and on.
+
+    Attributes:
+        stride: steps of one dispatch; only multiples of it can be done.
+        devices: that share a step.
+    """
+
+    stride: int
+    devices: int
+
+    def advance(self, steps: int) -> np.ndarray:
+        """Do so many more steps, and wait for them: [steps, b] losses."""
+        ...
+
+
+class Request(NamedTuple):
+    """What is to be measured.
+
+    Attributes:
+        steps: of a stretch of training.
+        repeats: of each stretch.
+        images: of a stretch of sampling; `sample_batch` of them at a time.
+        product: the matrix product's size; None for 2048 on the CPU and 8192 on a GPU.
+        device: as for `check_device`.
+    """
+
+    config: Config
+    steps: int
+    repeats: int
+    images: int
+    sample_batch: int
+    product: int | None = None
+    device: str = "auto"
+
+
+class Spread(NamedTuple):
+    """Of repeated measurements."""
+
+    median: float
+    min: float
+    max: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, smallest and largest."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def precision_of(config: Config) -> str:
+    """What the network computes in: "float32", "bf16" or "fp16"."""
+    return getattr(config.train, "precision", "float32")
+
+
+def alternate(
+    stretches: Mapping[str, Callable[[], object]], repeats: int, *, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each, done in turn so that all see the same machine. Each waits for what it starts."""
+    seconds: dict[str, list[float]] = {name: [] for name in stretches}
+    for _ in range(repeats):
+        for name, stretch in stretches.items():
+            start = clock()
+            stretch()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def timed(function: Callable[[], Any], *, clock: Callable[[], float] = time.perf_counter) -> tuple[Any, float]:
+    """What a function gives, and its seconds."""
+    start = clock()
+    found = function()
+    return found, clock() - start
+
+
+def random_arrays(config: Config) -> dict[str, np.ndarray]:
+    """Weights by name, the same for every backend, with which no branch of the network is zero.
+
+    A fresh network's output is, which would hide a fault, and zeros cost a GPU less power than numbers do.
+    """
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, shape in parameter_shapes(config).items():
+        fan_in = math.prod(shape[1:])
+        array = rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(fan_in))
+        ones = len(shape) == 1 and name.endswith(".weight")  # a norm's
+        arrays[name] = np.ones(shape, np.float32) if ones else array * np.float32(0.1 if len(shape) == 1 else 1.0)
+    return arrays
+
+
+def random_images(config: Config, seed: int = 0) -> np.ndarray:
+    """[n, c, h, w] uint8, as many as a batch or 512."""
+    count = max(_DATA_IMAGES, config.train.batch_size)
+    return np.random.default_rng(seed).integers(0, 256, (count, *config.data.shape), dtype=np.uint8)
+
+
+def labels_of(config: Config, count: int) -> np.ndarray | None:
+    """[count] classes in turn; None for an unconditional network."""
+    classes = config.network.num_classes
+    return np.arange(count) % classes if classes else None
+
+
+def check_losses(losses: np.ndarray, what: str) -> float:
+    """Their mean. Raises UserError where one is not finite."""
+    if not np.isfinite(losses).all():
+        raise UserError(f"{what}: {np.count_nonzero(~np.isfinite(losses))} of {losses.size} losses are not finite")
+    return float(np.mean(losses))
+
+
+def check_images(images: np.ndarray) -> None:
+    """Raise UserError where [n, c, h, w] uint8 samples are of one grey, as what a network of zeros makes of noise, or
+    all one image."""
+    least, most = int(images.min()), int(images.max())
+    if most - least < _CONTRAST:
+        raise UserError(f"sampling: all pixels of {len(images)} images are {least}..{most}; the output is lost")
+    if len(images) > 1 and (images == images[:1]).all():
+        raise UserError(f"sampling: all {len(images)} images are the same; the noise is lost")
+
+
+def times_of_stretch(run: Callable[[int], object]) -> int:
+    """How often to do what is done for the first time here."""
+    run(1)
+    return max(1, round(_STRETCH_SECONDS / timed(lambda: run(1))[1]))
+
+
+class Run:
+    """One run of the measurement: the stretches of a backend and what they count.
+
+    Args:
+        engine: what `load_backend` gives.
+        plain: of a configuration, images and a device, a function that does a training step and gives its loss.
+        plain_batch: images of a plain step.
+    """
+
+    def __init__(
+        self,
+        engine: ModuleType,
+        request: Request,
+        *,
+        plain: Callable[[Config, np.ndarray, str], Callable[[], float]] | None = None,
+        plain_batch: int | None = None,
+    ) -> None:
+        self.engine, self.request, self.config = engine, request, request.config
+        self.images = random_images(self.config)
+        self.plain, self.plain_batch = plain, plain_batch or self.config.train.batch_size
+        self.once: dict[str, float] = {}
+        self.loss = math.nan
+
+    def measure(self) -> dict[str, Any]:
+        """All figures of the run, by name."""
+        training = self._training()
+        # Now, before anything else of this process adds to it.
+        size, what = self.engine.peak_memory(self.request.device) or process_memory()
+        limit, flops = self._limit()
+        with tempfile.TemporaryDirectory(prefix="ict-bench-") as folder:
+            sampling = self._sampling(Path(folder))
+            stretches = {"training": training, **limit, **sampling, **self._plain()}
+            with self.engine.out_of_memory("all stretches together do not fit into memory"):
+                seconds = alternate(stretches, self.request.repeats)
+        check_images(self.samples)
+        memory = {"peak_bytes": size, "what": what}
+        return self._figures(seconds, flops) | {"memory": memory, "first_seconds": self.once, "seconds": seconds}
+
+    def _training(self) -> Callable[[], object]:
+        train, labels = self.config.train, labels_of(self.config, len(self.images))
+        with self.engine.out_of_memory(describe_shortage(train.batch_size, train.micro_batch)):
+            self.trainer = self.engine.make_trainer(self.config, self.images, labels, self.request.device)
+            stride = self.trainer.stride
+            self.steps = -(-self.request.steps // stride) * stride
+            losses, self.once["training"] = timed(lambda: self.trainer.advance(stride))
+            check_losses(losses, "training")
+            self._train()
+        return self._train
+
+    def _train(self) -> None:
+        self.loss = check_losses(self.trainer.advance(self.steps), "training")
+
+    def _limit(self) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
+        """Each candidate of the limit, and its operations a stretch."""
+        config, request, precision = self.config, self.request, precision_of(self.config)
+        size = request.product or self.engine.product_size(request.device)
+        batch = config.train.micro_batch or config.train.batch_size // self.trainer.devices
+        run = self.engine.make_product(size, precision, request.device)
+        candidates = {f"matrix product, {size}x{size}": (run, 2.0 * size**3)}
+        for shape in heaviest_convolutions(config, 3):
+            run = self.engine.make_convolution(shape, batch, precision, request.device)
+            candidates[str(shape)] = (run, float(batch * shape.flops))
+        stretches, flops = {}, {}
+        for name, (run, operations) in candidates.items():
+            count = times_of_stretch(run)
+            stretches[name] = lambda run=run, count=count: run(count)
+            flops[name] = count * operations
+        return stretches, flops
+
+    def _sampling(self, folder: Path) -> dict[str, Callable[[], object]]:
+        """To a file, and the network alone on noise that is on the device."""
+        request, config = self.request, self.config
+        model = self.engine.make_model(config, random_arrays(config), request.device)
+        labels = labels_of(config, request.images)
+        batch = min(request.images, request.sample_batch)
+        forward = self.engine.make_forward(model, batch, None if labels is None else labels[:batch])
+
+        def sample() -> None:
+            self.samples = write_samples(model, folder / "x.npz", request.images, request.sample_batch, labels)
+
+        _, self.once["sampling"] = timed(sample)
+        check_images(self.samples)
+        count = times_of_stretch(forward)
+        self.forward_images = count * batch
+        return {"sampling": sample, "forward": lambda: forward(count)}
+
+    def _plain(self) -> dict[str, Callable[[], object]]:
+        if self.plain is None:
+            return {}
+        config = replace(self.config, train={"batch_size": self.plain_batch, "micro_batch": 0})
+        shortage = f"{self.plain_batch} images a step of the plain version do not fit into memory: try --plain-batch"
+
+        def train(steps: int) -> None:
+            with self.engine.out_of_memory(shortage):
+                check_losses(np.array([step() for _ in range(steps)]), "the plain version")
+
+        with self.engine.out_of_memory(shortage):
+            step = self.plain(config, self.images, self.request.device)
+        _, self.once["plain"] = timed(lambda: train(1))
+        train(1)
+        return {"plain": lambda: train(self.steps)}
+
+    def _figures(self, seconds: Mapping[str, list[float]], flops: Mapping[str, float]) -> dict[str, Any]:
+        batch = self.config.train.batch_size
+        step = [s / self.steps for s in seconds["training"]]
+        achieved = [model_flops(self.config) / s for s in step]
+        rates = {name: [operations / s for s in seconds[name]] for name, operations in flops.items()}
+        best = max(rates, key=lambda name: statistics.median(rates[name]))
+        devices = self.trainer.devices
+        fractions = [a / (devices * b) for a, b in zip(achieved, rates[best], strict=True)]
+        figures = {
+            "steps_per_stretch": self.steps,
+            "devices": devices,
+            "loss": self.loss,
+            "forward_flops_per_image": forward_flops(self.config),
+            "step_flops": model_flops(self.config),
+            "forward_passes_per_step": 4,
+            "ms_per_step": spread([1000 * s for s in step]),
+            "images_per_second": spread([batch / s for s in step]),
+            "flops_per_second": spread(achieved),
+            "limit": {"best": best, "flops_per_second": {name: spread(values) for name, values in rates.items()}},
+            "fraction_of_limit": spread(fractions),
+            "sampling_images_per_second": spread([self.request.images / s for s in seconds["sampling"]]),
+            "forward_images_per_second": spread([self.forward_images / s for s in seconds["forward"]]),
+            "plain": None,
+        }
+        if self.plain is not None:
+            plain = [s / self.steps for s in seconds["plain"]]
+            faster = [p / self.plain_batch * batch / s for p, s in zip(plain, step, strict=True)]
+            figures["plain"] = {
+                "batch_size": self.plain_batch,
+                "ms_per_step": spread([1000 * p for p in plain]),
+                "images_per_second": spread([self.plain_batch / p for p in plain]),
+                "ratio": spread(faster),
+            }
+        return figures
+
+
+def write_samples(model: Model, out: Path, num: int, batch: int, labels: np.ndarray | None) -> np.ndarray:
+    """One-step samples from noise of the host into an .npz, as `ict sample` writes them: [num, c, h, w] uint8."""
+    sink, seen = open_sink(out, num, {"num": num}), []
+
+    def draw(indices: Sequence[int]) -> Any:
+        sigmas = [model.config.noise.sigma_max]
+        for images in sample_batches(model, indices, sigmas=sigmas, seed=0, labels=labels, batch=batch):
+            seen.append(to_uint8(images))
+            yield seen[-1]
+
+    draw_into(sink, draw, labels, batch=batch)
+    return np.concatenate(seen)
+
+
+def describe_run(request: Request, names: Mapping[str, str | None], command: str) -> dict[str, Any]:
+    """What stands beside the figures in a record.
+
+    Args:
+        names: of the backend, the preset and the plain version.
+        command: that repeats the run.
+    """
+    config = request.config
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "git": describe_commit(Path(__file__).resolve().parent),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        **names,
+        "precision": precision_of(config),
+        "batch_size": config.train.batch_size,
+        "micro_batch": config.train.micro_batch,
+        "repeats": request.repeats,
+        "sampled_images": request.images,
+        "sample_batch_size": request.sample_batch,
+        "settings": config.flat(),
+    }
+
+
+def to_json(value: Any) -> Any:
+    """With named tuples as objects."""
+    if isinstance(value, Spread):
+        return value._asdict()
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def describe_figures(figures: Mapping[str, Any]) -> str:
+    """The figures as a table: median, smallest and largest."""
+    rows = [("", "median", "min", "max")]
+
+    def row(name: str, values: Spread, scale: float = 1.0) -> None:
+        rows.append((name, *(_number(scale * v) for v in values)))
+
+    row("training, ms a step", figures["ms_per_step"])
+    row("training, images/s", figures["images_per_second"])
+    row("training, GFLOP/s", figures["flops_per_second"], 1e-9)
+    for name, values in figures["limit"]["flops_per_second"].items():
+        row(f"{name}, GFLOP/s", values, 1e-9)
+    row("fraction of the best of these", figures["fraction_of_limit"])
+    row("sampling to a file, images/s", figures["sampling_images_per_second"])
+    row("the network alone, images/s", figures["forward_images_per_second"])
+    if figures["plain"]:
+        row(f"plain, ms a step of {figures['plain']['batch_size']}", figures["plain"]["ms_per_step"])
+        row("plain's time over ours, an image", figures["plain"]["ratio"])
+    width = max(len(name) for name, *_ in rows)
+    lines = [" ".join([name.ljust(width), *(f"{value:>10s}" for value in values)]) for name, *values in rows]
+    memory = figures["memory"]
+    first = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in figures["first_seconds"].items())
+    return "\n".join(
+        [
+            *lines,
+            f"a step: {_number(figures['step_flops'] / 1e9)} GFLOP, as 4 forward passes an image",
+            f"loss: {figures['loss']:.4g}",
+            f"peak memory of training: {memory['peak_bytes'] / 2**20:,.0f} MiB, {memory['what']}",
+            f"first calls, compilation included: {first}",
+        ]
+    )
+
+
+def _number(value: float) -> str:
+    """At least three digits: "1,234", "0.567"."""
+    if value == 0 or not math.isfinite(value):
+        return str(value)
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(decimals, 6)}f}"

@@ -1,0 +1,173 @@
+"""What `ict bench` times, in JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ict_backends.cost import Convolution
+from ict_backends.jax.device import check_device, on_cpu, put, replicated, split
+from ict_backends.jax.sample import Model
+from ict_backends.jax.step import (
+    TrainState,
+    abstract_network,
+    consistency_function,
+    init_state,
+    merge_network,
+    to_device,
+    train_step_in_parts,
+    train_steps,
+)
+from ict_backends.jax.train import steps_per_dispatch
+from ict_backends.jax.weights import load_arrays
+from ict_backends.plan import plan_step
+from ict_backends.processes import check_split
+from jax import Array
+from jax.sharding import Mesh
+
+from ict_core import Config
+
+_DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
+
+
+@dataclass
+class Trainer:
+    """A training state that goes on and on, over images that are on the devices.
+
+    Attributes:
+        images: [n, h, w, c] uint8.
+        labels: [n] int32, or None.
+        parts: micro-batches of a step.
+        stride: steps of one dispatch.
+    """
+
+    config: Config
+    state: TrainState
+    images: Array
+    labels: Array | None
+    parts: int
+    stride: int
+    mesh: Mesh
+    done: int = 0
+
+    @property
+    def devices(self) -> int:
+        """That share a step."""
+        return self.mesh.size
+
+    def advance(self, steps: int) -> np.ndarray:
+        """Do so many more steps, a multiple of the stride, and wait for them: [steps, b] losses."""
+        step = train_step_in_parts if on_cpu(self.mesh) and self.parts > 1 else train_steps
+        found = []
+        for _ in range(steps // self.stride):
+            numbers = [(self.done + i) % self.config.train.total_steps for i in range(self.stride)]
+            plans = [plan_step(self.config, number, len(self.images)) for number in numbers]
+            draws = to_device(plans, self.mesh, self.parts)
+            self.state, result = step(self.state, self.config, draws, self.images, self.labels, self.mesh)
+            self.done += self.stride
+            found.append(result.losses)
+        jax.block_until_ready(self.state)
+        return np.concatenate(found)
+
+
+def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> Trainer:
+    """The state before the first step, and images and labels on the devices."""
+    mesh = check_device(device)
+    state = init_state(config, mesh)
+    parts = check_split(config.train.batch_size, config.train.micro_batch, mesh.size, "devices")
+    held = put(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), replicated(mesh))
+    classes = None if labels is None else put(labels.astype(np.int32), replicated(mesh))
+    return Trainer(config, state, held, classes, parts, steps_per_dispatch(config, mesh), mesh)
+
+
+def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> Model:
+    """The model of these weights."""
+    mesh = check_device(device)
+    return Model(config, *load_arrays(abstract_network(config)[1:], arrays, mesh, "weights"), mesh)
+
+
+def make_forward(model: Model, batch: int, labels: np.ndarray | None) -> Callable[[int], None]:
+    """A function that evaluates the consistency function so many times, on noise that is on the devices."""
+    config, mesh = model.config, model.mesh
+    channels, height, width = config.data.shape
+    where = split(mesh) if batch % mesh.size == 0 else replicated(mesh)
+    noise = np.random.default_rng(0).standard_normal((batch, height, width, channels), dtype=np.float32)
+    x = put(np.float32(config.noise.sigma_max) * noise, where)
+    sigma = put(np.full(batch, config.noise.sigma_max, np.float32), where)
+    classes = None if labels is None else put(labels, where)
+
+    @jax.jit
+    def f(params: object, constants: object, x: Array, sigma: Array, labels: Array | None) -> Array:
+        return consistency_function(merge_network(config, params, constants), config, labels)(x, sigma)
+
+    return _repeated(lambda: f(model.params, model.constants, x, sigma, classes))
+
+
+def product_size(device: str) -> int:
+    """Of a matrix product that the device does as fast as it can."""
+    return 2048 if on_cpu(check_device(device)) else 8192
+
+
+def make_product(size: int, precision: str, device: str) -> Callable[[int], None]:
+    """A function that multiplies two matrices, [size, size], so many times."""
+    a, b = _random([(size, size), (size, size)], precision, device)
+    product = jax.jit(jnp.matmul)
+    return _repeated(lambda: product(a, b))
+
+
+def make_convolution(shape: Convolution, batch: int, precision: str, device: str) -> Callable[[int], None]:
+    """A function that does a convolution of the network, NHWC, of stride 1, so many times, forward only."""
+    kernel = (shape.kernel, shape.kernel, shape.in_channels, shape.out_channels)
+    size = (batch, shape.height, shape.height, shape.in_channels)
+    x, weight = _random([size, kernel], precision, device)
+    layouts = ("NHWC", "HWIO", "NHWC")
+    convolve = jax.jit(lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layouts))
+    return _repeated(lambda: convolve(x, weight))
+
+
+def peak_memory(device: str) -> tuple[int, str] | None:
+    """Bytes held at most on a device, and what that is; None for the CPU, and where JAX does not know."""
+    stats = _memory_stats(device)
+    return (stats["peak_bytes_in_use"], "of JAX's allocator on one device") if stats else None
+
+
+def memory_in_use(device: str) -> int | None:
+    """Bytes that arrays hold now on a device; None for the CPU, and where JAX does not know."""
+    stats = _memory_stats(device)
+    return stats["bytes_in_use"] if stats else None
+
+
+def device_name(device: str) -> str:
+    """Of the accelerators; "cpu" for the CPU."""
+    mesh = check_device(device)
+    kind = mesh.devices.flat[0].device_kind
+    return f"{mesh.size} x {kind}" if mesh.size > 1 else kind
+
+
+def _memory_stats(device: str) -> dict[str, int] | None:
+    mesh = check_device(device)
+    return None if on_cpu(mesh) else mesh.devices.flat[0].memory_stats()
+
+
+def _random(shapes: list[tuple[int, ...]], precision: str, device: str) -> list[Array]:
+    """Normal numbers on the first of the devices."""
+    first, dtype = check_device(device).devices.flat[0], _DTYPES[precision]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.device_put(jax.random.normal(k, s, dtype), first) for k, s in zip(keys, shapes, strict=True)]
+
+
+def _repeated(function: Callable[[], Array]) -> Callable[[int], None]:
+    """Calls so many times, and waits for all, one call behind: the device has work meanwhile."""
+
+    def run(times: int) -> None:
+        before = function()
+        for _ in range(times - 1):
+            after = function()
+            before.block_until_ready()
+            before = after
+        before.block_until_ready()
+
+    return run

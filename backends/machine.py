@@ -1,0 +1,69 @@
+"""What a measurement was made on: the machine, the versions, the commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax")
+# What changes how fast the libraries are.
+_ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "XLA_FLAGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
+# Instructions that decide how fast products are.
+_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the run is on, as far as the operating system knows."""
+    known = _cpuinfo()
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": known.get("model name", platform.processor()),
+        "cpu_features": [flag for flag in _FEATURES if flag in known.get("flags", "").split()],
+        "cores": allowed,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "os": platform.platform(),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k in _ENVIRONMENT},
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Of Python and of each library that is installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_commit(folder: Path) -> dict[str, Any] | None:
+    """The commit of the sources in a folder, and whether they have changed since; None where git knows none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain", "-uno") != ""}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def process_memory() -> tuple[int, str]:
+    """Bytes that this process has held at most, and what that is."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "resident set of the process"

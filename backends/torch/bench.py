@@ -1,0 +1,158 @@
+"""What `ict bench` times, in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ict_backends.cost import Convolution
+from ict_backends.plan import StepPlan, plan_step
+from ict_backends.processes import check_split
+from ict_backends.torch.device import check_device
+from ict_backends.torch.networks import make_network
+from ict_backends.torch.parallel import Processes
+from ict_backends.torch.sample import Model
+from ict_backends.torch.step import Batch, TrainState, consistency_function, init_state, make_batch, train_step
+from ict_backends.torch.weights import load_arrays
+from torch import Tensor
+from torch.nn import functional as F
+
+from ict_core import Config
+
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Trainer:
+    """A training state that goes on and on, over images that are on the device.
+
+    Attributes:
+        images: [n, c, h, w] uint8.
+        labels: [n] int64, or None.
+        parts: micro-batches of a step.
+        stride: steps of one dispatch.
+        devices: that share a step.
+    """
+
+    config: Config
+    state: TrainState
+    images: Tensor
+    labels: Tensor | None
+    parts: int
+    stride: int = 1
+    devices: int = 1
+
+    def advance(self, steps: int) -> np.ndarray:
+        """Do so many more steps, and wait for them: [steps, b] losses."""
+        found = []
+        for _ in range(steps):
+            plan = plan_step(self.config, self.state.step % self.config.train.total_steps, len(self.images))
+            batches = map(self._batch, plan.parts(self.parts))
+            found.append(train_step(self.state, self.config, batches, parts=self.parts).losses)
+        losses = torch.stack(found).cpu().numpy()
+        _wait(self.images.device)
+        return losses
+
+    def _batch(self, plan: StepPlan) -> Batch:
+        indices = torch.from_numpy(plan.indices).to(self.images.device)
+        labels = None if self.labels is None else self.labels[indices]
+        return make_batch(self.config, plan, self.images[indices], labels)
+
+
+def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> Trainer:
+    """The state before the first step, and images and labels on the device."""
+    where = check_device(device)
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    state = init_state(config, Processes(where))
+    parts = check_split(config.train.batch_size, config.train.micro_batch, 1, "processes")
+    held = torch.tensor(images, device=where)
+    return Trainer(config, state, held, None if labels is None else torch.tensor(labels, device=where), parts)
+
+
+def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> Model:
+    """The model of these weights, on one device."""
+    network = make_network(config)
+    load_arrays(network, arrays, "weights")
+    return Model(config, network.to(check_device(device)))
+
+
+def make_forward(model: Model, batch: int, labels: np.ndarray | None) -> Callable[[int], None]:
+    """A function that evaluates the consistency function so many times, on noise that is on the device."""
+    config, where = model.config, model.module.conv_in.weight.device
+    f = consistency_function(model.module, config, None if labels is None else torch.tensor(labels, device=where))
+    x = config.noise.sigma_max * torch.randn(batch, *config.data.shape, device=where)
+    sigma = torch.full((batch,), config.noise.sigma_max, device=where)
+
+    def run(times: int) -> None:
+        with torch.inference_mode():
+            for _ in range(times):
+                f(x, sigma)
+        _wait(where)
+
+    return run
+
+
+def product_size(device: str) -> int:
+    """Of a matrix product that the device does as fast as it can."""
+    return 2048 if check_device(device).type == "cpu" else 8192
+
+
+def make_product(size: int, precision: str, device: str) -> Callable[[int], None]:
+    """A function that multiplies two matrices, [size, size], so many times."""
+    where = check_device(device)
+    a, b = (torch.randn(size, size, device=where, dtype=_DTYPES[precision]) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def run(times: int) -> None:
+        with torch.inference_mode():
+            for _ in range(times):
+                torch.mm(a, b, out=out)
+        _wait(where)
+
+    return run
+
+
+def make_convolution(shape: Convolution, batch: int, precision: str, device: str) -> Callable[[int], None]:
+    """A function that does a convolution of the network, channels_last, of stride 1, so many times, forward only."""
+    where, layout = check_device(device), torch.channels_last
+    size = (batch, shape.in_channels, shape.height, shape.height)
+    kernel = (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)
+    x, weight = (
+        torch.randn(s, device=where, dtype=_DTYPES[precision]).contiguous(memory_format=layout) for s in (size, kernel)
+    )
+
+    def run(times: int) -> None:
+        with torch.inference_mode():
+            for _ in range(times):
+                F.conv2d(x, weight, padding=shape.kernel // 2)
+        _wait(where)
+
+    return run
+
+
+def peak_memory(device: str) -> tuple[int, str] | None:
+    """Bytes held at most since `make_trainer`, and what that is; None for the CPU."""
+    where = check_device(device)
+    if where.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(where), "of torch's allocator on the GPU"
+
+
+def memory_in_use(device: str) -> int | None:
+    """Bytes that arrays hold now; None for the CPU."""
+    where = check_device(device)
+    return torch.cuda.memory_allocated(where) if where.type == "cuda" else None
+
+
+def device_name(device: str) -> str:
+    """Of a GPU; "cpu" for the CPU."""
+    where = check_device(device)
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

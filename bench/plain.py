@@ -1,0 +1,105 @@
+"""The method as a competent user would write it first, to measure ours against: `ict bench --plain bench/plain.py`.
+
+Plain, eager, float32 in torch (plain_torch.py); NHWC modules and one compiled step in JAX (plain_jax.py). Nothing of it
+is made slow on purpose, and nothing is tuned. It shares no mathematics with ict_core: what both compute is compared in
+tests/parity/test_plain.py. This file has the part that is drawn on the host.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from ict_core import Config, ConfigError
+
+
+class Draw(NamedTuple):
+    """What the host decides about a step.
+
+    Attributes:
+        indices: [b] images.
+        flips: [b] bool.
+        lo, hi: [b] noise levels, float32.
+        weight: [b] float32.
+        seed: of the device's noise and dropout.
+    """
+
+    indices: np.ndarray
+    flips: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
+    weight: np.ndarray
+    seed: int
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for the network that is not here."""
+    if config.network.family != "ncsnpp":
+        raise ConfigError(f"the plain version has NCSN++ alone, not network.family = {config.network.family}")
+
+
+def make_step(backend: str, config: Config, images: np.ndarray, device: str = "auto") -> Callable[[], float]:
+    """A function that does one whole training step more, and gives its mean loss.
+
+    Args:
+        backend: "torch" or "jax".
+        config: sizes and rates; of the networks there is NCSN++ alone.
+        images: [n, c, h, w] uint8; a conditional network is given random labels.
+        device: "auto", or the framework's name of one.
+    """
+    check(config)
+    rng = np.random.default_rng(config.train.seed)
+    classes = config.network.num_classes
+    labels = rng.integers(classes, size=len(images)) if classes else None
+
+    def draw(step: int) -> Draw:
+        return draw_step(config, rng, step, len(images))
+
+    return sibling(f"plain_{backend}").make_step(config, images, labels, draw, device)
+
+
+def sibling(name: str) -> ModuleType:
+    """The module of another file of this folder."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def draw_step(config: Config, rng: np.random.Generator, step: int, count: int) -> Draw:
+    """Indices, flips and levels of one step over `count` images."""
+    batch = config.train.batch_size
+    n = number_of_levels(config, step % config.train.total_steps)
+    sigmas = noise_levels(config, n)
+    i = rng.choice(n - 1, size=batch, p=level_probabilities(config, sigmas))
+    lo, hi = sigmas[i], sigmas[i + 1]
+    flips = rng.random(batch) < 0.5 if config.data.flip else np.zeros(batch, bool)
+    arrays = (a.astype(np.float32) for a in (lo, hi, 1.0 / (hi - lo)))
+    return Draw(rng.integers(count, size=batch), flips, *arrays, seed=int(rng.integers(2**31)))
+
+
+def number_of_levels(config: Config, step: int) -> int:
+    """N(k) = min(s0 2^floor(k / K'), s1) + 1."""
+    s0, s1 = config.curriculum.s0, config.curriculum.s1
+    length = max(1, math.floor(config.train.total_steps / (math.log2(s1 // s0) + 1)))
+    return min(s0 * 2 ** (step // length), s1) + 1
+
+
+def noise_levels(config: Config, n: int) -> np.ndarray:
+    """[n] rising levels, evenly spaced in sigma^(1 / rho)."""
+    noise = config.noise
+    lo, hi = noise.sigma_min ** (1 / noise.rho), noise.sigma_max ** (1 / noise.rho)
+    return np.linspace(lo, hi, n) ** noise.rho
+
+
+def level_probabilities(config: Config, sigmas: np.ndarray) -> np.ndarray:
+    """[n - 1] probabilities of the intervals: differences of erf of log sigma."""
+    z = (np.log(sigmas) - config.noise.noise_mean) / (math.sqrt(2) * config.noise.noise_std)
+    p = np.diff([math.erf(v) for v in z])
+    return p / p.sum()

@@ -1,0 +1,136 @@
+"""`ict bench`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from ict_backends.errors import UsageError
+from ict_cli.options import backend_option, batch_option, check_output, debug_option, device_option
+
+from ict_core import Config
+from ict_core.config import build_config, merge, parse_assignment, preset_tree
+
+PlainStep = Callable[[Config, Any, str], Callable[[], float]]
+
+
+@click.command("bench")
+@backend_option
+@click.option("--preset", default="cifar10-tiny", show_default=True, help="Settings to measure; `ict show` knows them.")
+@click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")
+@device_option
+@click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Of each measurement.")
+@click.option("--steps", type=click.IntRange(min=1), default=2, show_default=True, help="Training steps of a repeat.")
+@click.option("--images", type=click.IntRange(min=2), default=256, show_default=True, help="Sampled in a repeat.")
+@batch_option
+@click.option(
+    "--plain", type=click.Path(path_type=Path), metavar="FILE.py", help="Time this version, too: bench/plain.py."
+)
+@click.option(
+    "--plain-batch",
+    type=click.IntRange(min=1),
+    help="Images of a plain step, where the whole batch does not fit; the ratio is per image.  [default: the batch]",
+)
+@click.option("--product", type=click.IntRange(min=1), hidden=True, help="The matrix product's size.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.json", help="Write all figures there.")
+@debug_option
+def bench_command(
+    backend: str,
+    preset: str,
+    assignments: tuple[str, ...],
+    device: str,
+    repeats: int,
+    steps: int,
+    images: int,
+    batch_size: int,
+    plain: Path | None,
+    plain_batch: int | None,
+    product: int | None,
+    out: Path | None,
+) -> None:
+    """Measure training and sampling, and how near they come to what the machine can do.
+
+    The limit is the best of a large matrix product and of the network's three heaviest convolutions, in the same
+    precision and in the same run: all are timed in turn, so that they see the same machine. The operations of a
+    training step are those of four forward passes: the teacher's, the student's, and the gradient, which is two.
+    """
+    from ict_backends import load_backend
+    from ict_backends.benchmark import Request, Run, describe_figures, describe_run, to_json
+    from ict_backends.files import write_atomically
+
+    config = build_config(merge([preset_tree(preset), *map(parse_assignment, assignments)]))
+    make_plain = None if plain is None else _load_plain(plain, backend, config)
+    if plain is None and plain_batch is not None:
+        raise UsageError(f"--plain-batch {plain_batch} needs --plain")
+    engine = load_backend(backend)
+    engine.check_device(device)
+    if out is not None:
+        _check_out(out)
+    request = Request(config, steps, repeats, images, batch_size, product, device)
+    run = Run(engine, request, plain=make_plain, plain_batch=plain_batch)
+    names = {"backend": backend, "preset": preset, "plain_file": None if plain is None else str(plain)}
+    about = describe_run(request, names, _command())
+    about["machine"]["device"] = engine.device_name(device)
+    click.echo(_describe(about, engine.describe_device(device)))
+    figures = run.measure()
+    click.echo(describe_figures(figures))
+    if out is not None:
+        write_atomically(out, (json.dumps(to_json(about | figures), indent=2) + "\n").encode())
+        click.echo(f"figures: {out}")
+
+
+def _describe(about: dict[str, Any], device: str) -> str:
+    machine = about["machine"]
+    return (
+        f"{about['preset']}, {about['batch_size']} images a step, {about['precision']}: {device}; "
+        f"{machine['cpu']}, {machine['cores']} cores\n"
+    )
+
+
+def _command() -> str:
+    """What repeats this run: the options that were given."""
+    context, words = click.get_current_context(), ["ict", "bench"]
+    for parameter in context.command.params:
+        given = context.params.get(parameter.name)
+        if given is None or context.get_parameter_source(parameter.name) == click.core.ParameterSource.DEFAULT:
+            continue
+        for value in given if isinstance(given, tuple) else (given,):
+            words += [parameter.opts[0], str(value)]
+    return shlex.join(words)
+
+
+def _check_out(out: Path) -> None:
+    """Raise before any work unless `out` can be written."""
+    if out.suffix != ".json":
+        raise UsageError(f"--out {out} must end in .json")
+    check_output(out, (".json",), create=True)
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(13, os.strerror(13), str(out))
+
+
+def _load_plain(file: Path, backend: str, config: Config) -> PlainStep:
+    """The `make_step(backend, config, images, device)` of a Python file. Raises UsageError where it has none, and
+    whatever its `check(config)` does, if it has one."""
+    if not file.is_file():
+        raise UsageError(f"--plain {file}: no such file")
+    spec = importlib.util.spec_from_file_location("ict_plain", file)
+    if spec is None:
+        raise UsageError(f"--plain {file} must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"--plain {file} cannot be loaded: {type(error).__name__}: {error}") from error
+    make_step = getattr(module, "make_step", None)
+    if not callable(make_step):
+        raise UsageError(f"--plain {file} has no make_step(backend, config, images, device)")
+    getattr(module, "check", lambda config: None)(config)
+    return lambda config, images, device: make_step(backend, config, images, device)

@@ -1,0 +1,161 @@
+"""`ict bench` on networks so small that it takes no time, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ict_backends.torch as engine
+import numpy as np
+import pytest
+
+PLAIN = Path(__file__).resolve().parents[2] / "bench" / "plain.py"
+SMALL = [
+    "--preset=digits",
+    "--set=network.channels=4",
+    "--set=network.channel_mult=[1]",
+    "--set=data.shape=[1,4,4]",
+    "--set=train.batch_size=4",
+    "--device=cpu",
+    "--repeats=2",
+    "--steps=2",
+    "--images=6",
+    "--batch-size=4",
+    "--product=16",
+]
+ADM = [
+    "--preset=imagenet64",
+    "--set=network.channels=32",
+    "--set=network.channel_mult=[1]",
+    "--set=network.blocks=1",
+    "--set=network.head_channels=32",
+    "--set=network.num_classes=3",
+    "--set=data.shape=[3,4,4]",
+]
+SPREADS = ("ms_per_step", "images_per_second", "flops_per_second", "fraction_of_limit")
+SPREADS += ("sampling_images_per_second", "forward_images_per_second")
+
+
+def numbers(value: Any) -> list[float]:
+    """All of a record's figures."""
+    if isinstance(value, dict):
+        return [n for item in value.values() for n in numbers(item)]
+    if isinstance(value, list):
+        return [n for item in value for n in numbers(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def check_record(record: dict[str, Any], *, plain: bool) -> None:
+    figures = {name: record[name] for name in (*SPREADS, "limit", "memory", "first_seconds", "seconds", "loss")}
+    assert all(math.isfinite(n) and n > 0 for n in numbers(figures))
+    for name in SPREADS:
+        assert record[name]["min"] <= record[name]["median"] <= record[name]["max"]
+    limit = record["limit"]["flops_per_second"]
+    assert len(limit) == 4
+    assert record["limit"]["best"] == max(limit, key=lambda name: limit[name]["median"])
+    batch = record["batch_size"]
+    assert math.isclose(record["ms_per_step"]["min"] * record["images_per_second"]["max"], 1000 * batch)
+    assert record["step_flops"] == 4 * batch * record["forward_flops_per_image"]
+    assert all(len(seconds) == record["repeats"] for seconds in record["seconds"].values())
+    assert (record["plain"] is not None) == plain
+    for name in ("date", "command", "git", "machine", "versions", "settings", "precision"):
+        assert name in record
+    assert record["machine"]["device"] == "cpu"
+
+
+def test_it_prints_a_table_and_writes_all_figures(ict, tmp_path):
+    out = tmp_path / "new" / "x.json"
+    result = ict("bench", *SMALL, "--plain", PLAIN, "--plain-batch", 2, "--out", out)
+    assert result.code == 0, result.err
+    record = json.loads(out.read_text())
+    check_record(record, plain=True)
+    assert record["plain"]["batch_size"] == 2
+    per_image = record["plain"]["ms_per_step"]["median"] / 2 / (record["ms_per_step"]["median"] / 4)
+    ratio = record["plain"]["ratio"]
+    assert ratio["min"] * 0.5 < per_image < ratio["max"] * 2
+    assert record["command"].startswith("ict bench --preset digits --set network.channels=4 ")
+    for part in ("training, ms a step", "fraction of the best", "plain's time over ours", "peak memory", str(out)):
+        assert part in result.out
+
+
+def test_micro_batches_and_adm_are_measured(ict, tmp_path):
+    result = ict("bench", *SMALL, *ADM, "--set=train.micro_batch=2", "--out", tmp_path / "x.json")
+    assert result.code == 0, result.err
+    check_record(json.loads((tmp_path / "x.json").read_text()), plain=False)
+
+
+def test_jax_is_measured(ict, tmp_path):
+    result = ict("bench", "--backend=jax", *SMALL, "--out", tmp_path / "x.json")
+    assert result.code == 0, result.err
+    check_record(json.loads((tmp_path / "x.json").read_text()), plain=False)
+
+
+def plain_files(folder: Path) -> None:
+    (folder / "empty.py").write_text("")
+    (folder / "broken.py").write_text("import absent_library")
+    (folder / "odd.txt").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("code", "says", "arguments"),
+    [
+        (2, 'unknown preset "digitz"; did you mean digits', ["--preset=digitz"]),
+        (2, "unknown key train.batchsize", ["--set=train.batchsize=1"]),
+        (2, "unknown backend 'numpy'", ["--backend=numpy"]),
+        (2, "--device warp is not available", ["--device=warp"]),
+        (2, "must end in .json", ["--out=x.txt"]),
+        (2, "must end in .json", ["--out=x"]),
+        (2, "is a folder", ["--out=there.json"]),
+        (1, "File exists", ["--out=empty.py/x.json"]),
+        (2, "no such file", ["--plain=absent.py"]),
+        (2, "must end in .py", ["--plain=odd.txt"]),
+        (2, "has no make_step", ["--plain=empty.py"]),
+        (2, "cannot be loaded: ModuleNotFoundError", ["--plain=broken.py"]),
+        (2, "--plain-batch 2 needs --plain", ["--plain-batch=2"]),
+        (2, "NCSN++ alone, not network.family = adm", [*ADM, f"--plain={PLAIN}"]),
+        (2, "--repeats", ["--repeats=0"]),
+        (2, "--steps", ["--steps=0"]),
+        (2, "--images", ["--images=1"]),
+    ],
+)
+def test_bad_input_is_one_line(ict, tmp_path, monkeypatch, code, says, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.json").mkdir()
+    plain_files(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = ict("bench", *SMALL, *arguments)
+    assert (result.code, result.err.count("\n")) == (code, 1), result
+    assert says in result.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_loss_that_is_not_finite_is_refused(ict, tmp_path, monkeypatch):
+    def advance(steps):
+        return np.full((steps, 4), np.nan)
+
+    monkeypatch.setattr(engine, "make_trainer", lambda *_: SimpleNamespace(stride=1, devices=1, advance=advance))
+    result = ict("bench", *SMALL, "--out", tmp_path / "x.json")
+    assert (result.code, result.err) == (1, "Error: training: 4 of 4 losses are not finite\n")
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_plain_loss_that_is_not_finite_is_refused(ict, tmp_path):
+    (tmp_path / "nan.py").write_text("def make_step(*_):\n    return lambda: float('nan')")
+    result = ict("bench", *SMALL, "--plain", tmp_path / "nan.py")
+    assert (result.code, result.err) == (1, "Error: the plain version: 1 of 1 losses are not finite\n")
+
+
+def test_samples_that_are_all_zero_are_refused(ict, monkeypatch):
+    make_model = engine.make_model
+
+    def zero(config, arrays, device):
+        return make_model(config, {name: 0 * a for name, a in arrays.items()}, device)
+
+    monkeypatch.setattr(engine, "make_model", zero)
+    result = ict("bench", *SMALL)
+    assert result.code == 1
+    assert re.fullmatch(r"Error: sampling: all pixels of 6 images are 12\d\.\.12\d; the output is lost\n", result.err)

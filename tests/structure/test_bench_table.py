@@ -1,0 +1,84 @@
+"""The README's table of measurements is made of the files in bench/results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EMPTY = "before\n<!-- bench table -->\n<!-- end of bench table -->\nafter\n"
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "bench" / "table.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """Of what the table reads."""
+    known = {
+        "machine": {"cpu": "Abacus 3", "cores": 2, "device": "cpu"},
+        "backend": "torch",
+        "preset": "digits",
+        "precision": "float32",
+        "batch_size": 64,
+        "micro_batch": 0,
+        "plain": {"ratio": {"median": 1.5}},
+        "fraction_of_limit": {"median": 0.8},
+    }
+    known |= {"ms_per_step": {"median": 12.34}, "images_per_second": {"median": 5186.4}}
+    return known | {"sampling_images_per_second": {"median": 20000.0}} | changes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two runs, the later one in the table first in the folder, and a README."""
+    (tmp_path / "results").mkdir()
+    gpu = {"cpu": "Abacus 3", "cores": 2, "device": "Fast 9000"}
+    slow = record(machine=gpu, backend="jax", micro_batch=16, plain=None, precision="bf16")
+    for name, content in (("a", slow), ("b", record())):
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "README.md").write_text(EMPTY)
+    return tmp_path
+
+
+def test_the_table_is_made_of_the_files(folder: Path) -> None:
+    places = ("--results", folder / "results", "--readme", folder / "README.md")
+    assert call("--check", *places).returncode == 1
+    assert (folder / "README.md").read_text() == EMPTY
+    assert call(*places).returncode == 0
+    before, marker, header, rule, *rows, end, after = (folder / "README.md").read_text().splitlines()
+    assert (before, marker, end, after) == ("before", *EMPTY.splitlines()[1:3], "after")
+    assert header.count("|") == rule.count("|") == 9
+    assert rows == [
+        "| Abacus 3, 2 cores | torch | `digits`, 64, float32 | 12.3 | 5,186 | 0.80 | 1.50 | 20,000 |",
+        "| Fast 9000 | jax | `digits`, 64 in parts of 16, bf16 | 12.3 | 5,186 | 0.80 |  | 20,000 |",
+    ]
+    assert call("--check", *places).returncode == 0
+    (folder / "results" / "a.json").unlink()
+    assert call("--check", *places).returncode == 1
+
+
+def test_what_is_no_record_is_named(folder: Path) -> None:
+    (folder / "results" / "c.json").write_text("{}")
+    done = call("--results", folder / "results", "--readme", folder / "README.md")
+    assert done.returncode == 1
+    assert "c.json is no record" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_markers_are_needed(folder: Path) -> None:
+    (folder / "README.md").write_text("nothing")
+    done = call("--results", folder / "results", "--readme", folder / "README.md")
+    assert done.returncode == 1
+    assert "markers" in done.stderr
+
+
+def test_the_readme_is_in_step() -> None:
+    done = call("--check")
+    assert done.returncode == 0, done.stderr
