@@ -87,11 +87,6 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def precision_of(config: Config) -> str:
-    """What the network computes in: "float32", "bf16" or "fp16"."""
-    return getattr(config.train, "precision", "float32")
-
-
 def alternate(
     stretches: Mapping[str, Callable[[], object]], repeats: int, *, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
@@ -216,7 +211,7 @@ class Run:
 
     def _limit(self) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
         """Each candidate of the limit, and its operations a stretch."""
-        config, request, precision = self.config, self.request, precision_of(self.config)
+        config, request, precision = self.config, self.request, self.config.train.precision
         size = request.product or self.engine.product_size(request.device)
         batch = config.train.micro_batch or config.train.batch_size // self.trainer.devices
         run = self.engine.make_product(size, precision, request.device)
@@ -329,7 +324,7 @@ def describe_run(request: Request, names: Mapping[str, str | None], command: str
         "machine": describe_machine(),
         "versions": describe_versions(),
         **names,
-        "precision": precision_of(config),
+        "precision": config.train.precision,
         "batch_size": config.train.batch_size,
         "micro_batch": config.train.micro_batch,
         "repeats": request.repeats,

@@ -12,6 +12,7 @@ from ict_backends.cost import Convolution
 from ict_backends.jax.device import check_device, on_cpu, put, replicated, split
 from ict_backends.jax.sample import Model
 from ict_backends.jax.step import (
+    PRECISIONS,
     TrainState,
     abstract_network,
     consistency_function,
@@ -29,8 +30,6 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ict_core import Config
-
-_DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 
 
 @dataclass
@@ -154,7 +153,7 @@ def _memory_stats(device: str) -> dict[str, int] | None:
 
 def _random(shapes: list[tuple[int, ...]], precision: str, device: str) -> list[Array]:
     """Normal numbers on the first of the devices."""
-    first, dtype = check_device(device).devices.flat[0], _DTYPES[precision]
+    first, dtype = check_device(device).devices.flat[0], PRECISIONS[precision] or jnp.float32
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return [jax.device_put(jax.random.normal(k, s, dtype), first) for k, s in zip(keys, shapes, strict=True)]
 

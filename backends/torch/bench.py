@@ -14,14 +14,20 @@ from ict_backends.torch.device import check_device
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.sample import Model
-from ict_backends.torch.step import Batch, TrainState, consistency_function, init_state, make_batch, train_step
+from ict_backends.torch.step import (
+    PRECISIONS,
+    Batch,
+    TrainState,
+    consistency_function,
+    init_state,
+    make_batch,
+    train_step,
+)
 from ict_backends.torch.weights import load_arrays
 from torch import Tensor
 from torch.nn import functional as F
 
 from ict_core import Config
-
-_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -103,7 +109,7 @@ def product_size(device: str) -> int:
 def make_product(size: int, precision: str, device: str) -> Callable[[int], None]:
     """A function that multiplies two matrices, [size, size], so many times."""
     where = check_device(device)
-    a, b = (torch.randn(size, size, device=where, dtype=_DTYPES[precision]) for _ in range(2))
+    a, b = (torch.randn(size, size, device=where, dtype=PRECISIONS[precision] or torch.float32) for _ in range(2))
     out = torch.empty_like(a)
 
     def run(times: int) -> None:
@@ -121,7 +127,8 @@ def make_convolution(shape: Convolution, batch: int, precision: str, device: str
     size = (batch, shape.in_channels, shape.height, shape.height)
     kernel = (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)
     x, weight = (
-        torch.randn(s, device=where, dtype=_DTYPES[precision]).contiguous(memory_format=layout) for s in (size, kernel)
+        torch.randn(s, device=where, dtype=PRECISIONS[precision] or torch.float32).contiguous(memory_format=layout)
+        for s in (size, kernel)
     )
 
     def run(times: int) -> None:

@@ -52,8 +52,8 @@ class Conv(CastConv):
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel_size != (1, 1) or self.in_channels % 16 == self.out_channels % 16 == 0:
             return super().forward(x)
-        # A matrix product over the pixels, both of whose views are free in channels_last. It beats the convolution where
-        # the channels do not fill the CPU's vectors.
+        # A matrix product over the pixels, both of whose views are free in channels_last. It beats the convolution
+        # where the channels do not fill the CPU's vectors.
         weight, bias = self.weight[:, :, 0, 0].to(x.dtype), self.bias.to(x.dtype)
         return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
