@@ -27,9 +27,14 @@ _SPIKE = 4.0
 ToHost = Callable[[Sequence[Any]], tuple[np.ndarray, np.ndarray]]
 
 
+def say(text: str) -> None:
+    """Say something of the run; on the error stream, above the bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
 def warn(text: str) -> None:
     """Say that something went wrong that does not end the training; on the error stream, above the bar."""
-    tqdm.write(f"Warning: {text}", file=sys.stderr)
+    say(f"Warning: {text}")
 
 
 def band_edges(config: Config) -> list[float]:

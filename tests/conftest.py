@@ -12,6 +12,9 @@ import pytest
 from helpers import LIBRARIES, Library
 from hypothesis import HealthCheck, settings
 
+# What the tests compile is not for later processes.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
+
 # The networks of the tests run for microseconds, and XLA's optimiser would take most of the time. It reads this when
 # the first array is made, and stops at a flag that it does not know.
 _FLAGS = ["--xla_backend_optimization_level=0"]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from ict_backends.errors import OutOfMemoryError, UsageError
+from ict_backends.files import cache_folder
 from ict_backends.processes import local_rank
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -16,6 +17,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 _PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "gpu": "gpu", "rocm": "rocm", "tpu": "tpu"}
 # The name of the mesh's one axis, along which a batch is split.
 BATCH_AXIS = "batch"
+
+
+def keep_compiled() -> None:
+    """Let XLA keep what takes it a second or more to compile in CACHE/jax, for later processes.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, and JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
 
 
 def check_device(name: str) -> Mesh:

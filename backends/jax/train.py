@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +21,7 @@ from ict_backends.jax.step import StepResult, TrainState, init_state, to_device,
 from ict_backends.jax.weights import averaged_network, from_checkpoint, to_checkpoint
 from ict_backends.plan import StepPlan
 from ict_backends.processes import check_split, describe_shortage, leave
-from ict_backends.progress import warn
+from ict_backends.progress import say, warn
 from ict_backends.recorder import Recorder
 from ict_backends.rundir import RunDir
 from jax.sharding import Mesh
@@ -29,6 +31,8 @@ from ict_core import Config
 # More steps in one dispatch would delay the log and gain nothing measurable. On the CPU, where a dispatch costs a
 # thousandth of a step, XLA runs the convolutions inside a loop about nine times slower than outside of one.
 _MOST_STEPS, _MOST_STEPS_ON_CPU = 8, 1
+
+Advance = Callable[[TrainState, Sequence[StepPlan], np.ndarray | None], tuple[TrainState, StepResult]]
 
 
 def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto", resume: bool = False) -> None:
@@ -51,7 +55,7 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
         done = int(state.step)
         stride = steps_per_dispatch(config, mesh, done)
         held = fits_on_device(config, dataset.images, free_bytes(mesh))
-        advance, stopping = _advance(config, dataset, mesh, parts, held=held), False
+        advance, stopping = _telling(_advance(config, dataset, mesh, parts, held=held), processes), False
         feed = fed(config, dataset.images, done, stride=stride, gather=not held)
         with Recorder(
             run, config, dataset.images, first=done, to_host=_to_host, writes=processes.rank == 0
@@ -90,7 +94,7 @@ def _restore(config: Config, run: RunDir, mesh: Mesh) -> TrainState:
 
 def _advance(
     config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: bool
-) -> Callable[[TrainState, Sequence[StepPlan], np.ndarray | None], tuple[TrainState, StepResult]]:
+) -> Advance:
     """From a state, the plans of the next steps and their images to the state after them.
 
     Args:
@@ -110,6 +114,21 @@ def _advance(
         places = np.split(np.arange(len(gathered)), len(plans))  # of each step's images among those of all
         draws = to_device([p._replace(indices=i) for p, i in zip(plans, places, strict=True)], mesh, parts)
         return steps(state, config, draws, _on_devices(gathered, mesh), chosen, mesh)
+
+    return advance
+
+
+def _telling(function: Advance, processes: Processes) -> Advance:
+    """The same function. Its first call, which compiles, says how long it took."""
+    calls = 0
+
+    def advance(*arguments: Any) -> tuple[TrainState, StepResult]:
+        nonlocal calls
+        calls, start = calls + 1, time.perf_counter()
+        found = function(*arguments)
+        if calls == 1 and processes.rank == 0:
+            say(f"compiled the step in {time.perf_counter() - start:.1f} s")
+        return found
 
     return advance
 

@@ -11,6 +11,7 @@ import torch
 from array_api_compat import torch as xp
 from ict_backends.networks import mask_shapes
 from ict_backends.plan import StepPlan
+from ict_backends.torch.device import keep_freed_memory
 from ict_backends.torch.flat import flatten, in_memory_order, unflatten
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.parallel import Processes, accumulating, full, local
@@ -81,6 +82,8 @@ def init_network(config: Config) -> Network:
 
 def make_state(config: Config, step: int, params: Network, ema: Network, processes: Processes) -> TrainState:
     """The state after `step` steps that led to these weights; all moments are zero."""
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     params, ema = params.to(processes.device), ema.to(processes.device)
     ema.requires_grad_(False)
     if config.train.compile:
