@@ -1,0 +1,111 @@
+"""Where the time of a training step goes: python bench/step_profile.py [--backend B] [--preset P] [--set A.B=VALUE].
+
+By kind of operation, in torch as its profiler names them, in JAX as XLA names what it runs; on one thread, where the
+times of operations add up.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from ict_backends import load_backend
+from ict_backends.benchmark import labels_of, random_images
+
+from ict_core import Config
+from ict_core.config import build_config, merge, parse_assignment, preset_tree
+
+# Kind of operation -> what names of it contain, the first that fits.
+TORCH = {
+    "convolutions, forward": ("mkldnn_convolution", "aten::_convolution", "cudnn_convolution"),
+    "convolutions, gradient": ("convolution_backward",),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "attention"),
+    "group norm": ("group_norm",),
+    "silu": ("silu",),
+    "optimiser and average": ("Optimizer", "lerp", "addcmul", "addcdiv", "linalg_vector_norm"),
+    "noise and masks": ("normal_", "uniform", "random", "aten::ge"),
+    "sums, products, copies": ("aten::",),
+}
+JAX = {
+    "convolutions, gradient": ("transpose(jvp())/conv_general_dilated",),
+    "convolutions, forward": ("conv_general_dilated",),
+    "matrix products": ("dot_general",),
+    "group norm": ("group_normalize", "rsqrt", "reduce_sum"),
+    "silu": ("silu", "logistic"),
+    "noise and masks": ("threefry", "random", "shift_right", "erf_inv"),
+    "sums, products, copies": ("jit(train_steps)", "copy", "transpose"),
+}
+
+
+def by_kind(times: Iterable[tuple[str, float]], kinds: dict[str, tuple[str, ...]]) -> Counter[str]:
+    """Milliseconds of each kind, from names and milliseconds."""
+    found: Counter[str] = Counter()
+    for name, milliseconds in times:
+        found[next((k for k, parts in kinds.items() if any(p in name for p in parts)), "all else")] += milliseconds
+    return found
+
+
+def torch_times(trainer: Any, steps: int) -> list[tuple[str, float]]:
+    """The time of each operation by itself."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        trainer.advance(steps)
+    return [(event.key, event.self_cpu_time_total / 1000) for event in profiler.key_averages()]
+
+
+def jax_times(trainer: Any, steps: int) -> list[tuple[str, float]]:
+    """The time of each of XLA's kernels, under the name of the operation that it ends in."""
+    import jax
+    from ict_backends.jax.step import to_device, train_steps
+    from ict_backends.plan import plan_step
+
+    config, images = trainer.config, trainer.images
+    draws = to_device([plan_step(config, 0, len(images))], trainer.mesh)
+    compiled = train_steps.lower(trainer.state, config, draws, images, trainer.labels, trainer.mesh).compile()
+    named = dict(re.findall(r'%(\S+) = .*metadata=\{op_name="([^"]*)"', compiled.as_text()))
+    kernels = set(re.findall(r"%(\S+) = ", compiled.as_text()))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            trainer.advance(steps)
+        (trace,) = Path(folder).rglob("perfetto_trace.json.gz")
+        events = json.loads(gzip.decompress(trace.read_bytes()))
+    events = events["traceEvents"] if isinstance(events, dict) else events
+    return [(named.get(e["name"], e["name"]), e["dur"] / 1000) for e in events if e.get("name") in kernels]
+
+
+def make_config(preset: str, assignments: tuple[str, ...]) -> Config:
+    """A preset with changes."""
+    return build_config(merge([preset_tree(preset), *map(parse_assignment, assignments)]))
+
+
+@click.command()
+@click.option("--backend", default="torch", show_default=True)
+@click.option("--preset", default="cifar10-tiny", show_default=True)
+@click.option("--set", "assignments", multiple=True, metavar="A.B=VALUE")
+@click.option("--steps", default=3, show_default=True)
+def main(backend: str, preset: str, assignments: tuple[str, ...], steps: int) -> None:
+    """Print the table."""
+    config = make_config(preset, assignments)
+    images = random_images(config)
+    trainer = load_backend(backend).make_trainer(config, images, labels_of(config, len(images)), "cpu")
+    trainer.advance(2)
+    times, kinds = {"torch": (torch_times, TORCH), "jax": (jax_times, JAX)}[backend]
+    found = by_kind(times(trainer, steps), kinds)
+    total = sum(found.values())
+    for kind, milliseconds in found.most_common():
+        click.echo(f"{kind:26s} {milliseconds / steps:8.1f} ms a step {milliseconds / total:6.1%}")
+    click.echo(f"{'in all':26s} {total / steps:8.1f} ms a step")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
