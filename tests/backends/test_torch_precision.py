@@ -19,7 +19,7 @@ from ict_backends.torch.step import init_state, make_batch, train_step
 from ict_core import load_preset
 from ict_core.config import replace
 
-STEPS, SEEDS = 120, (0, 1)
+STEPS, SEEDS = 90, (0, 1)
 
 
 @lru_cache
@@ -28,7 +28,7 @@ def digits_distance(precision: str, seed: int, steps: int = STEPS) -> float:
     data = load_data("digits")
     config = replace(
         load_preset("digits"),
-        network={"channels": 16},
+        network={"channels": 12},
         curriculum={"s0": 10, "s1": 10},
         train={
             "precision": precision,
