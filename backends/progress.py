@@ -68,6 +68,7 @@ class Progress:
     ) -> None:
         self._run, self._config, self._to_host = run, config, to_host
         self._writes, self._on_record = writes, on_record
+        self._scaled = config.train.precision == "fp16"
         self._pending: list[tuple[int, StepPlan, Any]] = []
         self._unwritten: list[str] = []
         if writes:
@@ -102,16 +103,17 @@ class Progress:
     def flush(self) -> None:
         """Log the steps since the last time.
 
-        Raises NonFiniteError where a loss or a gradient was NaN or infinite, unless such steps are skipped.
+        Raises NonFiniteError where a loss or a gradient was NaN or infinite, unless such steps are skipped. Where the
+        loss is scaled, gradients overflow now and then: such steps are always skipped, and logged as skipped.
         """
         if not self._pending:
             return
         losses, norms = self._to_host([result for _, _, result in self._pending])
-        finite = np.isfinite(losses).all(axis=1) & np.isfinite(norms)
-        if self._config.train.on_nonfinite == "stop" and not finite.all():
+        finite = np.isfinite(losses).all(axis=1)
+        if self._config.train.on_nonfinite == "stop" and not (finite & (self._scaled | np.isfinite(norms))).all():
             raise NonFiniteError(self._describe_nonfinite(losses, norms))
         if self._writes:
-            self._record(losses, norms, finite)
+            self._record(losses, norms, finite & np.isfinite(norms))
         self._pending.clear()
         self._since = time.perf_counter()
 
@@ -129,7 +131,9 @@ class Progress:
         if not finite.all():
             self.skipped += int((~finite).sum())
             record["skipped"] = int((~finite).sum())
-            warn(f"{record['skipped']} steps up to step {step + 1} are skipped: a loss or gradient is not finite")
+            expected = self._scaled and np.isfinite(losses).all() and finite.any()
+            if not expected:
+                warn(f"{record['skipped']} steps up to step {step + 1} are skipped: a loss or gradient is not finite")
         record["images_per_second"] = round(speed, 1)
         record["loss_bands"] = self._by_level(losses, finite)
         self._write(json.dumps(record) + "\n")

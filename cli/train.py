@@ -35,6 +35,7 @@ _FREE_ON_RESUME = {
     "eval.num",
     "network.checkpoint",
     "train.checkpoint_every",
+    "train.compile",
     "train.keep_checkpoints",
     "train.keep_every",
     "train.log_every",

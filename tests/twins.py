@@ -147,7 +147,8 @@ def twins(config: Config, dtype: str, seed: int = 0) -> Twins:
     params, constants = jax_weights(config, ours.params, dtype)
     optimizer = jax.jit(jax_step.make_optimizer(config).init)(params)
     ema = jax.tree.map(jnp.copy, params)
-    return Twins(ours, jax_step.TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, constants))
+    scale = jax_step.first_loss_scale(config)
+    return Twins(ours, jax_step.TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, constants, scale))
 
 
 def numpy_batch(config: Config, step: int, dtype: str) -> dict[str, np.ndarray | None]:

@@ -126,7 +126,7 @@ class GroupNorm(CastGroupNorm):
 def dot_product_attention(q: Array, k: Array, v: Array) -> Array:
     """Dot-product attention: [b, heads, n, d] each -> the same. The softmax is float32 at least."""
     # Not jax.nn.dot_product_attention, which rounds float64 scores to float32.
-    scores = widened(jnp.einsum("bhqd,bhkd->bhqk", q, k) * q.shape[-1] ** -0.5)
+    scores = widened(jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k))  # in this order, float16 holds them
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores).astype(q.dtype), v)
 
 

@@ -242,13 +242,13 @@ def train_step(state: TrainState, config: Config, batch: Batch) -> tuple[TrainSt
     return _apply(state, config, *_gradient(state, config, batch))
 
 
-def _gradient(state: TrainState, config: Config, batch: Batch) -> tuple[nnx.State, Array]:
-    """The gradient of the mean loss, and the [b] losses."""
+def _gradient(state: TrainState, config: Config, batch: Batch, parts: int = 1) -> tuple[nnx.State, Array]:
+    """The gradient of the mean loss of one of `parts` equal batches, whose gradients add up, and its [b] losses."""
     scale = state.loss_scale
 
     def loss(params: nnx.State) -> tuple[Array, Array]:
         found = batch_loss(merge_network(config, params, state.constants), config, batch)
-        return found.mean if scale is None else found.mean * scale.factor, found.per_sample
+        return found.mean * ((1.0 if scale is None else scale.factor) / parts), found.per_sample
 
     gradient, losses = jax.grad(loss, has_aux=True)(state.params)
     return (gradient if scale is None else jax.tree.map(lambda g: g / scale.factor, gradient)), losses
@@ -258,8 +258,8 @@ def _add_gradient(
     total: nnx.State, state: TrainState, config: Config, batch: Batch, parts: int
 ) -> tuple[nnx.State, Array]:
     """A sum of gradients with that of one more of `parts` equally large batches, and its [b] losses."""
-    gradient, losses = _gradient(state, config, batch)
-    return jax.tree.map(lambda t, g: t + g / parts, total, gradient), losses
+    gradient, losses = _gradient(state, config, batch, parts)
+    return jax.tree.map(jnp.add, total, gradient), losses
 
 
 def _apply(state: TrainState, config: Config, gradient: nnx.State, losses: Array) -> tuple[TrainState, StepResult]:

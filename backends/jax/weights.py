@@ -102,7 +102,7 @@ def read_flax_checkpoint(path: Path) -> dict[str, Any]:
 def to_checkpoint(config: Config, state: TrainState, mesh: Mesh) -> Checkpoint:
     """The whole training state, on the host. Where devices of several processes hold parts, all of them ask."""
     state = _whole(state, mesh) if config.train.shard_weights else state
-    scale = {} if state.loss_scale is None else {k: np.asarray(v) for k, v in state.loss_scale._asdict().items()}
+    scale = {} if state.loss_scale is None else {k: np.array(v) for k, v in state.loss_scale._asdict().items()}
     return Checkpoint(
         int(state.step),
         to_arrays(state.params, state.constants),

@@ -80,7 +80,7 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes
         for name, moment in state.moments(key).items():
             fill(moment, torch.from_numpy(arrays[name]))
     if state.loss_scale is not None and checkpoint.loss_scale:
-        state.loss_scale = LossScale(*(torch.from_numpy(checkpoint.loss_scale[f]) for f in LossScale._fields))
+        state.loss_scale = LossScale(*(torch.tensor(checkpoint.loss_scale[f]) for f in LossScale._fields))
     return state
 
 
