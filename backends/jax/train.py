@@ -92,9 +92,7 @@ def _restore(config: Config, run: RunDir, mesh: Mesh) -> TrainState:
     return from_checkpoint(config, checkpoint, mesh, f"checkpoint {folder}")
 
 
-def _advance(
-    config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: bool
-) -> Advance:
+def _advance(config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: bool) -> Advance:
     """From a state, the plans of the next steps and their images to the state after them.
 
     Args:
