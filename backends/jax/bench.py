@@ -54,8 +54,8 @@ class Trainer:
 
     @property
     def devices(self) -> int:
-        """That share a step."""
-        return self.mesh.size
+        """That share a step, each with a limit of its own: those of the CPU have the same cores."""
+        return 1 if on_cpu(self.mesh) else self.mesh.size
 
     def advance(self, steps: int) -> np.ndarray:
         """Do so many more steps, a multiple of the stride, and wait for them: [steps, b] losses."""
