@@ -12,7 +12,14 @@ from typing import Any
 
 _PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax")
 # What changes how fast the libraries are.
-_ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "XLA_FLAGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
+_ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "JAX_NUM_CPU_DEVICES",
+    "JAX_PLATFORMS",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "XLA_FLAGS",
+)
 # Instructions that decide how fast products are.
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
 

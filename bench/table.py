@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from ict_core import load_preset
+
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- bench table -->", "<!-- end of bench table -->"
 COLUMNS = (
@@ -39,7 +41,17 @@ def rows(folder: Path) -> list[tuple[str, ...]]:
 def machine(record: Mapping[str, Any]) -> str:
     """The accelerator, or the CPU and how many of its cores were used."""
     found = record["machine"]
-    return f"{found['cpu']}, {found['cores']} cores" if found["device"] == "cpu" else found["device"]
+    if not found["device"].endswith("cpu"):
+        return found["device"]
+    count = found["device"].removesuffix("cpu").removesuffix(" x ")
+    return f"{found['cpu']}, {found['cores']} cores" + (f" as {count} devices" if count else "")
+
+
+def changes(record: Mapping[str, Any]) -> list[str]:
+    """The settings that differ from the preset's and have no column."""
+    shown = {"train.batch_size", "train.micro_batch", "train.precision"}
+    preset = json.loads(json.dumps(load_preset(record["preset"]).flat()))
+    return [f"`{k}={v}`" for k, v in record["settings"].items() if k not in shown and v != preset.get(k)]
 
 
 def row(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -51,7 +63,7 @@ def row(record: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         machine(record),
         record["backend"],
-        f"`{record['preset']}`, {batch}, {record['precision']}",
+        ", ".join([f"`{record['preset']}`", batch, record["precision"], *changes(record)]),
         number(record["ms_per_step"]["median"]),
         number(record["images_per_second"]["median"]),
         f"{record['fraction_of_limit']['median']:.2f}",
