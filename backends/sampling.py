@@ -97,7 +97,10 @@ def fitting_batches(compute: Callable[[slice], np.ndarray], count: int, batch: i
 
 def padded(array: np.ndarray | None, size: int) -> np.ndarray | None:
     """The first axis made `size` long by repeating the last element."""
-    return None if array is None else np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+    if array is None:
+        return None
+    array = np.asarray(array)
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
 
 
 def compiled_size(batch: int) -> int:

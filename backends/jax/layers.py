@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -37,7 +38,9 @@ class CastConv(nnx.Conv):
     def __call__(self, x: Array) -> Array:
         strides = (self.strides,) * 2 if isinstance(self.strides, int) else self.strides
         kernel, bias = (p[...].astype(x.dtype) for p in (self.kernel, self.bias))
-        if kernel.shape[:2] == (1, 1):  # a matrix product over the pixels, whose gradient XLA is faster with
+        if kernel.shape[:2] == (1, 1) and set(strides) == {
+            1
+        }:  # a matrix product over the pixels, whose gradient XLA is faster with
             b, h, w, c = x.shape
             return (x.reshape(-1, c) @ kernel[0, 0] + bias).reshape(b, h, w, -1)
         return jax.lax.conv_general_dilated(x, kernel, strides, self.padding, dimension_numbers=_AXES) + bias
@@ -210,24 +213,27 @@ def double_axis(x: Array, taps: np.ndarray, axis: int) -> Array:
     return stacked.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
 
 
+def filter_both_axes(x: Array, filtered: Callable[..., Array]) -> Array:
+    """An image [b, h, w, c] filtered along its height, and that along its width, in float32 at least."""
+    wide = widened(x)
+    for axis in (1, 2):
+        wide = filtered(wide, axis=axis)
+    return wide.astype(x.dtype)
+
+
 def downsample(x: Array, taps: Sequence[float]) -> Array:
     """Halve [b, h, w, c] by the FIR filter; the mean of 2x2 where there are no taps."""
     if not taps:
         return rearrange(x, "b (h p) (w q) c -> b h w c (p q)", p=2, q=2).mean(axis=-1)
-    wide = widened(x)
-    for axis in (1, 2):
-        wide = filter_axis(wide, fir_taps(taps), axis, stride=2, padding=(len(taps) - 2) // 2)
-    return wide.astype(x.dtype)
+    padding = (len(taps) - 2) // 2
+    return filter_both_axes(x, partial(filter_axis, taps=fir_taps(taps), stride=2, padding=padding))
 
 
 def upsample(x: Array, taps: Sequence[float]) -> Array:
     """Double [b, h, w, c] by the FIR filter; repeat pixels where there are no taps."""
     if not taps:
         return x.repeat(2, axis=1).repeat(2, axis=2)
-    wide = widened(x)
-    for axis in (1, 2):
-        wide = double_axis(wide, fir_taps(taps, gain=2.0), axis)
-    return wide.astype(x.dtype)
+    return filter_both_axes(x, partial(double_axis, taps=fir_taps(taps, gain=2.0)))
 
 
 class PyramidDownsample(nnx.Module):
@@ -239,10 +245,8 @@ class PyramidDownsample(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         if self.taps:  # as wide a border as lets the unpadded convolution return exactly half
-            wide = widened(x)
-            for axis in (1, 2):
-                wide = filter_axis(wide, fir_taps(self.taps), axis, stride=1, padding=len(self.taps) // 2)
-            x = wide.astype(x.dtype)
+            padding = len(self.taps) // 2
+            x = filter_both_axes(x, partial(filter_axis, taps=fir_taps(self.taps), stride=1, padding=padding))
         else:
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
         return self.conv(x)

@@ -52,8 +52,7 @@ class Model:
     def _run(self, function: Callable[..., Array], batch: int, *arrays: np.ndarray | None) -> np.ndarray:
         """`function` of [b, ...] arrays, padded to a power of two and a multiple of the devices: few sizes compile."""
         size = -(-compiled_size(batch) // self.mesh.size) * self.mesh.size
-        whole = (padded(a if a is None else np.asarray(a), size) for a in arrays)
-        placed = [None if a is None else jax.device_put(a, split(self.mesh)) for a in whole]
+        placed = [None if a is None else jax.device_put(padded(a, size), split(self.mesh)) for a in arrays]
         with out_of_memory(f"{batch} images at a time are more than fit into memory"):
             images = np.asarray(function(self.config, self.params, self.constants, *placed))
         return np.ascontiguousarray(images[:batch].transpose(0, 3, 1, 2))

@@ -34,18 +34,27 @@ class Linear(nn.Linear):
 
 
 class CastConv(nn.Conv2d):
-    """Torch's convolution, in the dtype of what it is given, whatever that of its weights is."""
+    """Torch's biased convolution, in the dtype of what it is given, whatever that of its weights is."""
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self._conv_forward(x, self.weight.to(x.dtype), bias)
+        return self._conv_forward(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class Conv(CastConv):
     """Biased convolution [b, in, h, w] -> [b, out, h, w] of an odd kernel size, zero padding."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, scale: float = 1.0) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        scale: float = 1.0,
+        stride: int = 1,
+        padding: int | None = None,
+    ) -> None:
+        width = kernel_size // 2 if padding is None else padding
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=width)
         variance_scaling_(self.weight, scale=scale)
         nn.init.zeros_(self.bias)
 
@@ -154,7 +163,7 @@ class PyramidDownsample(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float]) -> None:
         super().__init__()
-        self.conv = Conv(in_channels, out_channels)
+        self.conv = Conv(in_channels, out_channels, stride=2, padding=0)
         self.taps = tuple(taps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +171,7 @@ class PyramidDownsample(nn.Module):
             x = filter2d(x, fir_kernel(self.taps), stride=1, padding=len(self.taps) // 2)
         else:
             x = F.pad(x, (0, 1, 0, 1))
-        return F.conv2d(x, self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype), stride=2)
+        return self.conv(x)
 
 
 class ResidualBlock(nn.Module):

@@ -28,6 +28,11 @@ ASYMMETRIES = {
     ("layers.py", "torch", "filter2d"): "one depthwise convolution",
     ("layers.py", "jax", "fir_taps"): "shifted sums, axis by axis: XLA's depthwise convolution is slow on the CPU",
     ("layers.py", "jax", "filter_axis"): "shifted sums, axis by axis: XLA's depthwise convolution is slow on the CPU",
+    (
+        "layers.py",
+        "jax",
+        "filter_both_axes",
+    ): "shifted sums, axis by axis: XLA's depthwise convolution is slow on the CPU",
     ("layers.py", "jax", "double_axis"): "shifted sums, axis by axis: XLA's depthwise convolution is slow on the CPU",
     ("layers.py", "jax", "Embedding"): "flax's own rounds float64 weights",
     ("layers.py", "jax", "Frequencies"): "torch has buffers for what is stored and not trained",
