@@ -31,7 +31,7 @@ class CheckpointWriter:
     def __init__(self, run: RunDir, config: Config) -> None:
         self._run, self._config = run, config
         self._waiting: Checkpoint | None = None
-        self._closing = self._failing = False
+        self._writing = self._closing = self._failing = False
         self._error: CheckpointError | NonFiniteError | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
@@ -59,6 +59,12 @@ class CheckpointWriter:
             self._waiting = checkpoint
             self._changed.notify_all()
 
+    def describe_latest(self) -> str:
+        """The newest checkpoint's folder, or "none", once what was handed over is written or cannot be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failing or not (self._writing or self._waiting is not None))
+        return self._run.describe_latest()
+
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
@@ -71,8 +77,11 @@ class CheckpointWriter:
 
     def _next(self) -> Checkpoint | None:
         with self._changed:
+            self._writing = False
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting is not None or self._closing)
             checkpoint, self._waiting = self._waiting, None
+            self._writing = checkpoint is not None
             self._changed.notify_all()
             return checkpoint
 

@@ -54,6 +54,7 @@ class Progress:
         to_host: see `ToHost`.
         writes: whether this process is the one that shows and writes.
         on_record: called with each line of the log.
+        last_good: the newest checkpoint's folder, or "none", for the message of a run that ends.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Progress:
         to_host: ToHost,
         writes: bool = True,
         on_record: Callable[[dict[str, Any]], object] = lambda record: None,
+        last_good: Callable[[], str],
     ) -> None:
-        self._run, self._config, self._to_host = run, config, to_host
+        self._run, self._config, self._to_host, self._last_good = run, config, to_host, last_good
         self._writes, self._on_record = writes, on_record
         self._scaled = config.train.precision == "fp16"
         self._pending: list[tuple[int, StepPlan, Any]] = []
@@ -178,7 +180,7 @@ class Progress:
             where = f", sigma {levels.sigma_lo[column]:.4g} -> {levels.sigma_hi[column]:.4g}"
         step, plan, _ = self._pending[row]
         where = f"N = {plan.n}{where}, seed {self._config.train.seed}"
-        return f"{what} at step {step + 1} ({where}); last good checkpoint: {self._run.describe_latest()}"
+        return f"{what} at step {step + 1} ({where}); last good checkpoint: {self._last_good()}"
 
     def _drop_later_metrics(self, first: int) -> None:
         if not self._run.metrics_file.exists():

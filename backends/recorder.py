@@ -43,8 +43,9 @@ class Recorder:
         self._evaluator = Evaluator(run, config, images, first=first) if writes else None
         self._board = TensorBoard(run.tensorboard_folder, first) if writes and config.train.tensorboard else None
         on_record = self._board.add_record if self._board else lambda record: None
-        self._progress = Progress(run, config, first=first, to_host=to_host, writes=writes, on_record=on_record)
         self._writer = CheckpointWriter(run, config)
+        settings = {"writes": writes, "on_record": on_record, "last_good": self._writer.describe_latest}
+        self._progress = Progress(run, config, first=first, to_host=to_host, **settings)
         self._lost: list[str] = []
         # What a run is known by, to be written again where its folder vanishes.
         self._identity = {path: path.read_bytes() for path in (run.config_file, run.data_file) if path.is_file()}

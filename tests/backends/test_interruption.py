@@ -238,8 +238,16 @@ def test_training_does_not_wait_for_a_disk_that_fails(tmp_path, failing, capfd) 
 def test_a_folder_that_vanishes_is_made_again(tmp_path, monkeypatch, capfd) -> None:
     config = make_config(total_steps=8, checkpoint_every=4)
     whole = start(tmp_path / "whole", config)
-    at_step(monkeypatch, 6, lambda: shutil.rmtree(tmp_path / "run"))
-    run = start(tmp_path / "run", config)
+    folder = tmp_path / "run"
+
+    def vanish() -> None:
+        deadline = time.monotonic() + 60
+        while not RunDir(folder).checkpoints() and time.monotonic() < deadline:
+            time.sleep(0.01)  # removing what a thread is writing would be another test
+        shutil.rmtree(folder)
+
+    at_step(monkeypatch, 6, vanish)
+    run = start(folder, config)
     assert "has vanished and is written again" in capfd.readouterr().err
     assert contents(run) == contents(whole)
     assert run.load_config() == config

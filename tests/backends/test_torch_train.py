@@ -3,10 +3,11 @@
 import importlib
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
-from ict_backends import load_backend
+from ict_backends import checkpoint_writer, load_backend
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.errors import NonFiniteError
 from ict_backends.plan import plan_step
@@ -82,6 +83,21 @@ def test_a_nonfinite_loss_stops_the_run_and_names_the_place(tmp_path, tiny_confi
         checkpoint = load_checkpoint(folder)
         assert all(np.isfinite(a).all() for group in checkpoint[1:] for a in group.values())
     assert (str(run.checkpoints()[-1]) if run.checkpoints() else "none") in str(caught.value)
+
+
+def test_the_checkpoint_that_is_being_written_is_waited_for_before_the_last_good_one_is_named(
+    tmp_path, tiny_config, tiny_data, monkeypatch
+):
+    original = checkpoint_writer.save_checkpoint
+
+    def slowly(*arguments, **options):
+        time.sleep(0.3)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", slowly)
+    config = tiny_config(train={"learning_rate": 1e30, "checkpoint_every": 1, "log_every": 4})
+    with pytest.raises(NonFiniteError, match="at step 2 .*last good checkpoint: .*step_00000001"):
+        train(tmp_path / "run", config, tiny_data)
 
 
 def test_a_nan_in_the_middle_of_a_logging_interval_is_traced_to_its_step_and_level(
