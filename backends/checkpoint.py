@@ -3,6 +3,7 @@
 params/NAME, ema/NAME               float32; convolutions [out, in, h, w], dense layers [out, in]
 first_moment/NAME, second_moment/NAME   of RAdam
 loss_scale/factor, loss_scale/good_steps   where the network computes in float16
+teacher/NAME                        where the teacher has a moving average of its own
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Checkpoint(NamedTuple):
         ema: their moving average.
         first_moment, second_moment: of the optimiser, whose own step count is `step`.
         loss_scale: the fields of `ict_core.LossScale`, or nothing where the loss is not scaled.
+        teacher: the teacher's weights, or nothing where they are the student's (`teacher.decay` = 0).
     """
 
     step: int
@@ -41,6 +43,11 @@ class Checkpoint(NamedTuple):
     first_moment: Arrays
     second_moment: Arrays
     loss_scale: Arrays = {}  # noqa: RUF012
+    teacher: Arrays = {}  # noqa: RUF012
+
+    def teacher_or_student(self) -> Arrays:
+        """The teacher's weights; before the first step, the student's, which any teacher begins with."""
+        return self.teacher if self.step else self.params
 
 
 def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int, keep_every: int = 0) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from ict_backends.randomness import batch_indices, step_generator
 
-from ict_core import Config, Grid, Levels, discretization_steps, make_grid
+from ict_core import Config, Grid, Levels, NoiseConfig, Stage, adaptive_decay, discretization_steps, make_grid, stages
 
 
 class StepPlan(NamedTuple):
@@ -21,6 +22,7 @@ class StepPlan(NamedTuple):
         levels: the drawn levels and weights, float64.
         row_seeds: [b] uint64, of the backend's own generators, for the noise and the dropout masks of each image: so
             neither depends on how a batch is split over devices, processes and micro-batches.
+        teacher_decay: mu, of the teacher's average after the step.
     """
 
     n: int
@@ -28,11 +30,14 @@ class StepPlan(NamedTuple):
     flips: np.ndarray
     levels: Levels
     row_seeds: np.ndarray
+    teacher_decay: float = 0.0
 
     def rows(self, chosen: slice) -> StepPlan:
         """The plan of a part of the batch."""
         levels = Levels(*(values[chosen] for values in self.levels))
-        return StepPlan(self.n, self.indices[chosen], self.flips[chosen], levels, self.row_seeds[chosen])
+        return self._replace(
+            indices=self.indices[chosen], flips=self.flips[chosen], levels=levels, row_seeds=self.row_seeds[chosen]
+        )
 
     def parts(self, count: int) -> list[StepPlan]:
         """The plans of `count` equal parts of the batch, which it divides by."""
@@ -41,15 +46,43 @@ class StepPlan(NamedTuple):
 
 
 @lru_cache(maxsize=2)
-def _grid(n: int, noise: object) -> Grid:
+def _grid(n: int, noise: NoiseConfig, weighting: str) -> Grid:
     return make_grid(
         n,
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,
         rho=noise.rho,
+        law=noise.law,
         p_mean=noise.noise_mean,
         p_std=noise.noise_std,
+        weighting=weighting,
+        sigma_data=noise.sigma_data,
     )
+
+
+def grid_of(config: Config, n: int) -> Grid:
+    """The grid of a run's stage with n levels."""
+    return _grid(n, config.noise, config.loss.weighting)
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """The stages of a run."""
+    return stages(config.train.total_steps, **dataclasses.asdict(config.curriculum))
+
+
+def some_stages(config: Config, most: int) -> list[Stage]:
+    """Those of a run's stages that are shown: all, or `most` of them from the first to the last."""
+    found = stages_of(config)
+    if len(found) <= most:
+        return found
+    return [found[i * (len(found) - 1) // (most - 1)] for i in range(most)]
+
+
+def teacher_decay(config: Config, n: int) -> float:
+    """mu, of the teacher's average after a step with n levels; 0 where the teacher is the student."""
+    if config.teacher.schedule == "constant":
+        return config.teacher.decay
+    return adaptive_decay(n, mu0=config.teacher.decay, s0=config.curriculum.s0)
 
 
 def is_due(step: int, every: int, total_steps: int) -> bool:
@@ -61,8 +94,9 @@ def plan_step(config: Config, step: int, count: int) -> StepPlan:
     """The plan of step `step` in 0..total_steps-1, over a data set of `count` images."""
     train = config.train
     rng = step_generator(train.seed, step)
-    n = discretization_steps(step, train.total_steps, s0=config.curriculum.s0, s1=config.curriculum.s1)
-    levels = _grid(n, config.noise).draw(rng, train.batch_size)
+    n = discretization_steps(step, train.total_steps, **dataclasses.asdict(config.curriculum))
+    levels = grid_of(config, n).draw(rng, train.batch_size)
     flips = rng.random(train.batch_size) < (0.5 if config.data.flip else 0.0)
     indices = batch_indices(train.seed, step, train.batch_size, count)
-    return StepPlan(n, indices, flips, levels, rng.integers(2**63, size=train.batch_size, dtype=np.uint64))
+    row_seeds = rng.integers(2**63, size=train.batch_size, dtype=np.uint64)
+    return StepPlan(n, indices, flips, levels, row_seeds, teacher_decay(config, n))

@@ -15,12 +15,14 @@ from ict_backends.charts import Mark, Series, line_chart
 from ict_backends.errors import CheckpointError
 from ict_backends.images import encode_png, grid, to_float
 from ict_backends.networks import count_parameters
+from ict_backends.plan import some_stages
 from ict_backends.progress import band_edges
 from ict_backends.rundir import RunDir
 
-from ict_core import Config, stages
+from ict_core import Config
 
 _NEIGHBOURS = 4
+_MOST_MARKS = 10
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 60rem; }
@@ -116,11 +118,7 @@ def _samples(run: RunDir) -> list[str]:
 
 
 def _curves(config: Config, metrics: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> list[str]:
-    curriculum = config.curriculum
-    marks = [
-        Mark(stage.first, f"N={stage.n}")
-        for stage in stages(config.train.total_steps, s0=curriculum.s0, s1=curriculum.s1)
-    ]
+    marks = [Mark(stage.first, f"N={stage.n}") for stage in some_stages(config, _MOST_MARKS)]
     # A stretch of steps that were all skipped has neither; runs of earlier versions have no norms.
     loss, norm = (
         Series(name, [(line["step"], line[key]) for line in metrics if key in line])

@@ -8,7 +8,9 @@ import click
 from ict_backends.errors import UsageError
 from ict_cli.options import debug_option, device_option
 
-from ict_core import Config, load_preset, preset_names, stages
+from ict_core import Config, load_preset, preset_names
+
+_MOST_STAGES = 16
 
 
 @click.command("show")
@@ -92,8 +94,11 @@ def _amount(number: float) -> str:
 
 
 def _stage_table(config: Config) -> str:
-    curriculum = config.curriculum
-    rows = ["stage       N    steps"]
-    for i, stage in enumerate(stages(config.train.total_steps, s0=curriculum.s0, s1=curriculum.s1)):
-        rows.append(f"{i:5d} {stage.n:7d}    {stage.first}..{stage.last}")
+    from ict_backends.plan import some_stages, stages_of
+
+    every = stages_of(config)
+    shown = some_stages(config, _MOST_STAGES)
+    left_out = len(every) - len(shown)
+    rows = ["stage       N    steps" + f"    ({left_out} stages between these are left out)" * (left_out > 0)]
+    rows += [f"{every.index(stage):5d} {stage.n:7d}    {stage.first}..{stage.last}" for stage in shown]
     return "\n".join(rows)

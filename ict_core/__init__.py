@@ -5,7 +5,8 @@ curriculum         discretization_steps, stages
 noise_law          interval_probabilities
 grid               make_grid: one stage's levels, law and weights, and the draw from them
 parameterization   scalings, consistency_output
-loss               pseudo_huber, huber_constant, loss_weight, consistency_loss
+loss               pseudo_huber, huber_constant, loss_weight, consistency_loss; squared_l2, l1 to compare with
+teacher            adaptive_decay: of a teacher with a moving average, to compare with
 loss_scale         LossScale, next_loss_scale: for float16
 sampling           multistep_sample
 editing            inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise, and their transforms
@@ -23,6 +24,7 @@ from ict_core.config import (
     NCSNppConfig,
     NoiseConfig,
     SampleConfig,
+    TeacherConfig,
     TrainConfig,
     load_preset,
     preset_names,
@@ -42,12 +44,22 @@ from ict_core.editing import (
     to_grey,
 )
 from ict_core.grid import Grid, Levels, make_grid
-from ict_core.loss import ConsistencyLoss, consistency_loss, huber_constant, loss_weight, pseudo_huber
+from ict_core.loss import (
+    ConsistencyLoss,
+    consistency_loss,
+    huber_constant,
+    l1,
+    loss_weight,
+    pseudo_huber,
+    pseudo_huber_elementwise,
+    squared_l2,
+)
 from ict_core.loss_scale import LossScale, next_loss_scale
 from ict_core.noise_law import interval_probabilities
 from ict_core.parameterization import Scalings, consistency_output, scalings
 from ict_core.sampling import multistep_sample
 from ict_core.schedule import karras_sigmas
+from ict_core.teacher import adaptive_decay
 
 __all__ = [
     "ADMConfig",
@@ -66,7 +78,9 @@ __all__ = [
     "SampleConfig",
     "Scalings",
     "Stage",
+    "TeacherConfig",
     "TrainConfig",
+    "adaptive_decay",
     "colorize",
     "consistency_loss",
     "consistency_output",
@@ -77,6 +91,7 @@ __all__ = [
     "interpolate_noise",
     "interval_probabilities",
     "karras_sigmas",
+    "l1",
     "load_preset",
     "loss_weight",
     "make_grid",
@@ -87,8 +102,10 @@ __all__ = [
     "patch_means",
     "preset_names",
     "pseudo_huber",
+    "pseudo_huber_elementwise",
     "repeat_pixels",
     "scalings",
+    "squared_l2",
     "stages",
     "stroke",
     "super_resolve",

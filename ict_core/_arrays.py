@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,13 @@ def check_count(name: str, value: int, *, at_least: int = 0) -> None:
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if value < at_least:
         raise ValueError(f"{name} must be >= {at_least}, not {value}")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise unless `value` is one of the choices."""
+    allowed = list(choices)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
 def check_level_range(sigma_min: float, sigma_max: float) -> tuple[float, float]:

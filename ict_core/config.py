@@ -17,11 +17,21 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ict_core.curriculum import SCHEDULES
+from ict_core.loss import DISTANCES, WEIGHTINGS
+from ict_core.noise_law import LAWS
+
 PRESETS = Path(__file__).parent / "presets"
 
 
 class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type or out of range; the message is one line."""
+
+
+def _require_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    known = list(choices)
+    allowed = f"{', '.join(map(_literal, known[:-1]))} or {_literal(known[-1])}"
+    _require(value in known, name, value, allowed)
 
 
 def _require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -184,13 +194,15 @@ class NoiseConfig:
     Attributes:
         sigma_min, sigma_max, rho: of `karras_sigmas`.
         sigma_data: standard deviation of the data that `scalings` assumes.
-        noise_mean, noise_std: of log sigma, the `p_mean` and `p_std` of `interval_probabilities`.
+        law: of the interval between two levels, "lognormal" or "uniform" (original consistency training).
+        noise_mean, noise_std: of log sigma, the `p_mean` and `p_std` of the lognormal law.
     """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
     sigma_data: float = 0.5
+    law: str = "lognormal"
     noise_mean: float = -1.1
     noise_std: float = 2.0
 
@@ -200,6 +212,7 @@ class NoiseConfig:
         _require(self.sigma_max > self.sigma_min, "noise.sigma_max", self.sigma_max, allowed)
         _require(self.rho > 0, "noise.rho", self.rho, "> 0")
         _require(self.sigma_data > 0, "noise.sigma_data", self.sigma_data, "> 0")
+        _require_choice("noise.law", self.law, LAWS)
         _require(self.noise_std > 0, "noise.noise_std", self.noise_std, "> 0")
 
 
@@ -208,29 +221,65 @@ class CurriculumConfig:
     """The number of noise levels over time: `discretization_steps`.
 
     Attributes:
+        schedule: "doubling", "fixed" (s1 intervals all the time), or "cm", the root of original consistency training.
         s0, s1: the first and the last number of intervals.
     """
 
+    schedule: str = "doubling"
     s0: int = 10
     s1: int = 1280
 
     def __post_init__(self) -> None:
+        _require_choice("curriculum.schedule", self.schedule, SCHEDULES)
         _require(self.s0 >= 1, "curriculum.s0", self.s0, ">= 1")
         _require(self.s1 >= self.s0, "curriculum.s1", self.s1, f">= curriculum.s0 = {self.s0}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The distance between neighbouring levels.
+    """The distance between neighbouring levels, and its weight.
 
     Attributes:
+        distance: "pseudo_huber"; "l2" (squared), "l1", to compare with; "pseudo_huber_elementwise", to show a fault.
         huber_factor: the Pseudo-Huber constant is c = huber_factor * sqrt(D).
+        weighting: "inverse_gap"; of the level alone "one", "snr", "snr_plus_one", "truncated_snr" or "edm".
     """
 
+    distance: str = "pseudo_huber"
     huber_factor: float = 0.00054
+    weighting: str = "inverse_gap"
 
     def __post_init__(self) -> None:
+        _require_choice("loss.distance", self.distance, DISTANCES)
+        _require_choice("loss.weighting", self.weighting, WEIGHTINGS)
         _require(self.huber_factor > 0, "loss.huber_factor", self.huber_factor, "> 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """What the student is compared with. In the recipe, itself; all else here is to compare that with.
+
+    Attributes:
+        decay: mu, of the moving average of the student's weights that the teacher has; 0 for the student's own.
+        schedule: "constant", or "adaptive": `adaptive_decay` from mu0 = decay, nearer to 1 the more levels there are
+            (original consistency training).
+        share_dropout: give both the same dropout masks.
+    """
+
+    decay: float = 0.0
+    schedule: str = "constant"
+    share_dropout: bool = True
+
+    def __post_init__(self) -> None:
+        _require_choice("teacher.schedule", self.schedule, ("constant", "adaptive"))
+        adaptive = self.schedule == "adaptive"
+        allowed = 'in (0, 1) with teacher.schedule = "adaptive"' if adaptive else "in [0, 1)"
+        _require(0 <= self.decay < 1 and (self.decay > 0 or not adaptive), "teacher.decay", self.decay, allowed)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the teacher has weights of its own."""
+        return self.decay > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +297,7 @@ class TrainConfig:
         compile: let torch compile the network, which takes a minute or two; JAX always does.
         shard_weights: let each device hold a part of the weights, their average and moments, and not a copy of them.
         learning_rate, betas: of RAdam.
-        ema_decay: of the weights that samples are made from; the teacher has no EMA.
+        ema_decay: of the weights that samples are made from; the teacher's are another matter (`TeacherConfig`).
         on_nonfinite: "stop" where a loss or the gradient is NaN or infinite, or "skip": leave the weights as they
             are in such a step, and count it.
         log_every, sample_every, checkpoint_every: in steps; the last two 0 for never, but the last step
@@ -346,6 +395,7 @@ class Config:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

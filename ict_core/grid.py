@@ -19,7 +19,7 @@ class Levels(NamedTuple):
     Attributes:
         sigma_lo: [b] the teacher's level sigma_i.
         sigma_hi: [b] the student's level sigma_{i+1}.
-        weight: [b] lambda(sigma_i) = 1 / (sigma_hi - sigma_lo).
+        weight: [b] of `loss_weight`, lambda(sigma_i) = 1 / (sigma_hi - sigma_lo) unless told otherwise.
     """
 
     sigma_lo: np.ndarray[Any, Any]
@@ -66,13 +66,16 @@ def make_grid(
     rho: float = 7.0,
     p_mean: float = -1.1,
     p_std: float = 2.0,
+    law: str = "lognormal",
+    weighting: str = "inverse_gap",
+    sigma_data: float = 0.5,
 ) -> Grid:
-    """The grid of a stage with n levels; arguments as of `karras_sigmas` and `interval_probabilities`."""
+    """The grid of a stage with n levels; arguments as of `karras_sigmas`, `interval_probabilities`, `loss_weight`."""
     sigmas = karras_sigmas(n, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-    probabilities = interval_probabilities(sigmas, p_mean=p_mean, p_std=p_std)
+    probabilities = interval_probabilities(sigmas, law=law, p_mean=p_mean, p_std=p_std)
     return Grid(
         sigmas=sigmas,
         probabilities=probabilities,
         cdf=interval_cdf(probabilities),
-        weights=loss_weight(sigmas[:-1], sigmas[1:]),
+        weights=loss_weight(sigmas[:-1], sigmas[1:], weighting=weighting, sigma_data=sigma_data),
     )

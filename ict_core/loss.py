@@ -1,13 +1,16 @@
-"""The training objective: Pseudo-Huber distance between neighbouring levels, weighted by their gap."""
+"""The training objective: Pseudo-Huber distance between neighbouring levels, weighted by their gap; and the distances
+and weights that it is compared with."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from ict_core._arrays import (
     Array,
     Namespace,
+    check_choice,
     check_count,
     check_floating,
     check_number,
@@ -56,15 +59,80 @@ def pseudo_huber(a: Array, b: Array, /, *, c: float, xp: Namespace | None = None
     Raises:
         TypeError, ValueError: naming the argument; nothing is broadcast or promoted.
     """
+    c = check_number("c", c, above=0.0)
+    r = squared_l2(a, b, xp=xp)
     xp = namespace("a", a, xp)
+    return r / (xp.sqrt(r + c**2) + c)
+
+
+def squared_l2(a: Array, b: Array, /, *, xp: Namespace | None = None) -> Array:
+    """Squared Euclidean distance per sample, "l2" in settings.
+
+        d(a, b) = ||a - b||^2                                                        CM sec. 3
+
+    Args, Raises: as for `pseudo_huber`.
+
+    Returns:
+        [b], >= 0, the dtype of `a`.
+    """
+    xp = namespace("a", a, xp)
+    return xp.sum(_differences(a, b, xp) ** 2, axis=1, dtype=a.dtype)
+
+
+def l1(a: Array, b: Array, /, *, xp: Namespace | None = None) -> Array:
+    """Sum of absolute differences per sample.
+
+        d(a, b) = ||a - b||_1                                                        CM sec. 3
+
+    Args, Raises: as for `pseudo_huber`.
+
+    Returns:
+        [b], >= 0, the dtype of `a`.
+    """
+    xp = namespace("a", a, xp)
+    return xp.sum(xp.abs(_differences(a, b, xp)), axis=1, dtype=a.dtype)
+
+
+def pseudo_huber_elementwise(a: Array, b: Array, /, *, c: float, xp: Namespace | None = None) -> Array:
+    """A fault, to be shown and not to be used: the Pseudo-Huber distance of each element by itself, summed.
+
+        d(a, b) = sum_j ( sqrt((a_j - b_j)^2 + c^2) - c )                            in no paper
+
+    With the c that is meant for the norm of a whole sample, it is nearly l1, and its gradient's norm is not below 1 but
+    up to sqrt(D).
+
+    Args, Returns, Raises: as for `pseudo_huber`.
+    """
+    c = check_number("c", c, above=0.0)
+    xp = namespace("a", a, xp)
+    r = _differences(a, b, xp) ** 2
+    return xp.sum(r / (xp.sqrt(r + c**2) + c), axis=1, dtype=a.dtype)
+
+
+def _differences(a: Array, b: Array, xp: Namespace) -> Array:
+    """a - b as [b, D]. Raises unless both have one shape and one floating dtype."""
     check_floating("a", a, xp)
     check_same("a", a, "b", b)
-    c = check_number("c", c, above=0.0)
     if a.ndim < 1:
         raise ValueError("a must be [b, *event], not a scalar")
-    squared = xp.reshape((a - b) ** 2, (a.shape[0], math.prod(a.shape[1:])))
-    r = xp.sum(squared, axis=1, dtype=a.dtype)
-    return r / (xp.sqrt(r + c**2) + c)
+    return xp.reshape(a - b, (a.shape[0], math.prod(a.shape[1:])))
+
+
+class Distance(Protocol):
+    """d(a, b): two [b, *event] in, [b] out."""
+
+    def __call__(self, a: Array, b: Array, /, *, c: float, xp: Namespace | None = None) -> Array:
+        """d(a, b); c is of the Pseudo-Huber distances alone."""
+        ...
+
+
+# `loss.distance` of the settings -> the function.
+DISTANCES: dict[str, Distance] = {
+    "pseudo_huber": pseudo_huber,
+    "l2": lambda a, b, /, *, c, xp=None: squared_l2(a, b, xp=xp),
+    "l1": lambda a, b, /, *, c, xp=None: l1(a, b, xp=xp),
+    "pseudo_huber_elementwise": pseudo_huber_elementwise,
+}
 
 
 def huber_constant(dim: int, *, factor: float = 0.00054) -> float:
@@ -80,16 +148,45 @@ def huber_constant(dim: int, *, factor: float = 0.00054) -> float:
     return check_number("factor", factor, above=0.0) * math.sqrt(dim)
 
 
-def loss_weight(sigma_lo: Array, sigma_hi: Array, /, *, xp: Namespace | None = None) -> Array:
-    """The weight of an interval, which falls with the noise level.
+# `loss.weighting` of the settings -> the weight of the student's signal-to-noise ratio, snr = 1 / sigma^2.
+_OF_SNR: dict[str, Callable[[Array, float, Namespace], Array]] = {
+    "one": lambda snr, sigma_data, xp: xp.ones_like(snr),
+    "snr": lambda snr, sigma_data, xp: snr,
+    "snr_plus_one": lambda snr, sigma_data, xp: snr + 1.0,
+    "truncated_snr": lambda snr, sigma_data, xp: xp.where(snr > 1.0, snr, xp.ones_like(snr)),
+    "edm": lambda snr, sigma_data, xp: snr + 1.0 / sigma_data**2,
+}
+WEIGHTINGS = ("inverse_gap", *_OF_SNR)
 
-        lambda(s_i) = 1 / (s_{i+1} - s_i)                                            iCT sec. 3.2
+
+def loss_weight(
+    sigma_lo: Array,
+    sigma_hi: Array,
+    /,
+    *,
+    weighting: str = "inverse_gap",
+    sigma_data: float = 0.5,
+    xp: Namespace | None = None,
+) -> Array:
+    """The weight of an interval. The recipe's falls with the noise level; the others are what it is compared with.
+
+        inverse_gap     lambda(s_i) = 1 / (s_{i+1} - s_i)                            iCT sec. 3.1
+        one             1                                                            CM
+        snr             1 / s^2
+        snr_plus_one    1 / s^2 + 1                                                  CM, released code
+        truncated_snr   max(1 / s^2, 1)                                              CM, released code
+        edm             1 / s^2 + 1 / sd^2 = (s^2 + sd^2) / (s sd)^2                 EDM table 1
+
+    The papers write the weight as one of s_i, the teacher's level, which is smin in the first interval whatever
+    is drawn. The authors' released code takes s = s_{i+1}, the student's, and so do those of s here.
 
     Take the difference in float64 (`Grid` does): at N = 1281 it is as small as 4e-5.
 
     Args:
-        sigma_lo, sigma_hi: equal shapes and floating dtypes, sigma_hi > sigma_lo (not checked: they
+        sigma_lo, sigma_hi: equal shapes and floating dtypes, sigma_hi > sigma_lo > 0 (not checked: they
             may live on a device).
+        weighting: one of the names above.
+        sigma_data: > 0, standard deviation of the data; of "edm" alone.
         xp: array namespace; inferred from `sigma_lo` when omitted.
 
     Returns:
@@ -98,7 +195,11 @@ def loss_weight(sigma_lo: Array, sigma_hi: Array, /, *, xp: Namespace | None = N
     xp = namespace("sigma_lo", sigma_lo, xp)
     check_floating("sigma_lo", sigma_lo, xp)
     check_same("sigma_lo", sigma_lo, "sigma_hi", sigma_hi)
-    return 1.0 / (sigma_hi - sigma_lo)
+    check_choice("weighting", weighting, WEIGHTINGS)
+    sigma_data = check_number("sigma_data", sigma_data, above=0.0)
+    if weighting == "inverse_gap":
+        return 1.0 / (sigma_hi - sigma_lo)
+    return _OF_SNR[weighting](1.0 / sigma_hi**2, sigma_data, xp)
 
 
 def consistency_loss(
@@ -111,6 +212,7 @@ def consistency_loss(
     weight: Array,
     *,
     c: float,
+    distance: str = "pseudo_huber",
     xp: Namespace | None = None,
 ) -> ConsistencyLoss:
     """The objective of improved consistency training, for one batch.
@@ -126,7 +228,8 @@ def consistency_loss(
         x: [b, *event] clean data.
         z: [b, *event] standard normal noise, the dtype of `x`.
         sigma_lo, sigma_hi, weight: [b], from `Grid.draw`, the dtype of `x`.
-        c: > 0, Pseudo-Huber constant.
+        c: > 0, Pseudo-Huber constant; the other distances have none.
+        distance: a key of `DISTANCES`. The recipe's is the Pseudo-Huber one.
         xp: array namespace; inferred from `x` when omitted.
 
     Returns:
@@ -135,9 +238,10 @@ def consistency_loss(
     xp = namespace("x", x, xp)
     check_floating("x", x, xp)
     check_same("x", x, "z", z)
+    check_choice("distance", distance, DISTANCES)
     for name, values in (("sigma_lo", sigma_lo), ("sigma_hi", sigma_hi), ("weight", weight)):
         check_per_sample(name, values, "x", x)
     y_lo = teacher(x + per_sample(sigma_lo, x, xp) * z, sigma_lo)
     y_hi = student(x + per_sample(sigma_hi, x, xp) * z, sigma_hi)
-    losses = weight * pseudo_huber(y_hi, y_lo, c=c, xp=xp)
+    losses = weight * DISTANCES[distance](y_hi, y_lo, c=c, xp=xp)
     return ConsistencyLoss(xp.mean(losses), losses)

@@ -1,4 +1,4 @@
-"""The law of the noise level in training: a lognormal, discretised on the levels of a stage."""
+"""The law of the noise level in training: a lognormal, discretised on the levels of a stage; or a uniform one."""
 
 from __future__ import annotations
 
@@ -7,23 +7,39 @@ from typing import Any
 
 import numpy as np
 
-from ict_core._arrays import Array, Namespace, check_floating, check_number, host_constant, namespace, to_host
+from ict_core._arrays import (
+    Array,
+    Namespace,
+    check_choice,
+    check_floating,
+    check_number,
+    host_constant,
+    namespace,
+    to_host,
+)
+
+# `noise.law` of the settings.
+LAWS = ("lognormal", "uniform")
 
 
 def interval_probabilities(
-    sigmas: Array, *, p_mean: float = -1.1, p_std: float = 2.0, xp: Namespace | None = None
+    sigmas: Array, *, law: str = "lognormal", p_mean: float = -1.1, p_std: float = 2.0, xp: Namespace | None = None
 ) -> Array:
     """The probability of each interval between neighbouring levels.
 
+        lognormal
         p(i) ~ erf((log s_{i+1} - Pm) / (sqrt2 Ps)) - erf((log s_i - Pm) / (sqrt2 Ps))    iCT sec. 3.5
              = P(s_i < s <= s_{i+1}) for log s ~ N(Pm, Ps^2), renormalised over [s_1, s_N]
+        uniform
+        p(i) = 1 / (N - 1)                                                                CM algorithm 3
 
     Computed on the host in float64 and cast once; it is set up once per stage and is not meant to
     be traced by a compiler.
 
     Args:
         sigmas: [n] levels, > 0, strictly rising, n >= 2.
-        p_mean, p_std: mean and standard deviation (> 0) of log sigma.
+        law: "lognormal", the recipe's, or "uniform", of original consistency training.
+        p_mean, p_std: mean and standard deviation (> 0) of log sigma; of the lognormal law alone.
         xp: array namespace; inferred from `sigmas` when omitted.
 
     Returns:
@@ -34,6 +50,7 @@ def interval_probabilities(
     """
     xp = namespace("sigmas", sigmas, xp)
     check_floating("sigmas", sigmas, xp)
+    check_choice("law", law, LAWS)
     p_mean = check_number("p_mean", p_mean)
     p_std = check_number("p_std", p_std, above=0.0)
     if sigmas.ndim != 1 or sigmas.shape[0] < 2:
@@ -41,7 +58,7 @@ def interval_probabilities(
     levels = to_host(sigmas)
     if not (np.isfinite(levels).all() and levels[0] > 0 and np.all(np.diff(levels) > 0)):
         raise ValueError("sigmas must be positive, finite and strictly rising")
-    mass = _lognormal_mass(levels, p_mean, p_std)
+    mass = np.ones(len(levels) - 1) if law == "uniform" else _lognormal_mass(levels, p_mean, p_std)
     total = mass.sum()
     if not total > 0:
         raise ValueError(

@@ -45,9 +45,19 @@ def dtype(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
+def ema_schedule() -> Mapping[str, np.ndarray]:
+    """The official N(k) and mu(k) of original consistency training, by key."""
+    return _load_reference("ema_schedule_open.npz")
+
+
+@pytest.fixture(scope="session")
 def schedules() -> Mapping[str, np.ndarray]:
     """The official schedules, by key; conventions in the README beside the file."""
-    path = REFERENCE / "schedules_open.npz"
+    return _load_reference("schedules_open.npz")
+
+
+def _load_reference(name: str) -> Mapping[str, np.ndarray]:
+    path = REFERENCE / name
     if not path.is_file():
         pytest.skip(f"reference fixtures are not here: {path}")
     with np.load(path, allow_pickle=False) as file:

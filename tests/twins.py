@@ -6,7 +6,7 @@ Loaded as `twins` through pytest's `pythonpath`. A backend that is not installed
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -143,12 +143,15 @@ def jax_weights(config: Config, network: Network, dtype: str) -> tuple[nnx.State
 def twins(config: Config, dtype: str, seed: int = 0) -> Twins:
     """The state before the first step, with random weights."""
     network = torch_network(config, dtype, seed)
-    ours = torch_step.make_state(config, 0, network, copy.deepcopy(network), Processes(torch.device("cpu")))
+    copies = copy.deepcopy(network), copy.deepcopy(network)
+    ours = torch_step.make_state(config, 0, network, copies[0], Processes(torch.device("cpu")), copies[1])
     params, constants = jax_weights(config, ours.params, dtype)
     optimizer = jax.jit(jax_step.make_optimizer(config).init)(params)
     ema = jax.tree.map(jnp.copy, params)
     scale = jax_step.first_loss_scale(config)
-    return Twins(ours, jax_step.TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, constants, scale))
+    teacher = jax.tree.map(jnp.copy, params) if config.teacher.averaged else None
+    step = jnp.zeros((), jnp.int32)
+    return Twins(ours, jax_step.TrainState(step, params, ema, optimizer, constants, scale, teacher))
 
 
 def numpy_batch(config: Config, step: int, dtype: str) -> dict[str, np.ndarray | None]:
@@ -164,17 +167,26 @@ def numpy_batch(config: Config, step: int, dtype: str) -> dict[str, np.ndarray |
     }
 
 
-def torch_batch(arrays: Mapping[str, np.ndarray | None], masks: list[np.ndarray] | None = None) -> torch_step.Batch:
-    """The batch in torch; masks are [b, c, h, w]."""
+Masks = Sequence[np.ndarray] | None
+
+
+def torch_batch(
+    arrays: Mapping[str, np.ndarray | None], masks: Masks = None, teacher_masks: Masks = None
+) -> torch_step.Batch:
+    """The batch in torch; masks are [b, c, h, w], the teacher's the same where none are given."""
     tensors = {name: None if a is None else torch.tensor(a) for name, a in arrays.items()}
-    return torch_step.Batch(**tensors, masks=None if masks is None else [torch.tensor(m) for m in masks])
+    pair = [None if m is None else [torch.tensor(a) for a in m] for m in (masks, teacher_masks or masks)]
+    return torch_step.Batch(**tensors, masks=pair[0], teacher_masks=pair[1])
 
 
-def jax_batch(arrays: Mapping[str, np.ndarray | None], masks: list[np.ndarray] | None = None) -> jax_step.Batch:
-    """The batch in JAX; masks are [b, c, h, w]."""
+def jax_batch(
+    arrays: Mapping[str, np.ndarray | None], masks: Masks = None, teacher_masks: Masks = None
+) -> jax_step.Batch:
+    """The batch in JAX; masks are [b, c, h, w], the teacher's the same where none are given."""
     images = {name: nhwc(a) for name, a in arrays.items() if name in ("x", "z")}
     every = {name: None if a is None else jnp.asarray(a) for name, a in (dict(arrays) | images).items()}
-    return jax_step.Batch(**every, masks=None if masks is None else [nhwc(m) for m in masks])
+    pair = [None if m is None else [nhwc(a) for a in m] for m in (masks, teacher_masks or masks)]
+    return jax_step.Batch(**every, masks=pair[0], teacher_masks=pair[1])
 
 
 def nhwc(images: np.ndarray) -> jax.Array:

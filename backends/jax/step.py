@@ -44,6 +44,7 @@ class TrainState(NamedTuple):
         optimizer: RAdam's state.
         constants: what is stored with the weights and not trained.
         loss_scale: where the network computes in float16.
+        teacher: the teacher's weights, where they are not the student's own.
     """
 
     step: Array
@@ -52,6 +53,7 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     constants: nnx.State
     loss_scale: LossScale | None = None
+    teacher: nnx.State | None = None
 
 
 @lru_cache(maxsize=8)
@@ -90,7 +92,8 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
         _, params, constants = nnx.split(network, nnx.Param, ...)
         optimizer = make_optimizer(config).init(params)
         ema, scale = jax.tree.map(jnp.copy, params), first_loss_scale(config)
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, constants, scale)
+        teacher = jax.tree.map(jnp.copy, params) if config.teacher.averaged else None
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, constants, scale, teacher)
 
     seed = key_data(config.train.seed)
     return jax.jit(init, out_shardings=state_shardings(config, jax.eval_shape(init, seed), mesh))(seed)
@@ -136,22 +139,24 @@ def consistency_function(
     return f
 
 
-def draw_noise(config: Config, keys: Array) -> tuple[Array, list[Array] | None]:
-    """The noise of one step, [b, h, w, c], and its dropout masks, bool [b, h, w, c], or None without dropout.
+def draw_noise(config: Config, keys: Array) -> tuple[Array, list[Array] | None, list[Array] | None]:
+    """The noise of one step, [b, h, w, c], and the dropout masks of student and teacher, each bool [b, h, w, c], or
+    None without dropout.
 
     Each image has those of its key, [b, 2] uint32. The masks are drawn once and handed to both passes, so that student
-    and teacher share them on every device.
+    and teacher share them on every device, unless `teacher.share_dropout` is false.
     """
     rate, shapes = config.network.dropout, mask_shapes(config)
+    drawn = shapes if config.teacher.share_dropout else shapes * 2
     channels, height, width = config.data.shape
 
     def draw(key: Array) -> tuple[Array, list[Array]]:
-        first, *others = jax.random.split(jax.random.wrap_key_data(key), len(shapes) + 1)
+        first, *others = jax.random.split(jax.random.wrap_key_data(key), len(drawn) + 1)
         z = jax.random.normal(first, (height, width, channels), jnp.float32)
-        return z, [jax.random.bernoulli(k, 1.0 - rate, (h, w, c)) for k, (c, h, w) in zip(others, shapes, strict=True)]
+        return z, [jax.random.bernoulli(k, 1.0 - rate, (h, w, c)) for k, (c, h, w) in zip(others, drawn, strict=True)]
 
     z, masks = jax.vmap(draw)(keys)
-    return z, masks if rate else None
+    return (z, masks[: len(shapes)], masks[-len(shapes) :]) if rate else (z, None, None)
 
 
 class Draw(NamedTuple):
@@ -162,6 +167,7 @@ class Draw(NamedTuple):
         flips: [b] bool.
         sigma_lo, sigma_hi, weight: [b] float32.
         keys: [b, 2] uint32.
+        teacher_decay: [] float32, of the step.
     """
 
     indices: Array
@@ -170,6 +176,7 @@ class Draw(NamedTuple):
     sigma_hi: Array
     weight: Array
     keys: Array
+    teacher_decay: Array
 
 
 def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
@@ -184,7 +191,9 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
         for plan in plans
     ]
     arrays = (np.stack(column) for column in zip(*columns, strict=True))
-    return Draw(*(put(a.reshape(len(plans), parts, -1, *a.shape[2:]), split(mesh, axis=2)) for a in arrays))
+    drawn = (put(a.reshape(len(plans), parts, -1, *a.shape[2:]), split(mesh, axis=2)) for a in arrays)
+    decays = np.array([[plan.teacher_decay] * parts for plan in plans], np.float32)
+    return Draw(*drawn, put(decays, replicated(mesh)))
 
 
 class Batch(NamedTuple):
@@ -195,7 +204,7 @@ class Batch(NamedTuple):
         z: [b, h, w, c] standard normal noise, the same for student and teacher.
         sigma_lo, sigma_hi, weight: [b] float32.
         labels: [b] integers, or None.
-        masks: dropout masks, the same for student and teacher, or None.
+        masks, teacher_masks: dropout masks, the same for student and teacher unless asked otherwise, or None.
     """
 
     x: Array
@@ -205,6 +214,7 @@ class Batch(NamedTuple):
     weight: Array
     labels: Array | None
     masks: list[Array] | None
+    teacher_masks: list[Array] | None
 
 
 def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) -> Batch:
@@ -212,17 +222,26 @@ def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) 
     chosen = images[draw.indices]
     flipped = jnp.where(draw.flips[:, None, None, None], chosen[:, :, ::-1], chosen)
     x = flipped.astype(jnp.float32) / 127.5 - 1.0
-    z, masks = draw_noise(config, draw.keys)
+    z, *masks = draw_noise(config, draw.keys)
     return Batch(
-        x, z, draw.sigma_lo, draw.sigma_hi, draw.weight, None if labels is None else labels[draw.indices], masks
+        x, z, draw.sigma_lo, draw.sigma_hi, draw.weight, None if labels is None else labels[draw.indices], *masks
     )
 
 
-def batch_loss(network: Network, config: Config, batch: Batch) -> ConsistencyLoss:
-    """The objective: the teacher is the student itself, with the same masks and without gradient."""
-    f = consistency_function(network, config, batch.labels, batch.masks)
-    c = huber_constant(config.data.dim, factor=config.loss.huber_factor)
-    return consistency_loss(f, lambda x, sigma: jax.lax.stop_gradient(f(x, sigma)), *batch[:5], c=c, xp=jnp)
+def batch_loss(network: Network, config: Config, batch: Batch, teacher: Network | None = None) -> ConsistencyLoss:
+    """The objective: the teacher is the student itself, with the same masks and without gradient.
+
+    Args:
+        teacher: the network of a teacher with other weights (`teacher.decay` > 0).
+    """
+    student = consistency_function(network, config, batch.labels, batch.masks)
+    target = consistency_function(network if teacher is None else teacher, config, batch.labels, batch.teacher_masks)
+    c, distance = huber_constant(config.data.dim, factor=config.loss.huber_factor), config.loss.distance
+
+    def fixed(x: Array, sigma: Array) -> Array:
+        return jax.lax.stop_gradient(target(x, sigma))
+
+    return consistency_loss(student, fixed, *batch[:5], c=c, distance=distance, xp=jnp)
 
 
 class StepResult(NamedTuple):
@@ -237,17 +256,23 @@ class StepResult(NamedTuple):
     grad_norm: Array
 
 
-def train_step(state: TrainState, config: Config, batch: Batch) -> tuple[TrainState, StepResult]:
-    """The state after one more step over a batch."""
-    return _apply(state, config, *_gradient(state, config, batch))
+def train_step(
+    state: TrainState, config: Config, batch: Batch, teacher_decay: float | Array = 0.0
+) -> tuple[TrainState, StepResult]:
+    """The state after one more step over a batch.
+
+    The teacher's weights, where it has its own, follow the student's by `teacher_decay`.
+    """
+    return _apply(state, config, *_gradient(state, config, batch), teacher_decay)
 
 
 def _gradient(state: TrainState, config: Config, batch: Batch, parts: int = 1) -> tuple[nnx.State, Array]:
     """The gradient of the mean loss of one of `parts` equal batches, whose gradients add up, and its [b] losses."""
     scale = state.loss_scale
+    teacher = None if state.teacher is None else merge_network(config, state.teacher, state.constants)
 
     def loss(params: nnx.State) -> tuple[Array, Array]:
-        found = batch_loss(merge_network(config, params, state.constants), config, batch)
+        found = batch_loss(merge_network(config, params, state.constants), config, batch, teacher)
         return found.mean * ((1.0 if scale is None else scale.factor) / parts), found.per_sample
 
     gradient, losses = jax.grad(loss, has_aux=True)(state.params)
@@ -262,14 +287,17 @@ def _add_gradient(
     return jax.tree.map(jnp.add, total, gradient), losses
 
 
-def _apply(state: TrainState, config: Config, gradient: nnx.State, losses: Array) -> tuple[TrainState, StepResult]:
+def _apply(
+    state: TrainState, config: Config, gradient: nnx.State, losses: Array, teacher_decay: float | Array
+) -> tuple[TrainState, StepResult]:
     """The state after a step of this gradient. With `train.on_nonfinite` = "skip", and where the loss is scaled, the
     weights stay where it is not finite."""
     norm, scale = optax.tree_utils.tree_norm(gradient), state.loss_scale
     updates, optimizer = make_optimizer(config).update(gradient, state.optimizer)
     params = optax.apply_updates(state.params, updates)
     ema = update_ema(state.ema, params, config.train.ema_decay)
-    after = TrainState(state.step + 1, params, ema, optimizer, state.constants, scale)
+    teacher = None if state.teacher is None else update_ema(state.teacher, params, teacher_decay)
+    after = TrainState(state.step + 1, params, ema, optimizer, state.constants, scale, teacher)
     finite = jnp.isfinite(norm)
     if config.train.on_nonfinite == "skip" or scale is not None:
         after = jax.tree.map(lambda new, old: _kept(finite, new, old), after, state)
@@ -283,7 +311,7 @@ def _kept(finite: Array, new: Array, old: Array) -> Array:
     return jnp.where(finite, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new
 
 
-def update_ema(ema: nnx.State, params: nnx.State, decay: float) -> nnx.State:
+def update_ema(ema: nnx.State, params: nnx.State, decay: float | Array) -> nnx.State:
     """decay ema + (1 - decay) params."""
     return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
 
@@ -311,9 +339,10 @@ def train_steps(
             return _add_gradient(total, state, config, make_batch(config, part, images, labels), parts)
 
         if parts == 1:
-            return train_step(state, config, make_batch(config, _first(draw), images, labels))
+            only = _first(draw)
+            return train_step(state, config, make_batch(config, only, images, labels), only.teacher_decay)
         gradient, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), draw)
-        return _apply(state, config, gradient, losses.reshape(-1))
+        return _apply(state, config, gradient, losses.reshape(-1), draw.teacher_decay[0])
 
     if len(draws.indices) > 1:
         state, results = jax.lax.scan(one, state, draws)
@@ -345,7 +374,7 @@ def train_step_in_parts(
         draw = jax.tree.map(lambda array, part=i: array[0, part], draws)
         total, found = _add_part(total, state, config, draw, images, labels, parts)
         losses.append(found)
-    return _finish_step(state, config, total, losses, mesh)
+    return _finish_step(state, config, total, losses, draws.teacher_decay[0, 0], mesh)
 
 
 @partial(jax.jit, static_argnames=("config", "parts"), donate_argnames="total")
@@ -357,7 +386,7 @@ def _add_part(
 
 @partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="state")
 def _finish_step(
-    state: TrainState, config: Config, gradient: nnx.State, losses: Sequence[Array], mesh: Mesh
+    state: TrainState, config: Config, gradient: nnx.State, losses: Sequence[Array], decay: Array, mesh: Mesh
 ) -> tuple[TrainState, StepResult]:
-    state, result = _apply(state, config, gradient, jnp.concatenate(losses))
+    state, result = _apply(state, config, gradient, jnp.concatenate(losses), decay)
     return _placed(state, jax.tree.map(lambda array: array[None], result), config, mesh)

@@ -110,6 +110,7 @@ def to_checkpoint(config: Config, state: TrainState, mesh: Mesh) -> Checkpoint:
         to_arrays(optax.tree_utils.tree_get(state.optimizer, "mu")),
         to_arrays(optax.tree_utils.tree_get(state.optimizer, "nu")),
         scale,
+        {} if state.teacher is None else to_arrays(state.teacher, state.constants),
     )
 
 
@@ -136,13 +137,16 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: st
     ema, _ = load_arrays(weights, checkpoint.ema, mesh, f"{what}: ema")
     (mu,) = load_arrays(weights[:1], checkpoint.first_moment, mesh, f"{what}: first_moment")
     (nu,) = load_arrays(weights[:1], checkpoint.second_moment, mesh, f"{what}: second_moment")
+    teacher = None
+    if config.teacher.averaged:
+        teacher, _ = load_arrays(weights, checkpoint.teacher_or_student(), mesh, f"{what}: teacher")
     step = put(np.int32(checkpoint.step), replicated(mesh))
     optimizer = jax.jit(make_optimizer(config).init, out_shardings=replicated(mesh))(params)
     scale = first_loss_scale(config)
     if scale is not None and checkpoint.loss_scale:
         scale = LossScale(*(checkpoint.loss_scale[name] for name in LossScale._fields))
     scale = jax.tree.map(lambda a: put(a, replicated(mesh)), scale)
-    state = TrainState(step, params, ema, _with_moments(optimizer, step, mu, nu), constants, scale)
+    state = TrainState(step, params, ema, _with_moments(optimizer, step, mu, nu), constants, scale, teacher)
     if not config.train.shard_weights:
         return state
     return jax.jit(lambda s: s, out_shardings=state_shardings(config, state, mesh))(state)

@@ -56,7 +56,8 @@ class Trainer:
         for _ in range(steps):
             plan = plan_step(self.config, self.state.step % self.config.train.total_steps, len(self.images))
             batches = map(self._batch, plan.parts(self.parts))
-            found.append(train_step(self.state, self.config, batches, parts=self.parts).losses)
+            decay = plan.teacher_decay
+            found.append(train_step(self.state, self.config, batches, parts=self.parts, teacher_decay=decay).losses)
         losses = torch.stack(found).cpu().numpy()
         _wait(self.images.device)
         return losses

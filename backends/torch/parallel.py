@@ -51,7 +51,9 @@ class Processes:
             mesh = dist.device_mesh.init_device_mesh(self.device.type, (self.world,))
             for block in _blocks(network):  # one after the other is made whole, used, and let go
                 fully_shard(block, mesh=mesh)
-            return fully_shard(network, mesh=mesh)
+            # By default, a root keeps its own arrays whole until a gradient has come: a teacher's would be those of its
+            # first pass for ever.
+            return fully_shard(network, mesh=mesh, reshard_after_forward=True)
         ids = None if self.device.type == "cpu" else [self.device.index]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of the name of an option, which older versions do not know

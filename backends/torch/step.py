@@ -47,6 +47,8 @@ class TrainState:
         trained, averaged: all weights of `params` and of `ema` as one vector, which they are views of. Where each
             process holds a part of every array: the arrays.
         loss_scale: where the network computes in float16; on the host.
+        teacher: the network with the teacher's weights, where they are not the student's own.
+        taught: they, as `averaged` is of `ema`.
     """
 
     step: int
@@ -57,6 +59,8 @@ class TrainState:
     trained: list[nn.Parameter]
     averaged: list[Tensor]
     loss_scale: LossScale | None
+    teacher: Network | None
+    taught: list[Tensor]
 
     def moments(self, key: str) -> Mapping[str, Tensor]:
         """The optimiser's "exp_avg" or "exp_avg_sq" by the name of the parameter; who changes them changes it."""
@@ -70,7 +74,7 @@ class TrainState:
 def init_state(config: Config, processes: Processes) -> TrainState:
     """The state before the first step: weights from the seed, EMA equal to them."""
     params = init_network(config)
-    return make_state(config, 0, params, copy.deepcopy(params), processes)
+    return make_state(config, 0, params, copy.deepcopy(params), processes, copy.deepcopy(params))
 
 
 def init_network(config: Config) -> Network:
@@ -80,21 +84,29 @@ def init_network(config: Config) -> Network:
         return make_network(config)
 
 
-def make_state(config: Config, step: int, params: Network, ema: Network, processes: Processes) -> TrainState:
-    """The state after `step` steps that led to these weights; all moments are zero."""
+def make_state(
+    config: Config, step: int, params: Network, ema: Network, processes: Processes, teacher: Network | None = None
+) -> TrainState:
+    """The state after `step` steps that led to these weights; all moments are zero.
+
+    Args:
+        teacher: needed where its weights are not the student's, and else not looked at.
+    """
     if processes.device.type == "cpu":
         keep_freed_memory()
-    params, ema = params.to(processes.device), ema.to(processes.device)
-    ema.requires_grad_(False)
-    if config.train.compile:
-        params.compile(dynamic=False)
+    teacher = teacher if config.teacher.averaged else None
+    followers = [network for network in (ema, teacher) if network is not None]
+    for network in (params, *followers):
+        network.to(processes.device).requires_grad_(network is params)
+        if config.train.compile and network is not ema:
+            network.compile(dynamic=False)
     sharded = config.train.shard_weights and processes.world > 1
     flat = None if sharded else nn.Parameter(flatten(params))
     student = processes.share(params, shard=sharded)
-    if sharded:
-        processes.share(ema, shard=True)
     trained = [*params.parameters()] if flat is None else [flat]
-    averaged = [local(p) for p in ema.parameters()] if sharded else [flatten(ema)]
+    averaged, taught = (
+        [] if network is None else _weights(network, processes, shard=sharded) for network in (ema, teacher)
+    )
     optimizer = torch.optim.RAdam(trained, lr=config.train.learning_rate, betas=config.train.betas)
     for parameter in trained:
         optimizer.state[parameter] = {
@@ -102,7 +114,16 @@ def make_state(config: Config, step: int, params: Network, ema: Network, process
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
-    return TrainState(step, params, ema, optimizer, student, trained, averaged, first_loss_scale(config))
+    scale = first_loss_scale(config)
+    return TrainState(step, params, ema, optimizer, student, trained, averaged, scale, teacher, taught)
+
+
+def _weights(network: Network, processes: Processes, *, shard: bool) -> list[Tensor]:
+    """All weights of a network that follows another, as one vector or as this process's part of each array."""
+    if not shard:
+        return [flatten(network)]
+    processes.share(network, shard=True)
+    return [local(p) for p in network.parameters()]
 
 
 def first_loss_scale(config: Config) -> LossScale | None:
@@ -132,14 +153,18 @@ def consistency_function(
     return f
 
 
-def draw_noise(config: Config, row_seeds: Sequence[int], device: torch.device) -> tuple[Tensor, list[Tensor] | None]:
-    """The noise of one step, [b, c, h, w], and its dropout masks, bool [b, c, h, w], or None without dropout.
+def draw_noise(
+    config: Config, row_seeds: Sequence[int], device: torch.device
+) -> tuple[Tensor, list[Tensor] | None, list[Tensor] | None]:
+    """The noise of one step, [b, c, h, w], and the dropout masks of student and teacher, each bool [b, c, h, w], or
+    None without dropout.
 
     Each image has those of its seed. The masks are drawn once and handed to both passes, so that student and teacher
-    share them on every device.
+    share them on every device, unless `teacher.share_dropout` is false.
     """
     rate, shapes = config.network.dropout, mask_shapes(config)
-    sizes = [c * h * w for c, h, w in shapes]
+    drawn = shapes if config.teacher.share_dropout else shapes * 2
+    sizes = [c * h * w for c, h, w in drawn]
     z = torch.empty(len(row_seeds), *config.data.shape, device=device)
     kept = torch.empty(len(row_seeds), sum(sizes), dtype=torch.bool, device=device) if rate else None
     generator = torch.Generator(device)
@@ -149,10 +174,11 @@ def draw_noise(config: Config, row_seeds: Sequence[int], device: torch.device) -
         if kept is not None:
             torch.ge(torch.rand(sum(sizes), generator=generator, device=device), rate, out=kept[i])
     if kept is None:
-        return z, None
+        return z, None, None
     # Like the activations that they are for, the masks have their channels last in memory.
-    masks = [m.view(-1, h, w, c) for m, (c, h, w) in zip(kept.split(sizes, dim=1), shapes, strict=True)]
-    return z, [m.permute(0, 3, 1, 2) for m in masks]
+    masks = [m.view(-1, h, w, c) for m, (c, h, w) in zip(kept.split(sizes, dim=1), drawn, strict=True)]
+    masks = [m.permute(0, 3, 1, 2) for m in masks]
+    return z, masks[: len(shapes)], masks[-len(shapes) :]
 
 
 class Batch(NamedTuple):
@@ -163,7 +189,7 @@ class Batch(NamedTuple):
         z: [b, c, h, w] standard normal noise, the same for student and teacher.
         sigma_lo, sigma_hi, weight: [b] float32.
         labels: [b] int64, or None.
-        masks: dropout masks, the same for student and teacher, or None.
+        masks, teacher_masks: dropout masks, the same for student and teacher unless asked otherwise, or None.
     """
 
     x: Tensor
@@ -173,6 +199,7 @@ class Batch(NamedTuple):
     weight: Tensor
     labels: Tensor | None
     masks: list[Tensor] | None
+    teacher_masks: list[Tensor] | None
 
 
 def make_batch(config: Config, plan: StepPlan, images: Tensor, labels: Tensor | None) -> Batch:
@@ -181,15 +208,20 @@ def make_batch(config: Config, plan: StepPlan, images: Tensor, labels: Tensor | 
     flips = torch.from_numpy(plan.flips).to(device)[:, None, None, None]
     x = torch.where(flips, images.flip(3), images).float() / 127.5 - 1.0
     levels = (torch.from_numpy(values).float().to(device) for values in plan.levels)
-    z, masks = draw_noise(config, plan.row_seeds, device)
-    return Batch(x, z, *levels, labels, masks)
+    z, *masks = draw_noise(config, plan.row_seeds, device)
+    return Batch(x, z, *levels, labels, *masks)
 
 
-def batch_loss(network: nn.Module, config: Config, batch: Batch) -> ConsistencyLoss:
-    """The objective: the teacher is the student itself, with the same masks and without gradient."""
-    f = consistency_function(network, config, batch.labels, batch.masks)
-    c = huber_constant(config.data.dim, factor=config.loss.huber_factor)
-    return consistency_loss(f, torch.no_grad()(f), *batch[:5], c=c, xp=xp)
+def batch_loss(network: nn.Module, config: Config, batch: Batch, teacher: nn.Module | None = None) -> ConsistencyLoss:
+    """The objective: the teacher is the student itself, with the same masks and without gradient.
+
+    Args:
+        teacher: the network of a teacher with other weights (`teacher.decay` > 0).
+    """
+    student = consistency_function(network, config, batch.labels, batch.masks)
+    target = consistency_function(network if teacher is None else teacher, config, batch.labels, batch.teacher_masks)
+    c, distance = huber_constant(config.data.dim, factor=config.loss.huber_factor), config.loss.distance
+    return consistency_loss(student, torch.no_grad()(target), *batch[:5], c=c, distance=distance, xp=xp)
 
 
 class StepResult(NamedTuple):
@@ -204,8 +236,12 @@ class StepResult(NamedTuple):
     grad_norm: Tensor
 
 
-def train_step(state: TrainState, config: Config, batches: Iterable[Batch], *, parts: int = 1) -> StepResult:
+def train_step(
+    state: TrainState, config: Config, batches: Iterable[Batch], *, parts: int = 1, teacher_decay: float = 0.0
+) -> StepResult:
     """Advance `state` in place by one step over `parts` equally large batches, whose gradients add up.
+
+    The teacher's weights, where it has its own, follow the student's by `teacher_decay`.
 
     Nothing waits for the device, unless `train.on_nonfinite` is "skip" or the loss is scaled: then the weights stay as
     they are where a loss or the gradient is not finite.
@@ -215,14 +251,15 @@ def train_step(state: TrainState, config: Config, batches: Iterable[Batch], *, p
     factor = 1.0 if scale is None else float(scale.factor)
     for i, batch in enumerate(batches, start=1):
         with accumulating(state.student, last=i == parts):
-            loss = batch_loss(state.student, config, batch)
+            loss = batch_loss(state.student, config, batch, state.teacher)
             (loss.mean * (factor / parts)).backward()
         losses.append(loss.per_sample.detach())
     result = StepResult(torch.cat(losses), take_gradient(state, factor))
     finite = (config.train.on_nonfinite == "stop" and scale is None) or bool(result.grad_norm.isfinite())
     if finite:
         state.optimizer.step()
-        update_ema(state, config.train.ema_decay)
+        update_ema(state.averaged, state.trained, config.train.ema_decay)
+        update_ema(state.taught, state.trained, teacher_decay)
     else:
         for moments in state.optimizer.state.values():  # a step it is all the same
             moments["step"] += 1
@@ -246,6 +283,7 @@ def take_gradient(state: TrainState, factor: float) -> Tensor:
     return full(nn.utils.get_total_norm(gradients))
 
 
-def update_ema(state: TrainState, decay: float) -> None:
-    """ema <- decay ema + (1 - decay) params."""
-    torch._foreach_lerp_(state.averaged, [local(p) for p in state.trained], 1.0 - decay)
+def update_ema(averaged: list[Tensor], trained: list[nn.Parameter], decay: float) -> None:
+    """averaged <- decay averaged + (1 - decay) trained; nothing where there is no average."""
+    if averaged:
+        torch._foreach_lerp_(averaged, [local(p) for p in trained], 1.0 - decay)

@@ -45,7 +45,7 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
             run, config, dataset.images, first=state.step, to_host=to_host, writes=processes.rank == 0
         ) as recorder:
             for plan, batches in feed:
-                result = train_step(state, config, batches, parts=parts)
+                result = train_step(state, config, batches, parts=parts, teacher_decay=plan.teacher_decay)
                 stopping = processes.any(interruption.number is not None)
                 recorder.after(
                     [(state.step - 1, plan, result)],

@@ -64,18 +64,21 @@ def to_checkpoint(state: TrainState) -> Checkpoint:
         {name: to_host(moment) for name, moment in state.moments(key).items()} for key in ("exp_avg", "exp_avg_sq")
     )
     scale = {} if state.loss_scale is None else {k: to_host(v) for k, v in state.loss_scale._asdict().items()}
-    return Checkpoint(state.step, to_arrays(state.params), to_arrays(state.ema), first, second, scale)
+    teacher = {} if state.teacher is None else to_arrays(state.teacher)
+    return Checkpoint(state.step, to_arrays(state.params), to_arrays(state.ema), first, second, scale, teacher)
 
 
 def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes, what: str) -> TrainState:
     """The training state that a checkpoint holds. Raises CheckpointError, naming `what`, where it does not fit."""
-    params, ema = make_network(config), make_network(config)
+    params, ema, teacher = make_network(config), make_network(config), make_network(config)
     load_arrays(params, checkpoint.params, f"{what}: params")
     load_arrays(ema, checkpoint.ema, f"{what}: ema")
+    if config.teacher.averaged:
+        load_arrays(teacher, checkpoint.teacher_or_student(), f"{what}: teacher")
     shapes = {name: tuple(p.shape) for name, p in params.named_parameters()}
     check_arrays(f"{what}: first_moment", shapes, checkpoint.first_moment)
     check_arrays(f"{what}: second_moment", shapes, checkpoint.second_moment)
-    state = make_state(config, checkpoint.step, params, ema, processes)
+    state = make_state(config, checkpoint.step, params, ema, processes, teacher)
     for key, arrays in (("exp_avg", checkpoint.first_moment), ("exp_avg_sq", checkpoint.second_moment)):
         for name, moment in state.moments(key).items():
             fill(moment, torch.from_numpy(arrays[name]))

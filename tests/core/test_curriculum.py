@@ -65,9 +65,12 @@ def test_the_last_step_has_s1_intervals(s0: int, doublings: int, total: int) -> 
         assert discretization_steps(total - 1, total, s0=s0, s1=s1) == s1 + 1
 
 
-@given(total=totals, ends=interval_ranges())
-def test_stages_cover_the_run_without_gap_or_overlap(total: int, ends: tuple[int, int]) -> None:
-    found = stages(total, s0=ends[0], s1=ends[1])
+schedules_of_stages = st.sampled_from(["doubling", "fixed", "cm"])
+
+
+@given(total=totals, ends=interval_ranges(), schedule=schedules_of_stages)
+def test_stages_cover_the_run_without_gap_or_overlap(total: int, ends: tuple[int, int], schedule: str) -> None:
+    found = stages(total, s0=ends[0], s1=ends[1], schedule=schedule)
     assert found[0].first == 0
     assert found[-1].last == total - 1
     assert all(stage.first <= stage.last for stage in found)
@@ -76,11 +79,11 @@ def test_stages_cover_the_run_without_gap_or_overlap(total: int, ends: tuple[int
         assert following.n > stage.n
 
 
-@given(total=totals, ends=interval_ranges())
-def test_stages_agree_with_every_step(total: int, ends: tuple[int, int]) -> None:
-    s0, s1 = ends
-    by_stage = [stage.n for stage in stages(total, s0=s0, s1=s1) for _ in range(stage.first, stage.last + 1)]
-    by_step = [discretization_steps(k, total, s0=s0, s1=s1) for k in range(total)]
+@given(total=totals, ends=interval_ranges(), schedule=schedules_of_stages)
+def test_stages_agree_with_every_step(total: int, ends: tuple[int, int], schedule: str) -> None:
+    settings = {"s0": ends[0], "s1": ends[1], "schedule": schedule}
+    by_stage = [stage.n for stage in stages(total, **settings) for _ in range(stage.first, stage.last + 1)]
+    by_step = [discretization_steps(k, total, **settings) for k in range(total)]
     assert by_stage == by_step
 
 
@@ -127,6 +130,53 @@ def test_official_steps(schedules: Mapping[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(actual, expected, err_msg=key)
         checked += 1
     assert checked > 0
+
+
+@given(total=totals, s0=st.integers(1, 50), data=st.data())
+def test_fixed_is_the_last_number_all_the_time(total: int, s0: int, data: st.DataObject) -> None:
+    step, s1 = data.draw(st.integers(0, total)), data.draw(st.integers(s0, 2000))
+    assert discretization_steps(step, total, s0=s0, s1=s1, schedule="fixed") == s1 + 1
+    assert stages(total, s0=s0, s1=s1, schedule="fixed") == [Stage(0, total - 1, s1 + 1)]
+
+
+@given(total=totals, s0=st.integers(2, 50), data=st.data())
+def test_cms_curriculum_rises_by_the_square_of_n(total: int, s0: int, data: st.DataObject) -> None:
+    """From s0 levels to s1 + 1; N^2 grows as the steps do."""
+    s1 = data.draw(st.integers(s0, 500))
+    n = [discretization_steps(k, total, s0=s0, s1=s1, schedule="cm") for k in range(total + 1)]
+    assert (n[0], n[-1]) == (s0, s1 + 1)
+    assert all(later >= earlier for earlier, later in pairwise(n))
+    line = [s0**2 + k / total * ((s1 + 1) ** 2 - s0**2) for k in range(total + 1)]
+    assert all((m - 1) ** 2 - 1e-6 <= value <= m**2 + 1e-6 for m, value in zip(n, line, strict=True))
+
+
+def test_official_steps_of_cm(ema_schedule: Mapping[str, np.ndarray]) -> None:
+    checked = 0
+    for key in ema_schedule:
+        name = re.fullmatch(r"(ema/mu0_[\d.]+_s0_(\d+)_s1_(\d+)_K(\d+))/k", key)
+        if not name:
+            continue
+        s0, s1, total = (int(v) for v in name.groups()[1:])
+        actual = [discretization_steps(int(k), total, s0=s0, s1=s1, schedule="cm") for k in ema_schedule[key]]
+        np.testing.assert_array_equal(actual, ema_schedule[f"{name[1]}/cm_N"], err_msg=key)
+        checked += 1
+    assert checked > 0
+
+
+def test_numpy_integers_do_not_overflow_in_cms_either() -> None:
+    """(s1 + 1)^2 is no int16."""
+    k, total, s0, s1 = (np.int16(v) for v in (500, 1000, 2, 1280))
+    found = discretization_steps(k, total, s0=s0, s1=s1, schedule="cm")
+    assert type(found) is int
+    assert found == discretization_steps(500, 1000, s0=2, s1=1280, schedule="cm")
+
+
+@pytest.mark.parametrize("schedule", ["doubled", "", None])
+def test_an_unknown_schedule_is_named(schedule: object) -> None:
+    with pytest.raises(ValueError, match="^schedule must be one of doubling, fixed, cm, not"):
+        discretization_steps(0, 10, schedule=schedule)
+    with pytest.raises(ValueError, match="^schedule must be one of"):
+        stages(10, schedule=schedule)
 
 
 BAD = [

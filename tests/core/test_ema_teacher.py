@@ -6,63 +6,36 @@ solution. The distance is the squared l2: 2c times the Pseudo-Huber distance, as
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ict_core import consistency_loss, make_grid
-
-SIGMA_MIN, C = 0.002, 1e6
 points = st.floats(-3.0, 3.0)
 
 
-class Limit(NamedTuple):
-    """Exact expectations over one grid: the loss with lambda = 1, and the gradient with lambda = 1 / gap."""
-
-    loss: float
-    scaled_gradient: float
-
-
-def example(n: int, xi: float, theta: float, theta_bar: float, z: float = 0.3) -> Limit:
-    """Every interval of the grid is one sample, weighted by its probability; z cancels out."""
-    grid = make_grid(n)
-    lo, hi, probability = (torch.tensor(a) for a in (grid.sigmas[:-1], grid.sigmas[1:], grid.probabilities))
-    x, noise = torch.full_like(lo, xi)[:, None], torch.full_like(lo, z)[:, None]
-    parameter = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
-
-    def f(value):
-        return lambda x, s: (SIGMA_MIN / s)[:, None] * x + (1 - SIGMA_MIN / s)[:, None] * value
-
-    def loss(weight: torch.Tensor) -> torch.Tensor:
-        squared = 2 * C * probability * weight
-        teacher = f(torch.tensor(theta_bar, dtype=torch.float64))
-        return consistency_loss(f(parameter), teacher, x, noise, lo, hi, squared, c=C).per_sample.sum()
-
-    (gradient,) = torch.autograd.grad(loss(torch.tensor(grid.weights)), parameter)
-    return Limit(float(loss(torch.ones_like(lo)).detach()), float(gradient))
+def load(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "bench" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def expectation(values, n: int = 20_000) -> float:
-    """E over the continuous law of sigma, by a much finer grid."""
-    grid = make_grid(n)
-    middle = np.sqrt(grid.sigmas[:-1] * grid.sigmas[1:])
-    return float(np.sum(grid.probabilities * values(middle)))
-
-
-SLOPE = expectation(lambda s: SIGMA_MIN / s**2 * (1 - SIGMA_MIN / s))
-FORGETFUL = expectation(lambda s: (1 - SIGMA_MIN / s) ** 2)
+# What docs/theory.md draws.
+EXAMPLE = load("ema_teacher")
+example, SLOPE, FORGETFUL = EXAMPLE.example, EXAMPLE.gradient_limit(0.0, 1.0), EXAMPLE.loss_limit(1.0, 0.0)
 
 
 @given(xi=points, theta=points)
 def test_without_ema_the_scaled_gradient_points_from_theta_to_the_data(xi: float, theta: float) -> None:
     """(1 / ds) dL / dtheta -> 2 E[(smin / s^2)(1 - smin / s)](theta - xi), closer and closer as N grows."""
-    slope = 2 * SLOPE
-    errors = [abs(example(n, xi, theta, theta).scaled_gradient - slope * (theta - xi)) for n in (161, 641, 2561)]
-    assert errors[2] <= 0.02 * slope * abs(theta - xi) + 1e-9
+    errors = [abs(example(n, xi, theta, theta).scaled_gradient - SLOPE * (theta - xi)) for n in (161, 641, 2561)]
+    assert errors[2] <= 0.02 * SLOPE * abs(theta - xi) + 1e-9
     assert errors[2] <= errors[0] + 1e-9
 
 

@@ -46,6 +46,16 @@ def test_is_made_of_the_public_parts(
     assert_same(grid.cdf, np.cumsum(grid.probabilities), rtol=1e-12)
 
 
+def test_another_law_and_other_weights_are_those_of_the_parts() -> None:
+    sigmas = karras_sigmas(41)
+    grid = make_grid(41, law="uniform", weighting="edm", sigma_data=0.7)
+    assert_same(grid.probabilities, interval_probabilities(sigmas, law="uniform"))
+    assert_same(grid.weights, loss_weight(sigmas[:-1], sigmas[1:], weighting="edm", sigma_data=0.7))
+    drawn = grid.draw(np.random.default_rng(0), 100)
+    assert_same(drawn.weight, loss_weight(drawn.sigma_lo, drawn.sigma_hi, weighting="edm", sigma_data=0.7))
+    assert chi_square_p_value(draw_counts(grid, 0), np.full(40, 1 / 40)) > 1e-4
+
+
 def test_defaults_are_those_of_the_parts() -> None:
     grid = make_grid(41)
     assert_same(grid.sigmas, karras_sigmas(41))

@@ -24,7 +24,18 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ict_core import consistency_loss, huber_constant, karras_sigmas, loss_weight, make_grid, pseudo_huber
+from ict_core import (
+    consistency_loss,
+    huber_constant,
+    karras_sigmas,
+    l1,
+    loss_weight,
+    make_grid,
+    pseudo_huber,
+    pseudo_huber_elementwise,
+    squared_l2,
+)
+from ict_core.loss import DISTANCES, WEIGHTINGS
 
 Array = Any
 constants = log_uniform(1e-3, 10.0)
@@ -179,15 +190,12 @@ def test_huber_gradient_is_shorter_than_1_at_any_dimension(dim: int, c: float, r
 def test_huber_gradient_does_not_grow_with_dimension_as_the_elementwise_one_does() -> None:
     """The fault of the open implementations, shown beside ours: sqrt(D) too strong."""
 
-    def elementwise(a: torch.Tensor, b: torch.Tensor, *, c: float) -> torch.Tensor:
-        return (torch.sqrt((a - b) ** 2 + c**2) - c).sum(dim=1)
-
     dims = (4, 64, 1024, 16384)
     ours, theirs = [], []
     for dim in dims:
         a = np.random.default_rng(dim).standard_normal((8, dim))
         ours.append(gradient_norms(pseudo_huber, a, huber_constant(dim)).mean())
-        theirs.append(gradient_norms(elementwise, a, huber_constant(dim)).mean())
+        theirs.append(gradient_norms(pseudo_huber_elementwise, a, huber_constant(dim)).mean())
     np.testing.assert_allclose(ours, 1.0, rtol=1e-4)
     np.testing.assert_allclose(theirs, np.sqrt(dims), rtol=0.1)
 
@@ -264,6 +272,60 @@ def test_bad_constants_are_named(value: object, error: type[Exception]) -> None:
         huber_constant(3, factor=value)
 
 
+# --- the distances that it is compared with
+
+COMPARED = {
+    "l2": (squared_l2, lambda d, c: np.sum(d**2)),
+    "l1": (l1, lambda d, c: np.sum(np.abs(d))),
+    "pseudo_huber_elementwise": (pseudo_huber_elementwise, lambda d, c: np.sum(np.sqrt(d**2 + c**2) - c)),
+}
+
+
+def constant_of(name: str, c: float) -> dict[str, float]:
+    return {"c": c} if "huber" in name else {}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+@given(shape=batch_shapes, seed=seeds, c=constants, scale=scales)
+def test_compared_distances_match_their_formulas(
+    lib: Library, dtype: str, name: str, shape: tuple[int, ...], seed: int, c: float, scale: float
+) -> None:
+    a, b = pair(lib, seed, shape, dtype, scale)
+    function, formula = COMPARED[name]
+    rows = (to_numpy(a) - to_numpy(b)).reshape(shape[0], -1)
+    expected = lib.asarray([formula(row, c) for row in rows], dtype)
+    size = scale * math.prod(shape) * (scale if name == "l2" else 1.0)
+    found = function(a, b, **constant_of(name, c))
+    assert_same(found, expected, rtol=64 * eps(dtype), atol=16 * eps(dtype) * size + 1e-14 * c * math.prod(shape))
+    # As settings name them, each distance takes c.
+    assert_same(DISTANCES[name](a, b, c=c), found)
+
+
+def test_settings_name_every_distance() -> None:
+    assert set(DISTANCES) == {"pseudo_huber", *COMPARED}
+    a, b = pair(TORCH, 0, (3, 4), "float64", 1.0)
+    assert_same(DISTANCES["pseudo_huber"](a, b, c=0.1), pseudo_huber(a, b, c=0.1))
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_compared_distances_name_bad_arguments(lib: Library, dtype: str, name: str) -> None:
+    function, _ = COMPARED[name]
+    a = lib.normal(0, (3, 4), dtype)
+    with pytest.raises(ValueError, match="^b must have the shape of a"):
+        function(a, lib.normal(0, (3, 1), dtype), **constant_of(name, 0.1))
+    with pytest.raises(TypeError, match="^b must have the dtype of a"):
+        function(a, lib.normal(0, (3, 4), other_float(dtype)), **constant_of(name, 0.1))
+    with pytest.raises(TypeError, match="^a must be an array"):
+        function(1.0, 1.0, **constant_of(name, 0.1))
+
+
+@pytest.mark.parametrize(("value", "error"), BAD_NUMBERS)
+def test_a_bad_constant_of_the_elementwise_distance_is_named(value: object, error: type[Exception]) -> None:
+    a = np.ones((2, 3))
+    with pytest.raises(error, match="^c must be"):
+        pseudo_huber_elementwise(a, a, c=value)
+
+
 # --- huber_constant
 
 
@@ -317,6 +379,51 @@ def test_official_weights(schedules: Mapping[str, np.ndarray]) -> None:
         np.testing.assert_allclose(weights, reference, rtol=1.2e-7 if name[2] else 5e-5, err_msg=key)
         checked += 1
     assert checked > 1
+
+
+WEIGHTS = {
+    "one": lambda s, sd: np.ones_like(s),
+    "snr": lambda s, sd: s**-2,
+    "snr_plus_one": lambda s, sd: s**-2 + 1,
+    "truncated_snr": lambda s, sd: np.maximum(s**-2, 1),
+    "edm": lambda s, sd: (s**2 + sd**2) / (s * sd) ** 2,
+}
+# How the released code calls them.
+OFFICIAL_WEIGHTS = {
+    "one": "uniform",
+    "snr": "snr",
+    "snr_plus_one": "snr+1",
+    "truncated_snr": "truncated-snr",
+    "edm": "karras",
+}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTS)
+@given(sigmas=levels(), sigma_data=log_uniform(0.1, 2.0))
+def test_weights_of_the_level_match_their_formulas(
+    lib: Library, dtype: str, weighting: str, sigmas: np.ndarray, sigma_data: float
+) -> None:
+    """Of the student's level, sigma_hi."""
+    low, high = lib.asarray(sigmas[:-1], dtype), lib.asarray(sigmas[1:], dtype)
+    found = loss_weight(low, high, weighting=weighting, sigma_data=sigma_data)
+    assert_same(found, lib.asarray(WEIGHTS[weighting](to_numpy(high), sigma_data), dtype), rtol=8 * eps(dtype))
+
+
+def test_weightings_are_those_of_the_settings() -> None:
+    assert set(WEIGHTINGS) == {"inverse_gap", *WEIGHTS}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTS)
+def test_official_weights_of_the_level(schedules: Mapping[str, np.ndarray], weighting: str) -> None:
+    sigma = schedules["scalings/sigma"].astype(np.float64)
+    found = loss_weight(sigma / 2, sigma, weighting=weighting)
+    np.testing.assert_allclose(found, schedules[f"weightings/{OFFICIAL_WEIGHTS[weighting]}"], rtol=5e-7)
+
+
+@pytest.mark.parametrize("weighting", ["gap", "", None])
+def test_an_unknown_weighting_is_named(weighting: object) -> None:
+    with pytest.raises(ValueError, match="^weighting must be one of inverse_gap, one, snr"):
+        loss_weight(np.array([0.1]), np.array([0.2]), weighting=weighting)
 
 
 def test_weight_names_bad_arguments(lib: Library, dtype: str) -> None:
@@ -395,6 +502,24 @@ def test_loss_matches_the_formula(lib: Library, dtype: str, shape: tuple[int, ..
     atol = 16 * eps(dtype) * float(np.max(weight * (1 + high))) * math.prod(shape)
     assert_same(found.per_sample, lib.asarray(per_sample, dtype), rtol=64 * eps(dtype), atol=atol)
     assert_same(found.mean, lib.asarray(per_sample.mean(), dtype), rtol=64 * eps(dtype), atol=atol)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_loss_takes_each_distance(lib: Library, dtype: str, distance: str) -> None:
+    batch = Batch(lib, 0, (3, 2, 2), dtype)
+    found = consistency_loss(shrink, identity, *batch.arguments, c=0.1, distance=distance)
+    x, z, low, high = batch.arguments[:4]
+    column = (3, 1, 1)
+    y_hi = 0.5 * (x + lib.xp.reshape(high, column) * z)
+    y_lo = x + lib.xp.reshape(low, column) * z
+    expected = batch.weight * DISTANCES[distance](y_hi, y_lo, c=0.1)
+    assert_same(found.per_sample, expected, rtol=8 * eps(dtype))
+
+
+def test_an_unknown_distance_is_named() -> None:
+    batch = Batch(TORCH, 0, (3, 2), "float64")
+    with pytest.raises(ValueError, match="^distance must be one of pseudo_huber, l2, l1, pseudo_huber_elementwise"):
+        consistency_loss(shrink, identity, *batch.arguments, c=0.1, distance="huber")
 
 
 @given(shape=batch_shapes, seed=seeds, c=constants)

@@ -121,6 +121,21 @@ def test_namespace_can_be_given(lib: Library) -> None:
     assert_same(interval_probabilities(sigmas, xp=lib.xp), interval_probabilities(sigmas))
 
 
+@given(sigmas=levels(), p_mean=st.floats(-2.0, 1.0))
+def test_the_uniform_law_gives_all_intervals_one_probability(
+    lib: Library, dtype: str, sigmas: np.ndarray, p_mean: float
+) -> None:
+    count = len(sigmas) - 1
+    found = interval_probabilities(lib.asarray(sigmas, dtype), law="uniform", p_mean=p_mean)
+    assert_same(found, lib.asarray(np.full(count, 1 / count), dtype), rtol=4 * eps(dtype))
+
+
+@pytest.mark.parametrize("law", ["normal", "", None])
+def test_an_unknown_law_is_named(law: object) -> None:
+    with pytest.raises(ValueError, match="^law must be one of lognormal, uniform, not"):
+        interval_probabilities(np.array([0.1, 1.0]), law=law)
+
+
 GOOD = [0.1, 1.0, 10.0]
 BAD_LEVELS = {
     "one level": [1.0],

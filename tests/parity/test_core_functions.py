@@ -31,16 +31,20 @@ from ict_core import (
     interpolate_noise,
     interval_probabilities,
     karras_sigmas,
+    l1,
     loss_weight,
     mix_colors,
     mix_patches,
     multistep_sample,
     pseudo_huber,
+    pseudo_huber_elementwise,
     repeat_pixels,
     scalings,
+    squared_l2,
     stroke,
     super_resolve,
 )
+from ict_core.loss import DISTANCES, WEIGHTINGS
 
 Array = Any
 EVERY_LIBRARY = (NUMPY, STRICT, TORCH, JAX)
@@ -102,17 +106,24 @@ def output_case(draw: st.DrawFn) -> Case:
 
 
 @st.composite
-def huber_case(draw: st.DrawFn) -> Case:
+def distance_case(draw: st.DrawFn, name: str) -> Case:
     rng, shape, c = np.random.default_rng(draw(seeds)), draw(shapes), draw(log_uniform(1e-3, 10.0))
-    scale = draw(log_uniform(1e-3, 1e2))
+    scale, dim = draw(log_uniform(1e-3, 1e2)), math.prod(shape[1:])
     a, b = scale * rng.standard_normal((2, *shape))
-    return Case(lambda xp, a, b: [pseudo_huber(a, b, c=c, xp=xp)], [a, b], [scale * math.prod(shape[1:]) ** 0.5])
+    size = {"pseudo_huber": scale * dim**0.5, "l2": scale**2 * dim}.get(name, scale * dim)
+    return Case(lambda xp, a, b: [DISTANCES[name](a, b, c=c, xp=xp)], [a, b], [size])
 
 
 @st.composite
 def weight_case(draw: st.DrawFn) -> Case:
     low, high = rising_levels(np.random.default_rng(draw(seeds)), draw(shapes)[0], draw(sigma_mins))
-    return Case(lambda xp, lo, hi: [loss_weight(lo, hi, xp=xp)], [low, high], [float((high / (high - low) ** 2).max())])
+    weighting, sigma_data = draw(st.sampled_from(WEIGHTINGS)), draw(sigma_datas)
+    size = float((high / (high - low) ** 2).max() if weighting == "inverse_gap" else 0.0)
+
+    def call(xp: Any, lo: Array, hi: Array) -> list[Array]:
+        return [loss_weight(lo, hi, weighting=weighting, sigma_data=sigma_data, xp=xp)]
+
+    return Case(call, [low, high], [size])
 
 
 @st.composite
@@ -173,7 +184,10 @@ EDIT_CASES = {function: edit_case(function) for function in EDITS}
 CASES = {
     scalings: scalings_case(),
     consistency_output: output_case(),
-    pseudo_huber: huber_case(),
+    pseudo_huber: distance_case("pseudo_huber"),
+    squared_l2: distance_case("l2"),
+    l1: distance_case("l1"),
+    pseudo_huber_elementwise: distance_case("pseudo_huber_elementwise"),
     loss_weight: weight_case(),
     consistency_loss: loss_case(),
     multistep_sample: sampling_case(),

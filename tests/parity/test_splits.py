@@ -27,7 +27,7 @@ from ict_core import Config
 from ict_core.config import replace
 
 # name -> number of processes, and the settings that are changed. Dropout is on in all of them; images are gathered on
-# the host in those that begin so.
+# the host in those that begin so; "taught" ones have a teacher with an average and masks of its own, as all of JAX's.
 TORCH = {
     "whole": (1, {}),
     "micro": (1, {"micro_batch": 4}),
@@ -36,6 +36,8 @@ TORCH = {
     "host four": (4, {}),
     "adm": (1, {}),
     "adm sharded": (2, {"shard_weights": True, "micro_batch": 4}),
+    "adm taught": (1, {"micro_batch": 4}),
+    "adm taught sharded": (2, {"shard_weights": True}),
 }
 JAX = {
     "whole": (1, {}),
@@ -46,13 +48,14 @@ RUNS = {"torch": TORCH, "jax": JAX}
 STEPS = 20
 
 
-def make_config(name: str, settings: dict[str, object]) -> Config:
+def make_config(name: str, settings: dict[str, object], *, taught: bool = False) -> Config:
     base = small_adm_config() if name.startswith("adm") else small_config(network={"dropout": 0.3})
     train = {"batch_size": 16, "total_steps": STEPS, "log_every": 5, "checkpoint_every": 10, "keep_checkpoints": 0}
     hold = "host" if name.startswith("host") else "device"
     # Evaluating compiles the sampler anew in each process of JAX's.
     evaluated = {"every": 0 if name in ("whole", "host micro") else 10, "num": 64}
-    return replace(base, train=train | settings, eval=evaluated, data={"hold": hold})
+    teacher = {"decay": 0.9, "share_dropout": False} if taught or "taught" in name else {}
+    return replace(base, train=train | settings, eval=evaluated, data={"hold": hold}, teacher=teacher)
 
 
 def make_data() -> Dataset:
@@ -76,7 +79,7 @@ def newest(run: RunDir) -> Checkpoint:
 
 
 def expected_of(name: str) -> str:
-    return "adm" if name.startswith("adm") else "whole"
+    return name.removesuffix(" sharded") if name.startswith("adm") else "whole"
 
 
 def test_the_weights_are_the_same_however_a_batch_is_split(runs: dict[str, RunDir]) -> None:
@@ -84,7 +87,7 @@ def test_the_weights_are_the_same_however_a_batch_is_split(runs: dict[str, RunDi
     for name, run in runs.items():
         found, expected = newest(run), newest(runs[expected_of(name)])
         assert found.step == STEPS
-        for group in ("params", "ema", "first_moment"):
+        for group in ("params", "ema", "first_moment", "teacher"):
             assert_all_close(getattr(found, group), getattr(expected, group), 1e-5)
     first, last = (load_checkpoint(folder) for folder in runs["whole"].checkpoints())
     with pytest.raises(AssertionError, match="relative difference"):
@@ -117,7 +120,7 @@ def test_the_first_process_alone_writes(runs: dict[str, RunDir]) -> None:
 def test_a_run_goes_on_with_another_number_of_processes(runs: dict[str, RunDir], tmp_path: Path) -> None:
     """Half of it by two processes, each with a part of the weights, and the rest by one."""
     backend, name = ("torch", "adm sharded") if "two" in runs else ("jax", "sharded")
-    config = make_config(name, {})
+    config = make_config(name, {}, taught=backend == "jax")
     run = create_run(tmp_path / "run", config, make_data())
     half = runs[name].checkpoints()[0]
     half_here = run.checkpoint_folder(10)
@@ -157,7 +160,7 @@ def make_runs(backend: str, folder: Path) -> None:
         run_one(backend, config, create_run(folder / "first", config, make_data()), 0, 1, 0)
     load_backend(backend)
     for name, (world, settings) in RUNS[backend].items():
-        config = make_config(name, settings)
+        config = make_config(name, settings, taught=backend == "jax")
         create_run(folder / name, config, make_data())
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -151,9 +151,10 @@ def test_an_optimiser_without_its_state_would_be_noticed(lost: str) -> None:
         assert_all_close(*(change(end, whole.params) for end in ends), 10 * CHANGE_TOLERANCE)
 
 
-def elementwise_huber_loss(student: Any, teacher: Any, *batch: Any, c: float, xp: Any) -> Any:
+def elementwise_huber_loss(student: Any, teacher: Any, *batch: Any, **settings: Any) -> Any:
     """The fault of the open implementations: the distance of each element, summed."""
     x, z, lo, hi, weight = batch
+    c, xp = settings["c"], settings["xp"]
     column = (len(x), *[1] * (x.ndim - 1))
     y_lo = teacher(x + lo.reshape(column) * z, lo)
     y_hi = student(x + hi.reshape(column) * z, hi)
@@ -161,28 +162,28 @@ def elementwise_huber_loss(student: Any, teacher: Any, *batch: Any, c: float, xp
     return jax_step.ConsistencyLoss(losses.mean(), losses)
 
 
-def unshared_dropout_loss(student: Any, teacher: Any, *batch: Any, c: float, xp: Any) -> Any:
+def unshared_dropout_loss(student: Any, teacher: Any, *batch: Any, **settings: Any) -> Any:
     """Another fault of theirs: the teacher draws masks of its own. Here, its samples have each other's."""
     x, z, lo, hi, weight = batch
 
     def rolled(x: Any, sigma: Any) -> Any:
         return jnp.roll(teacher(jnp.roll(x, 1, 0), jnp.roll(sigma, 1, 0)), -1, 0)
 
-    return jax_step_loss(student, rolled, x, z, lo, hi, weight, c=c, xp=xp)
+    return jax_step_loss(student, rolled, x, z, lo, hi, weight, **settings)
 
 
-def value_loss(*arguments: Any, c: float, xp: Any) -> Any:
-    loss = jax_step_loss(*arguments, c=c, xp=xp)
+def value_loss(*arguments: Any, **settings: Any) -> Any:
+    loss = jax_step_loss(*arguments, **settings)
     return loss._replace(per_sample=loss.per_sample.at[0].multiply(1.001))
 
 
-def dtype_loss(*arguments: Any, c: float, xp: Any) -> Any:
-    loss = jax_step_loss(*arguments, c=c, xp=xp)
+def dtype_loss(*arguments: Any, **settings: Any) -> Any:
+    loss = jax_step_loss(*arguments, **settings)
     return loss._replace(per_sample=loss.per_sample.astype(jnp.float16))
 
 
-def shape_loss(*arguments: Any, c: float, xp: Any) -> Any:
-    loss = jax_step_loss(*arguments, c=c, xp=xp)
+def shape_loss(*arguments: Any, **settings: Any) -> Any:
+    loss = jax_step_loss(*arguments, **settings)
     return loss._replace(per_sample=loss.per_sample[:, None])
 
 

@@ -1,0 +1,161 @@
+"""What the recipe is compared with is the same in both backends: distances, weights, laws, curricula, teachers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from ict_backends.checkpoint import Checkpoint
+from ict_backends.jax import step as jax_step
+from ict_backends.jax.device import check_device as jax_devices
+from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
+from ict_backends.jax.weights import to_checkpoint as jax_to_checkpoint
+from ict_backends.plan import plan_step
+from ict_backends.torch import step as torch_step
+from ict_backends.torch.parallel import Processes
+from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
+from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
+from twins import Twins, assert_all_close, assert_close, jax_batch, numpy_batch, small_config, torch_batch, twins
+
+from ict_core import Config
+
+STEPS = 8
+advance = jax.jit(jax_step.train_step, static_argnums=1)
+
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "recipe": {},
+    "l2": {"loss": {"distance": "l2"}},
+    "l1": {"loss": {"distance": "l1"}},
+    "pseudo_huber_elementwise": {"loss": {"distance": "pseudo_huber_elementwise"}},
+    "one": {"loss": {"weighting": "one"}},
+    "snr": {"loss": {"weighting": "snr"}},
+    "snr_plus_one": {"loss": {"weighting": "snr_plus_one"}},
+    "truncated_snr": {"loss": {"weighting": "truncated_snr"}},
+    "edm": {"loss": {"weighting": "edm"}},
+    "uniform": {"noise": {"law": "uniform"}},
+    "fixed": {"curriculum": {"schedule": "fixed"}},
+    "cm": {"curriculum": {"schedule": "cm"}},
+    "constant teacher": {"teacher": {"decay": 0.5}},
+    "adaptive teacher": {"teacher": {"decay": 0.5, "schedule": "adaptive"}},
+    "original method": {
+        "loss": {"distance": "l2", "weighting": "one"},
+        "noise": {"law": "uniform"},
+        "curriculum": {"schedule": "cm", "s1": 6},
+        "teacher": {"decay": 0.9, "schedule": "adaptive"},
+        "network": {"embedding_scale": 16.0},
+    },
+}
+
+
+def do_steps(both: Twins, config: Config, steps: range) -> tuple[Twins, list[tuple[np.ndarray, np.ndarray]]]:
+    """The same steps in both, and the losses of each."""
+    ours, theirs = both
+    losses = []
+    for step in steps:
+        arrays, decay = numpy_batch(config, step, "float64"), plan_step(config, step, 10).teacher_decay
+        result = torch_step.train_step(ours, config, [torch_batch(arrays)], teacher_decay=decay)
+        theirs, found = advance(theirs, config, jax_batch(arrays), decay)
+        losses.append((np.asarray(found.losses), result.losses.numpy()))
+    return Twins(ours, theirs), losses
+
+
+@pytest.fixture(scope="module")
+def ends() -> dict[str, dict[str, np.ndarray]]:
+    """The weights that each option led to."""
+    return {}
+
+
+# The last ones first: a stage with a few levels has a network for a teacher.
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_same_steps_lead_to_the_same_weights(name: str, ends: dict[str, dict[str, np.ndarray]]) -> None:
+    config = small_config(**OPTIONS[name])
+    with jax.enable_x64(True):
+        both, losses = do_steps(twins(config, "float64"), config, range(12, 12 + STEPS))
+        for theirs, ours in losses:
+            assert_close(theirs, ours, 1e-8)
+        expected = torch_to_checkpoint(both.torch)
+        found = jax_to_checkpoint(config, both.jax, jax_devices("cpu"))
+    for group in ("params", "ema", "teacher"):
+        assert_all_close(getattr(found, group), getattr(expected, group), 1e-9)
+    assert bool(expected.teacher) == config.teacher.averaged
+    ends[name] = expected.params
+
+
+def test_each_option_changes_what_is_learnt(ends: dict[str, dict[str, np.ndarray]]) -> None:
+    """No two of them lead to the same weights."""
+    flat = {name: np.concatenate([a.ravel() for a in arrays.values()]) for name, arrays in ends.items()}
+    names = list(flat)
+    assert len(names) == len(OPTIONS)
+    same = [(a, b) for i, a in enumerate(names) for b in names[:i] if np.allclose(flat[a], flat[b], rtol=0, atol=1e-9)]
+    assert same == []
+
+
+@pytest.mark.parametrize("first", ["torch", "jax"])
+def test_a_checkpoint_carries_the_teacher_to_the_other_backend(first: str) -> None:
+    """Four steps, a checkpoint, and two more in both: the teacher's weights go along, and matter."""
+    config, mesh, cpu = small_config(teacher={"decay": 0.9}), jax_devices("cpu"), Processes(torch.device("cpu"))
+
+    def run(both: Twins, steps: range) -> Twins:
+        ours, theirs = both
+        for step in steps:
+            arrays = numpy_batch(config, step, "float32")
+            torch_step.train_step(ours, config, [torch_batch(arrays)], teacher_decay=0.9)
+            theirs, _ = advance(theirs, config, jax_batch(arrays), 0.9)
+        return Twins(ours, theirs)
+
+    def go_on(checkpoint: Checkpoint) -> list[Checkpoint]:
+        states = (
+            torch_from_checkpoint(config, checkpoint, cpu, "it"),
+            jax_from_checkpoint(config, checkpoint, mesh, "it"),
+        )
+        ours, theirs = run(Twins(*states), range(16, 18))
+        return [torch_to_checkpoint(ours), jax_to_checkpoint(config, theirs, mesh)]
+
+    ours, theirs = run(twins(config, "float32"), range(12, 16))
+    whole = torch_to_checkpoint(ours) if first == "torch" else jax_to_checkpoint(config, theirs, mesh)
+    expected, found = go_on(whole)
+    for group in ("params", "teacher"):
+        assert_all_close(getattr(found, group), getattr(expected, group), 1e-5)
+    other, _ = go_on(whole._replace(teacher=whole.params))
+    with pytest.raises(AssertionError, match="relative difference"):
+        assert_all_close(other.params, expected.params, 1e-5)
+
+
+def test_a_teacher_follows_by_its_decay() -> None:
+    """teacher <- mu teacher + (1 - mu) student after the student's step; what it gives has no gradient."""
+    config = small_config(teacher={"decay": 0.75})
+    both = twins(config, "float64")
+    before = torch_to_checkpoint(both.torch)
+    with jax.enable_x64(True):
+        both, _ = do_steps(both, config, range(12, 13))
+    after = torch_to_checkpoint(both.torch)
+    expected = {n: 0.75 * before.teacher[n] + 0.25 * after.params[n] for n in before.params}
+    assert_all_close(after.teacher, expected, 1e-12)
+    assert all(p.grad is None for p in both.torch.teacher.parameters())
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_masks_are_shared_unless_asked_otherwise(backend: str) -> None:
+    draw = {"torch": torch_masks, "jax": jax_masks}[backend]
+    for shared in (True, False):
+        config = small_config(network={"dropout": 0.4}, teacher={"share_dropout": shared})
+        student, teacher = draw(config)
+        assert len(student) == len(teacher) > 0
+        assert [m.shape for m in student] == [m.shape for m in teacher]
+        assert all(np.array_equal(a, b) == shared for a, b in zip(student, teacher, strict=True))
+    assert draw(small_config(teacher={"share_dropout": False})) == (None, None)
+
+
+def torch_masks(config: Config) -> tuple[Any, Any]:
+    seeds = plan_step(config, 0, 10).row_seeds
+    _, *masks = torch_step.draw_noise(config, seeds, torch.device("cpu"))
+    return tuple(None if m is None else [a.numpy() for a in m] for m in masks)
+
+
+def jax_masks(config: Config) -> tuple[Any, Any]:
+    keys = jax_step.key_data(plan_step(config, 0, 10).row_seeds)
+    _, *masks = jax_step.draw_noise(config, keys)
+    return tuple(None if m is None else [np.asarray(a) for a in m] for m in masks)
