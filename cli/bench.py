@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import click
 from ict_backends.errors import UsageError
-from ict_cli.options import backend_option, batch_option, check_output, debug_option, device_option
+from ict_cli.options import backend_option, batch_option, check_output, command_line, debug_option, device_option
 
 from ict_core import Config
 from ict_core.config import build_config, merge, parse_assignment, preset_tree
@@ -76,7 +75,7 @@ def bench_command(
     request = Request(config, steps, repeats, images, batch_size, product, device)
     run = Run(engine, request, plain=make_plain, plain_batch=plain_batch)
     names = {"backend": backend, "preset": preset, "plain_file": None if plain is None else str(plain)}
-    about = describe_run(request, names, _command())
+    about = describe_run(request, names, command_line())
     about["machine"]["device"] = engine.device_name(device)
     click.echo(_describe(about, engine.describe_device(device)))
     figures = run.measure()
@@ -92,18 +91,6 @@ def _describe(about: dict[str, Any], device: str) -> str:
         f"{about['preset']}, {about['batch_size']} images a step, {about['precision']}: {device}; "
         f"{machine['cpu']}, {machine['cores']} cores\n"
     )
-
-
-def _command() -> str:
-    """What repeats this run: the options that were given."""
-    context, words = click.get_current_context(), ["ict", "bench"]
-    for parameter in context.command.params:
-        given = context.params.get(parameter.name)
-        if given is None or context.get_parameter_source(parameter.name) == click.core.ParameterSource.DEFAULT:
-            continue
-        for value in given if isinstance(given, tuple) else (given,):
-            words += [parameter.opts[0], str(value)]
-    return shlex.join(words)
 
 
 def _check_out(out: Path) -> None:

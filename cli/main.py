@@ -19,6 +19,7 @@ _COMMANDS = {
     "report": "Write a page about a run.",
     "search-sigmas": "Find good noise levels for sampling in several steps.",
     "show": "Print the settings, size and stages of a preset or a run.",
+    "ablate": "Train variants of a recipe over several seeds, and compare them.",
     "bench": "Measure how fast this machine trains and samples, beside what it could do.",
     "import": "Make a run of somebody else's checkpoint.",
     "export": "Write a run's model in the format of another library.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -108,6 +109,29 @@ def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 
     if bad:
         raise UsageError(f"--labels {labels}: {bad[0]} is not in 0..{classes - 1}")
     return np.resize(np.array(asked, dtype=np.int64), num)
+
+
+def command_line(*without: str) -> str:
+    """What repeats the command that is being carried out: its arguments, and the options that were given.
+
+    Args:
+        without: names of parameters that are left out.
+    """
+    context = click.get_current_context()
+    words = ["ict", context.info_name]
+    for parameter in context.command.params:
+        given = context.params.get(parameter.name)
+        if (
+            parameter.name in without
+            or given is None
+            or context.get_parameter_source(parameter.name) == click.core.ParameterSource.DEFAULT
+        ):
+            continue
+        name = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
+        for value in given if isinstance(given, tuple) else (given,):
+            flag = isinstance(parameter, click.Option) and parameter.is_flag
+            words += name if flag else [*name, str(value)]
+    return shlex.join(words)
 
 
 def check_new_folder(out: Path) -> None:

@@ -119,9 +119,9 @@ def train_command(
             config, dataset = _resolve_resumed(out, merge([preset_tree(preset)] * explicit + asked))
         else:
             base = {**preset_tree(preset), **(_network_of(init) if init else {})}
-            config, dataset = _resolve_new(base, merge(asked))
+            config, dataset = resolve_new(base, merge(asked))
             out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
-        _check(config, dataset)
+        check_data(config, dataset)
         weights = _averaged_weights(init, config) if init else None
         if processes.rank == 0:
             _announce(f"{'resume' if resume else 'run'} {out} with {backend}", config, dataset)
@@ -163,13 +163,13 @@ def _prepare(out: Path, config: Config, dataset: Dataset, weights: dict[str, Any
         start_from(RunDir(out), config, weights)
 
 
-def _resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
+def resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
     """The configuration and the data of a new run: what was asked for over the base, shaped by the data."""
     from ict_backends.data import load_data_of
 
-    sections = build_sections(merge([base, asked]))
-    dataset = load_data_of(sections.get("data", DataConfig()))
-    return Config(**_fit_to_data(sections, asked, dataset.shape)), dataset
+    merged = merge([base, asked])
+    dataset = load_data_of(build_sections(merged).get("data", DataConfig()))
+    return fit_to_data(merged, asked, dataset.shape), dataset
 
 
 def _resolve_resumed(out: Path | None, asked: Tree) -> tuple[Config, Dataset]:
@@ -217,12 +217,13 @@ def _flags(*, data: str | None, size: int | None, crop: str | None, steps: int |
     return {section: {k: v for k, v in values.items() if v is not None} for section, values in given.items()}
 
 
-def _fit_to_data(sections: dict[str, Any], asked: Tree, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The sections with the shape of the data; a shape that the user has set must be that one."""
+def fit_to_data(tree: Tree, asked: Tree, shape: tuple[int, int, int]) -> Config:
+    """The configuration with the shape of the data; a shape that the user has set must be that one."""
+    sections = build_sections(tree)
     data = sections.get("data", DataConfig())
     if "shape" in asked.get("data", {}) and data.shape != shape:
         raise DataError(f"data {data.source} has images of {list(shape)}, but data.shape is set to {list(data.shape)}")
-    return sections | {"data": dataclasses.replace(data, shape=shape)}
+    return Config(**sections | {"data": dataclasses.replace(data, shape=shape)})
 
 
 def _resume_config(out: Path | None, asked: Tree) -> Config:
@@ -252,7 +253,7 @@ def _resume_config(out: Path | None, asked: Tree) -> Config:
     return replace(config, **free)
 
 
-def _check(config: Config, dataset: Dataset) -> None:
+def check_data(config: Config, dataset: Dataset) -> None:
     """Raise DataError unless there are the labels that the network needs, and images enough for the evaluations;
     UsageError where TensorBoard is asked for and not there."""
     from ict_backends.evaluator import evaluation_size

@@ -1,0 +1,350 @@
+"""`ict ablate`."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from ict_backends.ablation import Outcome, Plan, Summary, Variant, assignments, read_outcome, read_plan, write_outcome
+from ict_backends.errors import UsageError
+from ict_cli.options import (
+    DATA_HELP,
+    backend_option,
+    command_line,
+    crop_option,
+    debug_option,
+    device_option,
+    size_option,
+)
+
+from ict_core import Config
+from ict_core.config import Tree, merge, parse_assignment, replace
+
+PLANS = Path(__file__).parent / "plans"
+# Images of each variant in the picture of samples.
+_SHOWN = 12
+# How often it is looked whether a signal has come.
+_POLL_SECONDS = 0.2
+
+
+class Run(NamedTuple):
+    """One training: a variant and a seed, in a folder; and the settings that it will have."""
+
+    variant: Variant
+    seed: int
+    folder: Path
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """As it is called in what is printed."""
+        return f"{self.variant.name}, seed {self.seed}"
+
+    def file(self, ending: str) -> Path:
+        """A file beside the run's folder."""
+        return self.folder.with_name(f"{self.folder.name}.{ending}")
+
+
+class Study(NamedTuple):
+    """A plan and how it is carried out; `asked` are settings that all variants have before their own changes."""
+
+    plan: Plan
+    asked: Tree
+    backend: str
+    device: str
+    metric: str
+    num: int | None
+
+    def train_words(self, run: Run) -> list[str]:
+        """The arguments of `ict` that train a run."""
+        settings = assignments(merge([self.asked, run.variant.changes]))
+        return ["train", *self._where(), f"--preset={self.plan.preset}", *settings, f"--seed={run.seed}"]
+
+    def eval_words(self, run: Run) -> list[str]:
+        """The arguments of `ict` that measure it, into a JSON file."""
+        num = [] if self.num is None else [f"--num={self.num}"]
+        return ["eval", str(run.folder), *self._where(), f"--metrics={self.metric}", *num, f"--json={run.file('json')}"]
+
+    def sample_words(self, run: Run) -> list[str]:
+        """The arguments of `ict` that draw what is shown of it."""
+        return ["sample", str(run.folder), *self._where(), f"--num={_SHOWN}", f"--out={run.file('npz')}"]
+
+    def _where(self) -> list[str]:
+        return [f"--backend={self.backend}", f"--device={self.device}"]
+
+
+@click.command("ablate")
+@click.argument("plan_name", metavar="[PLAN|FILE.toml]", required=False)
+@backend_option
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each variant.")
+@click.option("--preset", help="Settings that the variants change.  [default: the plan's]")
+@click.option("--data", help=DATA_HELP)
+@size_option
+@crop_option
+@click.option("--set", "settings", metavar="A.B=VALUE", multiple=True, help="Change a setting of all; repeatable.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps of each run (train.total_steps).")
+@click.option(
+    "--metric",
+    type=click.Choice(["pixel-fd", "kid", "sw"]),
+    default="pixel-fd",
+    show_default=True,
+    help="What is compared, of one-step samples, as `ict eval` measures it.",
+)
+@click.option("--num", type=click.IntRange(min=2), help="Samples of a run.  [default: as `ict eval`]")
+@click.option("--out", type=click.Path(path_type=Path), help="A folder for all of it.  [default: runs/ablate-PLAN-NNN]")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time; they share out the cores."
+)
+@device_option
+@click.option("--resume", is_flag=True, help="Go on in --out: what is done stays, and what is half done goes on.")
+@click.option("--dry-run", is_flag=True, help="Print the command of each run, and stop.")
+@debug_option
+def ablate_command(
+    plan_name: str | None,
+    backend: str,
+    seeds: int,
+    preset: str | None,
+    data: str | None,
+    size: int | None,
+    crop: str | None,
+    settings: tuple[str, ...],
+    steps: int | None,
+    metric: str,
+    num: int | None,
+    out: Path | None,
+    jobs: int,
+    device: str,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Train the variants of a plan over several seeds, measure them, and compare.
+
+    A plan is a TOML file, or the name of one that comes along; without it, their names are printed. Each run is an `ict
+    train` and an `ict eval`. The folder --out gets table.md, results.json, figure.png with error bars, samples.png of
+    each variant, and in runs/ the runs with what they have printed.
+    """
+    from ict_backends import load_backend
+    from ict_backends.rundir import free_run_path
+    from ict_cli.plot import check_matplotlib
+
+    if plan_name is None:
+        click.echo("plans: " + ", ".join(sorted(path.stem for path in PLANS.glob("*.toml"))))
+        return
+    if resume and out is None:
+        raise UsageError("--resume needs --out FOLDER, the one to go on in")
+    plan = _find_plan(plan_name)
+    plan = plan._replace(preset=preset or plan.preset)
+    flags = {"data": {"source": data, "size": size, "crop": crop}, "train": {"total_steps": steps}}
+    given = {section: {k: v for k, v in values.items() if v is not None} for section, values in flags.items()}
+    study = Study(plan, merge([*map(parse_assignment, settings), given]), backend, device, metric, num)
+    load_backend(backend).check_device(device)
+    check_matplotlib("ict ablate")
+    out = out or free_run_path(Path("runs"), f"ablate-{plan.name}")
+    runs = _runs(study, seeds, out)
+    if dry_run:
+        for run in runs:
+            click.echo(shlex.join(["ict", *study.train_words(run), f"--out={run.folder}"]))
+        return
+    _check_folder(out, runs, resume=resume)
+    outcomes = _carry_out(study, runs, jobs)
+    summaries = _write_results(study, runs, outcomes, out, {"command": command_line("out", "resume"), "jobs": jobs})
+    for found in summaries:
+        click.echo(f"{found.variant.name}: {metric} {found.mean:.3g}, spread {found.spread:.2g}; {found.verdict()}")
+    click.echo(f"Results: {out / 'table.md'}, figure.png, samples.png and results.json beside it")
+
+
+def _find_plan(name: str) -> Plan:
+    """A plan that comes along, or that of a file. Raises UsageError, naming those there are."""
+    own = {path.stem: path for path in PLANS.glob("*.toml")}
+    path = own.get(name, Path(name))
+    if path.suffix != ".toml" or not path.is_file():
+        raise UsageError(f"plan {name!r} is no file that ends in .toml, and none of {', '.join(sorted(own))}")
+    return read_plan(path)
+
+
+def _runs(study: Study, seeds: int, out: Path) -> list[Run]:
+    """All of a plan's runs, a seed after the other, so that a table can be made early.
+
+    Raises ConfigError, UsageError, DataError, in one line, before anything is trained.
+    """
+    from ict_cli.train import check_data, fit_to_data, resolve_new
+
+    base = study.plan.base(study.asked)
+    _, dataset = resolve_new(base, study.asked)
+    configs = {v.name: fit_to_data(merge([base, v.changes]), study.asked, dataset.shape) for v in study.plan.variants}
+    for config in configs.values():
+        check_data(config, dataset)
+    return [
+        Run(v, seed, out / "runs" / f"{v.folder}-{seed}", replace(configs[v.name], train={"seed": seed}))
+        for seed in range(seeds)
+        for v in study.plan.variants
+    ]
+
+
+def _check_folder(out: Path, runs: Sequence[Run], *, resume: bool) -> None:
+    """Make the folder. Raises UsageError where it is in use, or where a run in it has other settings."""
+    from ict_backends.rundir import RunDir
+
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not an empty folder; choose another one, or go on in it with --resume")
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        if RunDir(run.folder).config_file.is_file():
+            known, asked = RunDir(run.folder).load_config().flat(), run.config.flat()
+            changed = [f"{k} is {known.get(k)} and not {v}" for k, v in asked.items() if known.get(k) != v]
+            if changed:
+                raise UsageError(f"--resume: {run.folder} has other settings: {'; '.join(changed)}")
+
+
+def _carry_out(study: Study, runs: Sequence[Run], jobs: int) -> dict[str, Outcome]:
+    """Do what is not done yet, so many at a time: the outcome of each run by its name.
+
+    Raises StoppedError where a signal has come; the trainings that were under way have kept their states.
+    """
+    from ict_backends.interruption import Interruption, StoppedError
+
+    outcomes: dict[str, Outcome] = {}
+    children = _Children()
+    shares: queue.Queue[set[int]] = queue.Queue()
+    for share in _shares(jobs):
+        shares.put(share)
+    with Interruption() as interruption, ThreadPoolExecutor(jobs, initializer=_take, initargs=(shares,)) as pool:
+        waiting: dict[Future[Outcome], Run] = {pool.submit(_do, study, run, children): run for run in runs}
+        while waiting:
+            done, _ = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            if interruption.number is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+                children.stop()
+                break
+            for future in done:
+                run = waiting.pop(future)
+                outcomes[run.name] = outcome = future.result()
+                said = outcome.error or f"{study.metric} {outcome.value:.4g}"
+                click.echo(f"[{len(outcomes)}/{len(runs)}] {run.name}: {said}, {outcome.seconds:.0f} s")
+    if interruption.number is not None:
+        raise StoppedError("stopped; the same command with --resume and this --out goes on", interruption.number)
+    return outcomes
+
+
+def _shares(jobs: int) -> list[set[int]]:
+    """The cores of each of so many runs at a time; empty where the operating system does not say."""
+    if jobs == 1 or not hasattr(os, "sched_getaffinity"):
+        return [set()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[i::jobs]) or {cores[i % len(cores)]} for i in range(jobs)]
+
+
+def _take(shares: queue.Queue[set[int]]) -> None:
+    """Keep this thread, and what it starts, on some cores."""
+    share = shares.get()
+    if share:
+        os.sched_setaffinity(0, share)
+
+
+class _Children:
+    """The processes that are running, and whether more may be started."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def call(self, words: Sequence[str], log: Path) -> int:
+        """Carry out an `ict` command, whose output goes into a file. Returns its exit code."""
+        environment = dict(os.environ)
+        if hasattr(os, "sched_getaffinity"):  # of this thread
+            environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+        with open(log, "ab") as file:
+            file.write(f"$ {shlex.join(['ict', *words])}\n".encode())
+            file.flush()
+            # In a session of its own: a Ctrl-C at the terminal reaches this process, which passes on one signal.
+            child = subprocess.Popen(
+                [sys.executable, "-m", "ict_cli", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+            self._running.add(child)
+            if self.stopped:
+                child.terminate()
+            code = child.wait()
+            self._running.discard(child)
+        return code
+
+    def stop(self) -> None:
+        """Tell all to write a checkpoint and end."""
+        self.stopped = True
+        for child in list(self._running):
+            child.terminate()
+
+
+def _do(study: Study, run: Run, children: _Children) -> Outcome:
+    """Train and measure, or only what is missing of it. What fails is told of in the outcome, and tried again later."""
+    from ict_backends.rundir import RunDir
+
+    known = read_outcome(run.folder)
+    if known is not None:
+        return known
+    begin, log, resume = time.perf_counter(), run.file("log"), bool(RunDir(run.folder).checkpoints())
+    if run.folder.exists() and not resume:  # it has come to nothing
+        shutil.rmtree(run.folder)
+    train = [*study.train_words(run), f"--out={run.folder}", *["--resume"] * resume]
+    shown = [study.sample_words(run)] if run.seed == 0 else []
+    for words in (train, study.eval_words(run), *shown):
+        code = children.call(words, log)
+        if code or children.stopped:
+            return Outcome(None, time.perf_counter() - begin, f"{_last_line(log)} (exit code {code}, see {log})")
+    value = json.loads(run.file("json").read_text(encoding="utf-8"))[study.metric]
+    outcome = Outcome(value, time.perf_counter() - begin)
+    write_outcome(run.folder, outcome)
+    return outcome
+
+
+def _last_line(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1]
+
+
+def _write_results(
+    study: Study, runs: Sequence[Run], outcomes: Mapping[str, Outcome], out: Path, about: Mapping[str, Any]
+) -> list[Summary]:
+    """The table, the pictures, and all figures as JSON."""
+    from ict_backends.ablation import markdown, summarize, to_json
+    from ict_backends.files import write_atomically
+    from ict_backends.machine import describe_machine, describe_versions
+    from ict_cli.plot import plot_ablation, plot_rows
+
+    plan, seeds = study.plan, sorted({run.seed for run in runs})
+    summaries = summarize(plan, {v.name: [outcomes[r.name] for r in runs if r.variant is v] for v in plan.variants})
+    facts = {
+        "metric": study.metric,
+        "num": study.num,
+        "backend": study.backend,
+        "seeds": seeds,
+        "settings": study.asked,
+    }
+    facts |= {"machine": describe_machine(), "versions": describe_versions(), **about}
+    plot_ablation(plan, summaries, study.metric, out / "figure.png")
+    rows = {run.variant.name: _samples(run.file("npz")) for run in runs if run.seed == 0}
+    plot_rows({name: images for name, images in rows.items() if images is not None}, out / "samples.png")
+    write_atomically(out / "results.json", to_json(plan, summaries, facts).encode())
+    page = markdown(plan, summaries, facts, ["figure.png", "samples.png"])
+    write_atomically(out / "table.md", page.encode())
+    return summaries
+
+
+def _samples(file: Path) -> np.ndarray | None:
+    """[n, h, w, c] uint8; None where the run has failed."""
+    return np.load(file)["arr_0"] if file.is_file() else None

@@ -1,0 +1,197 @@
+"""`ict ablate`: a plan's runs, what is left of them, and going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ict_backends.checkpoint import load_checkpoint
+from ict_backends.rundir import RunDir
+from ict_cli.main import run
+from PIL import Image
+
+PLAN = """
+title = "Two rates"
+preset = "digits"
+reference = "slow"
+axis = "train.learning_rate"
+
+[variants.slow]
+train = { learning_rate = 1e-3 }
+
+[variants.fast]
+train = { learning_rate = 1e-2 }
+
+[variants."far too fast"]
+train = { learning_rate = 1e30 }
+"""
+TINY = ["--set=network.channels=8", "--set=train.batch_size=4", "--set=train.log_every=1", "--num=130", "--device=cpu"]
+
+
+def ablate(plan: Path, out: Path, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        run(["ablate", str(plan), f"--out={out}", *TINY, *arguments])
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("plans") / "two-rates.toml"
+    file.write_text(PLAN)
+    return file
+
+
+@pytest.fixture(scope="module")
+def study(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three variants by two seeds, of which those of the last one diverge."""
+    out = tmp_path_factory.mktemp("studies") / "study"
+    assert ablate(plan, out, "--seeds=2", "--jobs=2", "--steps=3") == 0
+    return out
+
+
+def test_each_run_is_one_of_ict_train(study: Path) -> None:
+    for name, rate in (("slow", 1e-3), ("fast", 1e-2)):
+        for seed in (0, 1):
+            found = RunDir(study / "runs" / f"{name}-{seed}")
+            config = found.load_config()
+            assert (config.train.learning_rate, config.train.seed, config.train.total_steps) == (rate, seed, 3)
+            assert config.network.channels == 8
+            assert load_checkpoint(found.latest_checkpoint()).step == 3
+            log = (study / "runs" / f"{name}-{seed}.log").read_text()
+            assert "$ ict train --backend=torch" in log
+            assert "step 3/3" in log
+
+
+def test_the_figures_are_those_of_ict_eval(study: Path, ict) -> None:
+    record = json.loads((study / "results.json").read_text())
+    assert (record["plan"], record["metric"], record["seeds"]) == ("two-rates", "pixel-fd", [0, 1])
+    assert record["versions"]["torch"]
+    slow = record["variants"]["slow"]
+    printed = ict("eval", study / "runs" / "slow-1", "--num=130", "--device=cpu").out
+    assert f": {slow['outcomes'][1]['value']:.2f}" in printed
+    assert slow["mean"] == pytest.approx(sum(o["value"] for o in slow["outcomes"]) / 2)
+    assert record["variants"]["fast"]["mean"] != slow["mean"]
+
+
+def test_runs_that_diverge_are_results_too(study: Path) -> None:
+    record = json.loads((study / "results.json").read_text())
+    far = record["variants"]["far too fast"]
+    assert far["mean"] is None
+    assert all("exit code 1" in o["error"] for o in far["outcomes"])
+    page = (study / "table.md").read_text()
+    assert "2 of 2 runs failed" in page
+    assert "far too fast, seed 1: Error: " in page
+
+
+def test_the_table_and_the_pictures_are_there(study: Path) -> None:
+    page = (study / "table.md").read_text()
+    assert page.startswith("# Two rates\n")
+    assert "| fast | `train.learning_rate=0.01` |" in page
+    assert "ict ablate" in page
+    assert "--jobs 2" in page
+    for name in ("figure.png", "samples.png"):
+        with Image.open(study / name) as picture:
+            assert picture.size[0] > 300
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+    # Two rows of samples: the third variant has none.
+    assert {path.name for path in (study / "runs").glob("*.npz")} == {"slow-0.npz", "fast-0.npz"}
+
+
+def test_going_on_does_what_is_missing_alone(study: Path, plan: Path) -> None:
+    """A run that was measured stays; one that was not, and those that failed, are done."""
+    before = json.loads((study / "results.json").read_text())["variants"]
+    stamps = {p: p.stat().st_mtime_ns for p in (study / "runs").glob("*/ablation.json")}
+    assert len(stamps) == 4
+    (study / "runs" / "fast-1" / "ablation.json").unlink()
+    assert ablate(plan, study, "--seeds=2", "--jobs=2", "--steps=3", "--resume") == 0
+    after = json.loads((study / "results.json").read_text())["variants"]
+    for name in ("slow", "fast"):
+        assert [o["value"] for o in after[name]["outcomes"]] == [o["value"] for o in before[name]["outcomes"]]
+    changed = [p.parent.name for p, stamp in stamps.items() if p.stat().st_mtime_ns != stamp]
+    assert changed == ["fast-1"]
+    assert "--resume" in (study / "runs" / "fast-1.log").read_text()
+
+
+def test_other_settings_are_refused_when_going_on(study: Path, plan: Path, ict) -> None:
+    result = ict("ablate", plan, f"--out={study}", *TINY, "--seeds=2", "--steps=4", "--resume")
+    assert result.code == 2
+    assert "has other settings: train.total_steps is 3 and not 4" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_folder_in_use_is_refused(study: Path, plan: Path, ict) -> None:
+    result = ict("ablate", plan, f"--out={study}", *TINY)
+    assert result.code == 2
+    assert "is not an empty folder; choose another one, or go on in it with --resume" in result.err
+
+
+def test_a_signal_ends_it_and_the_runs_go_on(plan: Path, tmp_path: Path, ict) -> None:
+    """The training that was under way writes a checkpoint, and ends before the command does."""
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "ict_cli", "ablate", str(plan), f"--out={out}", *TINY, "--seeds=1", "--steps=100000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        log, deadline = out / "runs" / "slow-0.log", time.monotonic() + 120
+        while not (log.is_file() and "step 2/" in log.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(child.pid, signal.SIGTERM)
+        _, errors = child.communicate(timeout=120)
+    assert child.returncode == 128 + signal.SIGTERM
+    assert "Error: stopped" in errors
+    assert "--resume" in errors
+    step = load_checkpoint(RunDir(out / "runs" / "slow-0").latest_checkpoint()).step
+    assert 0 < step < 100_000
+    assert not (out / "runs" / "slow-0" / "ablation.json").exists()
+    assert not (out / "runs" / "fast-0").exists()
+
+
+def test_a_dry_run_prints_the_commands_and_makes_nothing(plan: Path, tmp_path: Path, ict) -> None:
+    result = ict("ablate", plan, f"--out={tmp_path / 'out'}", *TINY, "--seeds=2", "--dry-run")
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith("ict train --backend=torch --device=cpu --preset=digits ") for line in lines)
+    assert "--set=train.learning_rate=0.01 --seed=1" in lines[4]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plans_that_come_along_are_listed(ict) -> None:
+    result = ict("ablate")
+    assert result.code == 0
+    assert "five-changes" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["five-change"], "plan 'five-change' is no file that ends in .toml, and none of curriculum, dropout"),
+        (["five-changes", "--preset=digitz"], "did you mean digits"),
+        (["five-changes", "--resume"], "--resume needs --out FOLDER"),
+        (["five-changes", "--metric=fid"], "fid"),
+        (["five-changes", "--seeds=0"], "seeds"),
+        (["five-changes", "--jobs=0"], "jobs"),
+        (["five-changes", "--backend=numpy"], "unknown backend 'numpy'"),
+        (["five-changes", "--set=train.sed=3"], "did you mean train.seed"),
+        (["five-changes", "--set=network.channel_mult=[1,1,1,1,1]", "--dry-run"], "of a size that divides by 16"),
+    ],
+)
+def test_bad_input_is_one_line(ict, arguments: list[str], message: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = ict("ablate", *arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_is_not_there_is_one_line(ict, tmp_path: Path) -> None:
+    result = ict("ablate", "five-changes", f"--data={tmp_path / 'none'}", f"--out={tmp_path / 'out'}")
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
