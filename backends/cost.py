@@ -121,7 +121,8 @@ class Memory(NamedTuple):
 
 
 def training_memory(config: Config) -> Memory:
-    """The memory of the weights, their gradients, RAdam's two moments and the averaged weights."""
+    """The memory of the weights, their gradients, RAdam's two moments and the averaged weights: those that samples are
+    made from, and the teacher's where it has its own."""
     stored = _FLOAT32 * count_parameters(config)
     trained = _FLOAT32 * sum(math.prod(shape) for shape in trained_shapes(config).values())
-    return Memory(stored, trained, 2 * trained, stored)
+    return Memory(stored, trained, 2 * trained, stored * (1 + config.teacher.averaged))

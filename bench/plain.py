@@ -18,6 +18,16 @@ import numpy as np
 
 from ict_core import Config, ConfigError
 
+# What the plain version knows one value of.
+_RECIPE = (
+    "curriculum.schedule",
+    "loss.distance",
+    "loss.weighting",
+    "noise.law",
+    "teacher.decay",
+    "teacher.share_dropout",
+)
+
 
 class Draw(NamedTuple):
     """What the host decides about a step.
@@ -39,9 +49,13 @@ class Draw(NamedTuple):
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for the network that is not here."""
+    """Raise ConfigError for the network that is not here, and for what is no part of the recipe."""
     if config.network.family != "ncsnpp":
         raise ConfigError(f"the plain version has NCSN++ alone, not network.family = {config.network.family}")
+    asked, recipe = config.flat(), Config().flat()
+    other = [name for name in _RECIPE if asked[name] != recipe[name]]
+    if other:
+        raise ConfigError(f"the plain version has the recipe alone, not {other[0]} = {asked[other[0]]}")
 
 
 def make_step(backend: str, config: Config, images: np.ndarray, device: str = "auto") -> Callable[[], float]:

@@ -210,10 +210,14 @@ def test_all_convolutions_are_all_operations_but_those_of_dense_layers_and_atten
     assert len({c[:4] for c in found}) == len(found)
 
 
-def test_memory_is_what_training_holds() -> None:
-    config = load_preset("digits")
+@pytest.mark.parametrize("preset", ["digits", "digits-cm"])
+def test_memory_is_what_training_holds(preset: str) -> None:
+    config = load_preset(preset)
     state, memory = init_state(config, Processes(torch.device("cpu"))), training_memory(config)
-    assert memory.weights == memory.ema == sum(a.nbytes for a in state.params.state_dict().values())
+    assert memory.weights == sum(a.nbytes for a in state.params.state_dict().values())
+    averages = [state.ema] if state.teacher is None else [state.ema, state.teacher]
+    assert len(averages) == (2 if preset == "digits-cm" else 1)
+    assert memory.ema == sum(a.nbytes for network in averages for a in network.state_dict().values())
     assert memory.gradients == sum(p.nbytes for p in state.params.parameters())
     loss = sum(p.square().sum() for p in state.params.parameters())
     loss.backward()

@@ -154,6 +154,24 @@ def test_the_plain_step_learns(backend: str) -> None:
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"loss": {"distance": "l2"}},
+        {"loss": {"weighting": "one"}},
+        {"noise": {"law": "uniform"}},
+        {"curriculum": {"schedule": "cm"}},
+        {"teacher": {"decay": 0.9}},
+        {"teacher": {"share_dropout": False}},
+    ],
+    ids=str,
+)
+def test_the_plain_version_has_the_recipe_alone(other: dict[str, dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match=r"the recipe alone, not \w+\.\w+ = "):
+        PLAIN.check(small_config(**other))
+    PLAIN.check(small_config())
+
+
 def test_the_plain_version_refuses_adm() -> None:
     with pytest.raises(ConfigError, match="NCSN"):
         PLAIN.make_step("torch", small_adm_config(), np.zeros((1, 3, 4, 4), np.uint8))
