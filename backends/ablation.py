@@ -68,11 +68,14 @@ class Outcome(NamedTuple):
     """What one run gave.
 
     Attributes:
+        metric, num: what was measured, of how many samples; None for as many as `ict eval` takes.
         value: of the metric, or None where the run failed.
-        seconds: that training and measuring took.
+        seconds: that training and measuring took; of a run that was gone on with, the rest of it.
         error: why it failed, or "".
     """
 
+    metric: str
+    num: int | None
     value: float | None
     seconds: float
     error: str = ""

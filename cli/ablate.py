@@ -296,7 +296,7 @@ def _do(study: Study, run: Run, children: _Children) -> Outcome:
     from ict_backends.rundir import RunDir
 
     known = read_outcome(run.folder)
-    if known is not None:
+    if known is not None and (known.metric, known.num) == (study.metric, study.num):
         return known
     begin, log, resume = time.perf_counter(), run.file("log"), bool(RunDir(run.folder).checkpoints())
     if run.folder.exists() and not resume:  # it has come to nothing
@@ -306,9 +306,10 @@ def _do(study: Study, run: Run, children: _Children) -> Outcome:
     for words in (train, study.eval_words(run), *shown):
         code = children.call(words, log)
         if code or children.stopped:
-            return Outcome(None, time.perf_counter() - begin, f"{_last_line(log)} (exit code {code}, see {log})")
+            error = f"{_last_line(log)} (exit code {code}, see {log})"
+            return Outcome(study.metric, study.num, None, time.perf_counter() - begin, error)
     value = json.loads(run.file("json").read_text(encoding="utf-8"))[study.metric]
-    outcome = Outcome(value, time.perf_counter() - begin)
+    outcome = Outcome(study.metric, study.num, value, time.perf_counter() - begin)
     write_outcome(run.folder, outcome)
     return outcome
 

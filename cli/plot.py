@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from einops import rearrange
 from ict_backends.errors import UsageError
+from ict_backends.evaluation import METRICS
 from ict_backends.files import write_atomically
 from ict_backends.plan import grid_of, some_stages, stages_of
 
@@ -79,11 +80,12 @@ def plot_ablation(plan: Plan, summaries: Sequence[Summary], metric: str, path: P
     axes = figure.subplots()
     if plan.axis:
         _along_axis(axes, plan.axis, known)
-        axes.set(xlabel=plan.axis, ylabel=metric)
+        axes.set(xlabel=plan.axis, ylabel=METRICS[metric])
         axes.legend(fontsize="small")
     else:
         _in_rows(axes, plan, known)
-        axes.set(xlabel=metric)
+        axes.set(xlabel=f"{METRICS[metric]}; less is better")
+        axes.margins(y=0.1)
     values = [value for found in known for value in found.values]
     if values and max(values) > 8 * min(values) > 0:
         axes.set(**{"yscale" if plan.axis else "xscale": "log"})
@@ -121,6 +123,9 @@ def _in_rows(axes: Axes, plan: Plan, summaries: Sequence[Summary]) -> None:
         color = "black" if found.variant.name == plan.reference else "C0"
         axes.errorbar(found.mean, row, xerr=error, fmt="o", color=color, capsize=3)
         axes.plot(found.values, [row] * len(found.values), ".", color=color, alpha=0.5, markersize=4)
+        above = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center", "fontsize": "small", "zorder": 3}
+        above["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axes.annotate(f"{found.mean:.3g}", (found.mean, row), color=color, **above)
         if found.variant.name == plan.reference:
             axes.axvline(found.mean, color=color, linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(summaries)), [found.variant.name for found in summaries])

@@ -143,8 +143,8 @@ def jax_weights(config: Config, network: Network, dtype: str) -> tuple[nnx.State
 def twins(config: Config, dtype: str, seed: int = 0) -> Twins:
     """The state before the first step, with random weights."""
     network = torch_network(config, dtype, seed)
-    copies = copy.deepcopy(network), copy.deepcopy(network)
-    ours = torch_step.make_state(config, 0, network, copies[0], Processes(torch.device("cpu")), copies[1])
+    ema, taught = copy.deepcopy(network), copy.deepcopy(network) if config.teacher.averaged else None
+    ours = torch_step.make_state(config, 0, network, ema, Processes(torch.device("cpu")), taught)
     params, constants = jax_weights(config, ours.params, dtype)
     optimizer = jax.jit(jax_step.make_optimizer(config).init)(params)
     ema = jax.tree.map(jnp.copy, params)

@@ -74,7 +74,8 @@ class TrainState:
 def init_state(config: Config, processes: Processes) -> TrainState:
     """The state before the first step: weights from the seed, EMA equal to them."""
     params = init_network(config)
-    return make_state(config, 0, params, copy.deepcopy(params), processes, copy.deepcopy(params))
+    teacher = copy.deepcopy(params) if config.teacher.averaged else None
+    return make_state(config, 0, params, copy.deepcopy(params), processes, teacher)
 
 
 def init_network(config: Config) -> Network:
@@ -90,11 +91,10 @@ def make_state(
     """The state after `step` steps that led to these weights; all moments are zero.
 
     Args:
-        teacher: needed where its weights are not the student's, and else not looked at.
+        teacher: the teacher's network where its weights are not the student's (`teacher.decay` > 0).
     """
     if processes.device.type == "cpu":
         keep_freed_memory()
-    teacher = teacher if config.teacher.averaged else None
     followers = [network for network in (ema, teacher) if network is not None]
     for network in (params, *followers):
         network.to(processes.device).requires_grad_(network is params)

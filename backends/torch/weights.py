@@ -70,10 +70,11 @@ def to_checkpoint(state: TrainState) -> Checkpoint:
 
 def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes, what: str) -> TrainState:
     """The training state that a checkpoint holds. Raises CheckpointError, naming `what`, where it does not fit."""
-    params, ema, teacher = make_network(config), make_network(config), make_network(config)
+    params, ema = make_network(config), make_network(config)
+    teacher = make_network(config) if config.teacher.averaged else None
     load_arrays(params, checkpoint.params, f"{what}: params")
     load_arrays(ema, checkpoint.ema, f"{what}: ema")
-    if config.teacher.averaged:
+    if teacher is not None:
         load_arrays(teacher, checkpoint.teacher_or_student(), f"{what}: teacher")
     shapes = {name: tuple(p.shape) for name, p in params.named_parameters()}
     check_arrays(f"{what}: first_moment", shapes, checkpoint.first_moment)

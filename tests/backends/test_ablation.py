@@ -132,7 +132,7 @@ PLAN = Plan("p", "Title", "digits", "a", "", (Variant("a", {}), Variant("b", {"t
 
 def outcomes_of(a: list[float | None], b: list[float | None], c: list[float | None]) -> dict[str, list[Outcome]]:
     return {
-        n: [Outcome(v, 60.0, "" if v is not None else "it broke") for v in vs]
+        n: [Outcome("kid", None, v, 60.0, "" if v is not None else "it broke") for v in vs]
         for n, vs in zip("abc", (a, b, c), strict=True)
     }
 
@@ -167,7 +167,13 @@ def test_runs_that_failed_are_told_of_and_not_averaged() -> None:
     assert "| failed, 4, 5 |" in page
     record = json.loads(to_json(PLAN, found, ABOUT))
     assert record["variants"]["c"]["mean"] is None
-    assert record["variants"]["b"]["outcomes"][0] == {"value": None, "seconds": 60.0, "error": "it broke"}
+    assert record["variants"]["b"]["outcomes"][0] == {
+        "metric": "kid",
+        "num": None,
+        "value": None,
+        "seconds": 60.0,
+        "error": "it broke",
+    }
 
 
 def test_the_page_has_a_row_a_variant_and_says_how_it_was_made() -> None:
@@ -185,8 +191,8 @@ def test_the_page_has_a_row_a_variant_and_says_how_it_was_made() -> None:
 
 def test_an_outcome_is_kept_with_the_run(tmp_path: Path) -> None:
     assert read_outcome(tmp_path) is None
-    write_outcome(tmp_path, Outcome(0.5, 3.0))
-    assert read_outcome(tmp_path) == Outcome(0.5, 3.0)
+    write_outcome(tmp_path, Outcome("sw", 200, 0.5, 3.0))
+    assert read_outcome(tmp_path) == Outcome("sw", 200, 0.5, 3.0)
     (tmp_path / "ablation.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"ablation\.json cannot be read"):
         read_outcome(tmp_path)

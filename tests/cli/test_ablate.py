@@ -119,6 +119,16 @@ def test_going_on_does_what_is_missing_alone(study: Path, plan: Path) -> None:
     assert "--resume" in (study / "runs" / "fast-1.log").read_text()
 
 
+def test_another_metric_is_measured_anew(study: Path, plan: Path) -> None:
+    """Of runs that stay as they are. This comes after what looks at the first metric."""
+    weights = {p: p.read_bytes() for p in (study / "runs").glob("slow-*/checkpoints/*/state.safetensors")}
+    assert ablate(plan, study, "--seeds=1", "--jobs=2", "--steps=3", "--metric=sw", "--resume") == 0
+    record = json.loads((study / "results.json").read_text())
+    assert record["metric"] == "sw"
+    assert record["variants"]["slow"]["outcomes"][0]["metric"] == "sw"
+    assert {p: p.read_bytes() for p in weights} == weights
+
+
 def test_other_settings_are_refused_when_going_on(study: Path, plan: Path, ict) -> None:
     result = ict("ablate", plan, f"--out={study}", *TINY, "--seeds=2", "--steps=4", "--resume")
     assert result.code == 2
