@@ -75,7 +75,8 @@ class Study(NamedTuple):
     def eval_words(self, run: Run) -> list[str]:
         """The arguments of `ict` that measure it, into a JSON file."""
         num = [] if self.num is None else [f"--num={self.num}"]
-        return ["eval", str(run.folder), *self._where(), f"--metrics={self.metric}", *num, f"--json={run.file('json')}"]
+        what = [f"--metrics={self.metric}", *num, "--no-halves", f"--json={run.file('json')}"]
+        return ["eval", str(run.folder), *self._where(), *what]
 
     def sample_words(self, run: Run) -> list[str]:
         """The arguments of `ict` that draw what is shown of it."""

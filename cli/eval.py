@@ -49,6 +49,12 @@ if TYPE_CHECKING:
 @click.option(
     "--resize", is_flag=True, help="Resample images of other sizes or kinds: to the model's, or to the data's."
 )
+@click.option(
+    "--halves/--no-halves",
+    default=True,
+    show_default=True,
+    help="Say beside pixel-fd how far random halves of the data are apart: minutes, for thousands of pixels.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures into a file, too.")
 @steps_options
 @seed_option
@@ -64,6 +70,7 @@ def eval_command(
     features: str | None,
     num: int | None,
     resize: bool,
+    halves: bool,
     json_file: Path | None,
     steps: int | None,
     sigmas: str | None,
@@ -101,7 +108,7 @@ def eval_command(
     kind = "images" if levels is None else f"{_kind(levels)} samples"
     for result in results:
         click.echo(_line(result, samples.count, kind, reference, network))
-        if result.name == "pixel-fd" and reference.images is not None:
+        if halves and result.name == "pixel-fd" and reference.images is not None:
             click.echo(_halves(reference.images))
     if json_file is not None:
         _write_json(json_file, results, samples.count, reference.count, levels, network)
