@@ -1,7 +1,6 @@
 """Checkpoints: what goes in comes out, or the refusal says why."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,8 +142,10 @@ def test_moments_of_another_network_do_not_load(tiny_config):
     short = whole._replace(second_moment={})
     with pytest.raises(CheckpointError, match="it: second_moment does not fit the network: missing: conv_in.bias"):
         from_checkpoint(config, short, cpu, "it")
-    other = SimpleNamespace(
-        **{k: getattr(tiny_config(network={"channels": 16}), k) for k in ("network", "data", "train")}
-    )
+    taught = tiny_config(teacher={"decay": 0.9})
+    assert from_checkpoint(taught, whole, cpu, "it").teacher is not None  # before the first step, it is the student
+    with pytest.raises(CheckpointError, match="it: teacher does not fit the network: missing: conv_in.bias"):
+        from_checkpoint(taught, whole._replace(step=1), cpu, "it")
+    other = tiny_config(network={"channels": 16})
     with pytest.raises(CheckpointError, match=r"params does not fit.*conv_in.weight is \[8, 3, 3, 3\] and not \[16,"):
         from_checkpoint(other, whole, cpu, "it")

@@ -106,8 +106,8 @@ def test_a_nan_in_the_middle_of_a_logging_interval_is_traced_to_its_step_and_lev
     module = importlib.import_module("ict_backends.torch.train")
     original = module.train_step
 
-    def spoiled(state, config, batches, *, parts):
-        result = original(state, config, batches, parts=parts)
+    def spoiled(state, config, batches, **options):
+        result = original(state, config, batches, **options)
         if state.step == 6:
             result.losses[2] = float("nan")
         return result
