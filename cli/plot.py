@@ -141,7 +141,9 @@ def plot_rows(rows: Mapping[str, np.ndarray], path: Path) -> None:
     height = stacked.shape[2]
     figure = _new_figure(2.2 + 0.55 * stacked.shape[1], 0.2 + 0.55 * len(rows))
     axes = figure.subplots()
-    axes.imshow(picture[:, :, 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+    axes.imshow(
+        picture[:, :, 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+    )
     axes.set_yticks([(row + 0.5) * height for row in range(len(rows))], list(rows))
     axes.set(xticks=[])
     axes.tick_params(length=0)
