@@ -139,6 +139,7 @@ def ablate_command(
     from ict_backends import load_backend
     from ict_backends.rundir import free_run_path
     from ict_cli.plot import check_matplotlib
+    from ict_cli.train import given_settings
 
     if plan_name is None:
         click.echo("plans: " + ", ".join(sorted(path.stem for path in PLANS.glob("*.toml"))))
@@ -147,8 +148,7 @@ def ablate_command(
         raise UsageError("--resume needs --out FOLDER, the one to go on in")
     plan = _find_plan(plan_name)
     plan = plan._replace(preset=preset or plan.preset)
-    flags = {"data": {"source": data, "size": size, "crop": crop}, "train": {"total_steps": steps}}
-    given = {section: {k: v for k, v in values.items() if v is not None} for section, values in flags.items()}
+    given = given_settings(data=data, size=size, crop=crop, steps=steps)
     study = Study(plan, merge([*map(parse_assignment, settings), given]), backend, device, metric, num)
     load_backend(backend).check_device(device)
     check_matplotlib("ict ablate")

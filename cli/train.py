@@ -109,7 +109,7 @@ def train_command(
     if resume and init:
         raise UsageError("--resume and --init exclude each other")
     flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
-    asked = _asked(config_file, assignments, _flags(data=data, size=size, crop=crop, steps=steps, **flags))
+    asked = _asked(config_file, assignments, given_settings(data=data, size=size, crop=crop, steps=steps, **flags))
     engine = load_backend(backend)
     with engine.joined(device) as processes:
         if processes.world > 1 and out is None:
@@ -212,7 +212,8 @@ def _read_file(path: Path) -> Tree:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
 
 
-def _flags(*, data: str | None, size: int | None, crop: str | None, steps: int | None, **train: Any) -> Tree:
+def given_settings(*, data: str | None, size: int | None, crop: str | None, steps: int | None, **train: Any) -> Tree:
+    """The settings that options of their own give; what is None was not given."""
     given = {"data": {"source": data, "size": size, "crop": crop}, "train": {"total_steps": steps, **train}}
     return {section: {k: v for k, v in values.items() if v is not None} for section, values in given.items()}
 
