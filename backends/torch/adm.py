@@ -16,6 +16,9 @@ from ict_backends.torch.layers import (
     call,
     dot_product_attention,
     downsample,
+    shifted,
+    silu,
+    sum_of_branches,
     upsample,
 )
 from torch import Tensor, nn
@@ -59,21 +62,20 @@ class ADMBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
         """The block's output."""
-        h = F.silu(self.norm_0(x)).to(x.dtype)
+        h = silu(self.norm_0(x)).to(x.dtype)
         if self.up:
             h, x = upsample(h, ()), upsample(x, ())
         elif self.down:
             h, x = downsample(h, ()), downsample(x, ())
-        h, e = self.conv_0(h), self.embed(F.silu(embedding))[:, :, None, None]
+        e = self.embed(F.silu(embedding))
         if self.scale_shift:
-            scale, shift = e.chunk(2, dim=1)
-            h = F.silu(self.norm_1(h) * (1 + scale) + shift).to(x.dtype)
+            scale, shift = e[:, :, None, None].chunk(2, dim=1)
+            h = silu(self.norm_1(self.conv_0(h)) * (1 + scale) + shift).to(x.dtype)
         else:
-            h = F.silu(self.norm_1(h + e.to(x.dtype))).to(x.dtype)
+            h = silu(self.norm_1(shifted(self.conv_0, h, e))).to(x.dtype)
         if mask is not None:
-            h = h * mask / (1.0 - self.dropout)
-        h = self.conv_1(h)
-        return h + (x if self.shortcut is None else self.shortcut(x))
+            h = h.mul_(mask).div_(1.0 - self.dropout)
+        return sum_of_branches(self.conv_1, h, self.shortcut, x)
 
 
 class ADMAttention(nn.Module):
