@@ -153,10 +153,18 @@ def draw_noise(config: Config, keys: Array) -> tuple[Array, list[Array] | None, 
     def draw(key: Array) -> tuple[Array, list[Array]]:
         first, *others = jax.random.split(jax.random.wrap_key_data(key), len(drawn) + 1)
         z = jax.random.normal(first, (height, width, channels), jnp.float32)
-        return z, [jax.random.bernoulli(k, 1.0 - rate, (h, w, c)) for k, (c, h, w) in zip(others, drawn, strict=True)]
+        return z, [_draw_mask(k, rate, c * h * w).reshape(h, w, c) for k, (c, h, w) in zip(others, drawn, strict=True)]
 
     z, masks = jax.vmap(draw)(keys)
     return (z, masks[: len(shapes)], masks[-len(shapes) :]) if rate else (z, None, None)
+
+
+def _draw_mask(key: Array, rate: float, count: int) -> Array:
+    """[count] bool, each false with the probability `rate`, as a multiple of 2^-16."""
+    # Two elements of each random number: on the CPU, drawing them costs more than most convolutions.
+    numbers = jax.random.bits(key, (-(-count // 2),), jnp.uint32)
+    halves = jnp.concatenate([numbers & 0xFFFF, numbers >> 16])[:count]
+    return halves >= min(round(rate * 2**16), 2**16 - 1)
 
 
 class Draw(NamedTuple):

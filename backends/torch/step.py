@@ -107,7 +107,7 @@ def make_state(
     averaged, taught = (
         [] if network is None else _weights(network, processes, shard=sharded) for network in (ema, teacher)
     )
-    optimizer = torch.optim.RAdam(trained, lr=config.train.learning_rate, betas=config.train.betas)
+    optimizer = torch.optim.RAdam(trained, lr=config.train.learning_rate, betas=config.train.betas, foreach=True)
     for parameter in trained:
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step)),
@@ -172,13 +172,22 @@ def draw_noise(
         generator.manual_seed(int(seed))
         torch.randn(config.data.shape, generator=generator, out=z[i])
         if kept is not None:
-            torch.ge(torch.rand(sum(sizes), generator=generator, device=device), rate, out=kept[i])
+            _fill_mask(kept[i], rate, generator)
     if kept is None:
         return z, None, None
     # Like the activations that they are for, the masks have their channels last in memory.
     masks = [m.view(-1, h, w, c) for m, (c, h, w) in zip(kept.split(sizes, dim=1), drawn, strict=True)]
     masks = [m.permute(0, 3, 1, 2) for m in masks]
     return z, masks[: len(shapes)], masks[-len(shapes) :]
+
+
+def _fill_mask(kept: Tensor, rate: float, generator: torch.Generator) -> None:
+    """Make each of [n] bool false with the probability `rate`, as a multiple of 2^-16."""
+    # Four elements of each random number, in a third of the time that as many random floats take on the CPU.
+    numbers = torch.empty(-(-len(kept) // 4), dtype=torch.int64, device=kept.device)
+    numbers.random_(-(2**63), None, generator=generator)
+    least = min(round(rate * 2**16), 2**16 - 1) - 2**15
+    torch.ge(numbers.view(torch.int16)[: len(kept)], least, out=kept)
 
 
 class Batch(NamedTuple):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -62,33 +63,37 @@ def do_steps(both: Twins, config: Config, steps: range) -> tuple[Twins, list[tup
     return Twins(ours, theirs), losses
 
 
-@pytest.fixture(scope="module")
-def ends() -> dict[str, dict[str, np.ndarray]]:
-    """The weights that each option led to."""
-    return {}
+class End(NamedTuple):
+    """What the steps of an option led to in each backend, and the losses on the way."""
+
+    torch: Checkpoint
+    jax: Checkpoint
+    losses: list[tuple[np.ndarray, np.ndarray]]
+
+
+@lru_cache
+def end_of(name: str) -> End:
+    config = small_config(**OPTIONS[name])
+    with jax.enable_x64(True):
+        both, losses = do_steps(twins(config, "float64"), config, range(12, 12 + STEPS))
+        return End(torch_to_checkpoint(both.torch), jax_to_checkpoint(config, both.jax, jax_devices("cpu")), losses)
 
 
 # The last ones first: a stage with a few levels has a network for a teacher.
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_same_steps_lead_to_the_same_weights(name: str, ends: dict[str, dict[str, np.ndarray]]) -> None:
-    config = small_config(**OPTIONS[name])
-    with jax.enable_x64(True):
-        both, losses = do_steps(twins(config, "float64"), config, range(12, 12 + STEPS))
-        for theirs, ours in losses:
-            assert_close(theirs, ours, 1e-8)
-        expected = torch_to_checkpoint(both.torch)
-        found = jax_to_checkpoint(config, both.jax, jax_devices("cpu"))
+def test_the_same_steps_lead_to_the_same_weights(name: str) -> None:
+    end = end_of(name)
+    for theirs, ours in end.losses:
+        assert_close(theirs, ours, 1e-8)
     for group in ("params", "ema", "teacher"):
-        assert_all_close(getattr(found, group), getattr(expected, group), 1e-9)
-    assert bool(expected.teacher) == config.teacher.averaged
-    ends[name] = expected.params
+        assert_all_close(getattr(end.jax, group), getattr(end.torch, group), 1e-9)
+    assert bool(end.torch.teacher) == small_config(**OPTIONS[name]).teacher.averaged
 
 
-def test_each_option_changes_what_is_learnt(ends: dict[str, dict[str, np.ndarray]]) -> None:
+def test_each_option_changes_what_is_learnt() -> None:
     """No two of them lead to the same weights."""
-    flat = {name: np.concatenate([a.ravel() for a in arrays.values()]) for name, arrays in ends.items()}
+    flat = {name: np.concatenate([a.ravel() for a in end_of(name).torch.params.values()]) for name in OPTIONS}
     names = list(flat)
-    assert len(names) == len(OPTIONS)
     same = [(a, b) for i, a in enumerate(names) for b in names[:i] if np.allclose(flat[a], flat[b], rtol=0, atol=1e-9)]
     assert same == []
 
