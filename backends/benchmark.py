@@ -8,6 +8,7 @@ much as two; what activation checkpointing computes again is no achievement and 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import statistics
@@ -24,6 +25,7 @@ from ict_backends.errors import UserError
 from ict_backends.images import to_uint8
 from ict_backends.machine import describe_commit, describe_machine, describe_versions, process_memory
 from ict_backends.networks import parameter_shapes
+from ict_backends.plain_version import PlainVersion
 from ict_backends.processes import describe_shortage
 from ict_backends.sample_files import draw_into, open_sink
 from ict_backends.sampling import Model, sample_batches
@@ -43,10 +45,12 @@ class Trainer(Protocol):
 
     Attributes:
         stride: steps of one dispatch; only multiples of it can be done.
-        devices: that share a step.
+        replicas: devices that share a step.
+        devices: those of them with a limit of their own.
     """
 
     stride: int
+    replicas: int
     devices: int
 
     def advance(self, steps: int) -> np.ndarray:
@@ -162,7 +166,7 @@ class Run:
 
     Args:
         engine: what `load_backend` gives.
-        plain: of a configuration, images and a device, a function that does a training step and gives its loss.
+        plain: the version that ours is measured against.
         plain_batch: images of a plain step.
     """
 
@@ -171,7 +175,7 @@ class Run:
         engine: ModuleType,
         request: Request,
         *,
-        plain: Callable[[Config, np.ndarray, str], Callable[[], float]] | None = None,
+        plain: PlainVersion | None = None,
         plain_batch: int | None = None,
     ) -> None:
         self.engine, self.request, self.config = engine, request, request.config
@@ -186,9 +190,9 @@ class Run:
         # Now, before anything else of this process adds to it.
         size, what = self.engine.peak_memory(self.request.device) or process_memory()
         limit, flops = self._limit()
-        with tempfile.TemporaryDirectory(prefix="ict-bench-") as folder:
+        with tempfile.TemporaryDirectory(prefix="ict-bench-") as folder, contextlib.ExitStack() as stack:
             sampling = self._sampling(Path(folder))
-            stretches = {"training": training, **limit, **sampling, **self._plain()}
+            stretches = {"training": training, **limit, **sampling, **self._plain(stack)}
             with self.engine.out_of_memory("all stretches together do not fit into memory"):
                 seconds = alternate(stretches, self.request.repeats)
         check_images(self.samples)
@@ -243,7 +247,7 @@ class Run:
         self.forward_images = count * batch
         return {"sampling": sample, "forward": lambda: forward(count)}
 
-    def _plain(self) -> dict[str, Callable[[], object]]:
+    def _plain(self, stack: contextlib.ExitStack) -> dict[str, Callable[[], object]]:
         if self.plain is None:
             return {}
         config = replace(self.config, train={"batch_size": self.plain_batch, "micro_batch": 0})
@@ -251,10 +255,14 @@ class Run:
 
         def train(steps: int) -> None:
             with self.engine.out_of_memory(shortage):
-                check_losses(np.array([step() for _ in range(steps)]), "the plain version")
+                check_losses(advance(steps), "the plain version")
 
+        device = self.request.device
         with self.engine.out_of_memory(shortage):
-            step = self.plain(config, self.images, self.request.device)
+            if self.engine.device_name(device) == "cpu":
+                advance = stack.enter_context(self.plain.in_own_process(config, self.images, device))
+            else:  # whose memory two processes would have to share
+                advance = self.plain.make_advance(config, self.images, device)
         _, self.once["plain"] = timed(lambda: train(1))
         train(1)
         return {"plain": lambda: train(self.steps)}
@@ -269,6 +277,7 @@ class Run:
         fractions = [a / (devices * b) for a, b in zip(achieved, rates[best], strict=True)]
         figures = {
             "steps_per_stretch": self.steps,
+            "replicas": self.trainer.replicas,
             "devices": devices,
             "loss": self.loss,
             "forward_flops_per_image": forward_flops(self.config),
@@ -362,13 +371,14 @@ def describe_figures(figures: Mapping[str, Any]) -> str:
         row(f"plain, ms a step of {figures['plain']['batch_size']}", figures["plain"]["ms_per_step"])
         row("plain's time over ours, an image", figures["plain"]["ratio"])
     width = max(len(name) for name, *_ in rows)
+    shared = f", shared by {figures['replicas']} devices" if figures["replicas"] > 1 else ""
     lines = [" ".join([name.ljust(width), *(f"{value:>10s}" for value in values)]) for name, *values in rows]
     memory = figures["memory"]
     first = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in figures["first_seconds"].items())
     return "\n".join(
         [
             *lines,
-            f"a step: {_number(figures['step_flops'] / 1e9)} GFLOP, as 4 forward passes an image",
+            f"a step: {_number(figures['step_flops'] / 1e9)} GFLOP, as 4 forward passes an image{shared}",
             f"loss: {figures['loss']:.4g}",
             f"peak memory of training: {memory['peak_bytes'] / 2**20:,.0f} MiB, {memory['what']}",
             f"first calls, compilation included: {first}",

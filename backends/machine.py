@@ -33,14 +33,18 @@ def _cpuinfo() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_machine() -> dict[str, Any]:
     """What the run is on, as far as the operating system knows."""
     known = _cpuinfo()
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": known.get("model name", platform.processor()),
         "cpu_features": [flag for flag in _FEATURES if flag in known.get("flags", "").split()],
-        "cores": allowed,
+        "cores": available_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "os": platform.platform(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k in _ENVIRONMENT},

@@ -41,10 +41,10 @@ def rows(folder: Path) -> list[tuple[str, ...]]:
 def machine(record: Mapping[str, Any]) -> str:
     """The accelerator, or the CPU and how many of its cores were used."""
     found = record["machine"]
-    if not found["device"].endswith("cpu"):
+    if found["device"] != "cpu":
         return found["device"]
-    count = found["device"].removesuffix("cpu").removesuffix(" x ")
-    return f"{found['cpu']}, {found['cores']} cores" + (f" as {count} devices" if count else "")
+    devices = record.get("replicas", 1)
+    return f"{found['cpu']}, {found['cores']} cores" + (f" as {devices} devices" if devices > 1 else "")
 
 
 def changes(record: Mapping[str, Any]) -> list[str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,7 @@ import click
 from ict_backends.errors import UsageError
 from ict_cli.options import backend_option, batch_option, check_output, command_line, debug_option, device_option
 
-from ict_core import Config
 from ict_core.config import build_config, merge, parse_assignment, preset_tree
-
-PlainStep = Callable[[Config, Any, str], Callable[[], float]]
 
 
 @click.command("bench")
@@ -63,17 +57,20 @@ def bench_command(
     from ict_backends import load_backend
     from ict_backends.benchmark import Request, Run, describe_figures, describe_run, to_json
     from ict_backends.files import write_atomically
+    from ict_backends.plain_version import PlainVersion
 
     config = build_config(merge([preset_tree(preset), *map(parse_assignment, assignments)]))
-    make_plain = None if plain is None else _load_plain(plain, backend, config)
     if plain is None and plain_batch is not None:
         raise UsageError(f"--plain-batch {plain_batch} needs --plain")
+    version = None if plain is None else PlainVersion(plain, backend)
+    if version is not None:
+        version.check(config)
     engine = load_backend(backend)
     engine.check_device(device)
     if out is not None:
         _check_out(out)
     request = Request(config, steps, repeats, images, batch_size, product, device)
-    run = Run(engine, request, plain=make_plain, plain_batch=plain_batch)
+    run = Run(engine, request, plain=version, plain_batch=plain_batch)
     names = {"backend": backend, "preset": preset, "plain_file": None if plain is None else str(plain)}
     about = describe_run(request, names, command_line())
     about["machine"]["device"] = engine.device_name(device)
@@ -100,24 +97,3 @@ def _check_out(out: Path) -> None:
     check_output(out, (".json",), create=True)
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(13, os.strerror(13), str(out))
-
-
-def _load_plain(file: Path, backend: str, config: Config) -> PlainStep:
-    """The `make_step(backend, config, images, device)` of a Python file. Raises UsageError where it has none, and
-    whatever its `check(config)` does, if it has one."""
-    if not file.is_file():
-        raise UsageError(f"--plain {file}: no such file")
-    spec = importlib.util.spec_from_file_location("ict_plain", file)
-    if spec is None:
-        raise UsageError(f"--plain {file} must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"--plain {file} cannot be loaded: {type(error).__name__}: {error}") from error
-    make_step = getattr(module, "make_step", None)
-    if not callable(make_step):
-        raise UsageError(f"--plain {file} has no make_step(backend, config, images, device)")
-    getattr(module, "check", lambda config: None)(config)
-    return lambda config, images, device: make_step(backend, config, images, device)

@@ -11,13 +11,14 @@ from ict_backends.jax.bench import (
     peak_memory,
     product_size,
 )
-from ict_backends.jax.device import check_device, describe_device, keep_compiled, out_of_memory
+from ict_backends.jax.device import check_device, describe_device, keep_compiled, offer_cores, out_of_memory
 from ict_backends.jax.parallel import joined
 from ict_backends.jax.sample import Model, load_model
 from ict_backends.jax.train import train
 from ict_backends.jax.weights import read_flax_checkpoint
 
 keep_compiled()
+offer_cores()
 
 __all__ = [
     "Model",

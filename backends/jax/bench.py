@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ict_backends.cost import Convolution
-from ict_backends.jax.device import check_device, on_cpu, put, replicated, split
+from ict_backends.jax.device import check_device, on_cpu, put, replicated, split, worthwhile
 from ict_backends.jax.sample import Model
 from ict_backends.jax.step import (
     PRECISIONS,
@@ -41,6 +41,7 @@ class Trainer:
         labels: [n] int32, or None.
         parts: micro-batches of a step.
         stride: steps of one dispatch.
+        mesh: the devices that share a step.
     """
 
     config: Config
@@ -53,8 +54,13 @@ class Trainer:
     done: int = 0
 
     @property
+    def replicas(self) -> int:
+        """Devices that share a step."""
+        return self.mesh.size
+
+    @property
     def devices(self) -> int:
-        """That share a step, each with a limit of its own: those of the CPU have the same cores."""
+        """Those of them with a limit of their own: all of the CPU have the same cores."""
         return 1 if on_cpu(self.mesh) else self.mesh.size
 
     def advance(self, steps: int) -> np.ndarray:
@@ -74,7 +80,7 @@ class Trainer:
 
 def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> Trainer:
     """The state before the first step, and images and labels on the devices."""
-    mesh = check_device(device)
+    mesh = worthwhile(check_device(device), config)
     state = init_state(config, mesh)
     parts = check_split(config.train.batch_size, config.train.micro_batch, mesh.size, "devices")
     held = put(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), replicated(mesh))
@@ -84,7 +90,7 @@ def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, 
 
 def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> Model:
     """The model of these weights."""
-    mesh = check_device(device)
+    mesh = worthwhile(check_device(device), config)
     return Model(config, *load_arrays(abstract_network(config)[1:], arrays, mesh, "weights"), mesh)
 
 
@@ -143,7 +149,7 @@ def device_name(device: str) -> str:
     """Of the accelerators; "cpu" for the CPU."""
     mesh = check_device(device)
     kind = mesh.devices.flat[0].device_kind
-    return f"{mesh.size} x {kind}" if mesh.size > 1 else kind
+    return f"{mesh.size} x {kind}" if mesh.size > 1 and not on_cpu(mesh) else kind
 
 
 def _memory_stats(device: str) -> dict[str, int] | None:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from ict_backends.cost import model_flops
 from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.files import cache_folder
+from ict_backends.machine import available_cores
 from ict_backends.processes import local_rank
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ict_core import Config
+
 _PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "gpu": "gpu", "rocm": "rocm", "tpu": "tpu"}
 # The name of the mesh's one axis, along which a batch is split.
 BATCH_AXIS = "batch"
+# What a device of the CPU must have of a step's operations to be worth its part in exchanging gradients: 1 GFLOP is too
+# little, 8 are enough.
+_WORTHWHILE_FLOPS = 4e9
+# Each has all weights and moments in memory.
+_MOST_CPU_DEVICES = 8
 
 
 def keep_compiled() -> None:
@@ -26,6 +36,28 @@ def keep_compiled() -> None:
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+
+
+def offer_cores() -> None:
+    """Make every core a device, up to 8: XLA does most convolutions of a device of the CPU on one core.
+
+    JAX_NUM_CPU_DEVICES and XLA_FLAGS say otherwise; where JAX has its devices already, and where several processes
+    share the work, it is left as it is.
+    """
+    told = jax.config.jax_num_cpu_devices >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not told and "WORLD_SIZE" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # it has its devices
+            jax.config.update("jax_num_cpu_devices", min(available_cores(), _MOST_CPU_DEVICES))
+
+
+def worthwhile(mesh: Mesh, config: Config) -> Mesh:
+    """As many of the devices as training these settings gains by: all, but of the CPU those that divide a batch into
+    equal parts, with four GFLOP a step each at least."""
+    if not on_cpu(mesh):
+        return mesh
+    train, most = config.train, min(mesh.size, int(model_flops(config) / _WORTHWHILE_FLOPS))
+    counts = [n for n in range(2, most + 1) if train.batch_size % (n * max(train.micro_batch, 1)) == 0]
+    return Mesh(mesh.devices[: max(counts, default=1)], (BATCH_AXIS,))
 
 
 def check_device(name: str) -> Mesh:
@@ -56,7 +88,8 @@ def check_device(name: str) -> Mesh:
 def describe_device(name: str) -> str:
     """In words, what a name stands for: "jax 0.10.2 on 8 x tpu". Raises UsageError as `check_device` does."""
     mesh = check_device(name)
-    return f"jax {jax.__version__} on {mesh.size} x {mesh.devices.flat[0].platform}"
+    platform = mesh.devices.flat[0].platform
+    return f"jax {jax.__version__} on " + (platform if on_cpu(mesh) else f"{mesh.size} x {platform}")
 
 
 @contextlib.contextmanager

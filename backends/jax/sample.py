@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ict_backends.checkpoint import load_checkpoint
-from ict_backends.jax.device import check_device, out_of_memory, split
+from ict_backends.jax.device import check_device, out_of_memory, split, worthwhile
 from ict_backends.jax.step import abstract_network, consistency_function, merge_network
 from ict_backends.jax.weights import load_arrays
 from ict_backends.rundir import RunDir
@@ -106,7 +106,8 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
         CheckpointError, UsageError: in one line, what is missing, damaged or does not fit.
     """
     run = RunDir(Path(path))
-    config, mesh = run.load_config(), check_device(device)
+    config = run.load_config()
+    mesh = worthwhile(check_device(device), config)
     folder = run.checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
     arrays = checkpoint.params if weights == "raw" else checkpoint.ema

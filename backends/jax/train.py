@@ -14,7 +14,7 @@ from ict_backends.checkpoint import load_newest
 from ict_backends.data import Dataset
 from ict_backends.feeding import fed, fits_on_device
 from ict_backends.interruption import Interruption, StoppedError
-from ict_backends.jax.device import free_bytes, on_cpu, out_of_memory, put, replicated
+from ict_backends.jax.device import free_bytes, on_cpu, out_of_memory, put, replicated, worthwhile
 from ict_backends.jax.parallel import Processes, joined
 from ict_backends.jax.sample import Model
 from ict_backends.jax.step import StepResult, TrainState, init_state, to_device, train_step_in_parts, train_steps
@@ -49,6 +49,8 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
     """
     shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
     with joined(device) as processes, out_of_memory(shortage), Interruption() as interruption:
+        if processes.world == 1:
+            processes.mesh = worthwhile(processes.mesh, config)
         mesh = processes.mesh
         parts = check_split(config.train.batch_size, config.train.micro_batch, mesh.size, "devices")
         state = _restore(config, run, mesh) if resume else init_state(config, mesh)

@@ -39,7 +39,7 @@ class Trainer:
         labels: [n] int64, or None.
         parts: micro-batches of a step.
         stride: steps of one dispatch.
-        devices: that share a step.
+        replicas, devices: that share a step.
     """
 
     config: Config
@@ -48,6 +48,7 @@ class Trainer:
     labels: Tensor | None
     parts: int
     stride: int = 1
+    replicas: int = 1
     devices: int = 1
 
     def advance(self, steps: int) -> np.ndarray:

@@ -137,7 +137,9 @@ def test_a_loss_that_is_not_finite_is_refused(ict, tmp_path, monkeypatch):
     def advance(steps):
         return np.full((steps, 4), np.nan)
 
-    monkeypatch.setattr(engine, "make_trainer", lambda *_: SimpleNamespace(stride=1, devices=1, advance=advance))
+    monkeypatch.setattr(
+        engine, "make_trainer", lambda *_: SimpleNamespace(stride=1, replicas=1, devices=1, advance=advance)
+    )
     result = ict("bench", *SMALL, "--out", tmp_path / "x.json")
     assert (result.code, result.err) == (1, "Error: training: 4 of 4 losses are not finite\n")
     assert not (tmp_path / "x.json").exists()

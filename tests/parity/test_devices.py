@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from ict_backends.errors import UsageError
-from ict_backends.jax.device import check_device
+from ict_backends.jax.device import check_device, worthwhile
 from ict_backends.jax.sample import Model
 from ict_backends.jax.step import init_state, to_device, train_steps
 from ict_backends.jax.train import steps_per_dispatch
@@ -23,7 +23,31 @@ from ict_backends.processes import check_split
 from ict_backends.sampling import sample_images
 from twins import assert_all_close, small_config
 
+from ict_core import load_preset
+from ict_core.config import replace
+
 TESTS = Path(__file__).resolve().parents[1]
+# What is asked -> how many of four devices of the CPU training takes, and the settings.
+WORTHWHILE = {
+    "2.5 GFLOP a step": (1, "digits", {}),
+    "9.9 GFLOP": (2, "digits", {"batch_size": 256}),
+    "15 GFLOP": (2, "cifar10-tiny", {"batch_size": 16}),
+    "60 GFLOP": (4, "cifar10-tiny", {}),
+    "a prime number of images": (1, "cifar10-tiny", {"batch_size": 61}),
+    "63 images": (3, "cifar10-tiny", {"batch_size": 63}),
+    "two micro-batches": (2, "cifar10-tiny", {"micro_batch": 32}),
+}
+# Prints the number of devices that JAX has after the backend was imported, on some cores, JAX being in use or not.
+OFFERED = """
+import os, sys
+if sys.argv[1]:
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]))
+import jax
+if sys.argv[2]:
+    jax.devices()
+import ict_backends.jax
+print(jax.device_count("cpu"))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +79,10 @@ def report() -> dict:
             "weights": {n: a.ravel().tolist() for n, a in to_arrays(state.params).items()},
             "samples": samples.ravel().tolist(),
         }
+    found["worthwhile"] = {
+        name: worthwhile(check_device("cpu"), replace(load_preset(preset), train=train)).size
+        for name, (_, preset, train) in WORTHWHILE.items()
+    }
     try:
         check_split(6, 0, check_device("cpu").size, "devices")
     except UsageError as error:
@@ -70,6 +98,32 @@ def test_the_weights_do_not_depend_on_the_number_of_devices(on_four_devices: dic
     weights = [{n: np.array(a, np.float32) for n, a in found["weights"].items()} for found in (four, one)]
     assert_all_close(*weights, 1e-5)
     np.testing.assert_allclose(four["samples"], one["samples"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", WORTHWHILE)
+def test_a_step_takes_the_devices_that_pay(on_four_devices: dict, name: str) -> None:
+    count, _, _ = WORTHWHILE[name]
+    assert on_four_devices["worthwhile"][name] == count
+
+
+def offered(*arguments: str, **variables: str) -> int:
+    """The devices that JAX has in a process of its own, after the backend was imported."""
+    names = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "WORLD_SIZE")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | {"JAX_PLATFORMS": "cpu"} | variables
+    command = [sys.executable, "-c", OFFERED, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to keep a process on some cores")
+def test_every_core_is_a_device_unless_told_otherwise() -> None:
+    cores = min(8, len(os.sched_getaffinity(0)))
+    assert offered("", "") == cores
+    assert offered("1", "") == 1
+    assert offered("", "", JAX_NUM_CPU_DEVICES="3") == 3
+    assert offered("", "", XLA_FLAGS="--xla_force_host_platform_device_count=5") == 5
+    assert offered("", "", WORLD_SIZE="2") == 1
+    assert offered("", "jax is in use") == 1
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(on_four_devices: dict) -> None:

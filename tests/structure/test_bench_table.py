@@ -28,6 +28,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "precision": "float32",
         "batch_size": 64,
         "micro_batch": 0,
+        "replicas": 1,
         "settings": {"train.batch_size": 64, "network.fir_kernel": []},
         "plain": {"ratio": {"median": 1.5}},
         "fraction_of_limit": {"median": 0.8},
@@ -49,8 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_differs_from_the_preset_is_said(folder: Path) -> None:
-    machine = {"cpu": "Abacus 3", "cores": 2, "device": "2 x cpu"}
-    other = record(machine=machine, settings={"network.fir_kernel": [1.0, 1.0], "train.batch_size": 32})
+    other = record(replicas=2, settings={"network.fir_kernel": [1.0, 1.0], "train.batch_size": 32})
     (folder / "results" / "b.json").write_text(json.dumps(other))
     assert call("--results", folder / "results", "--readme", folder / "README.md").returncode == 0
     said = "| Abacus 3, 2 cores as 2 devices | torch | `digits`, 64, float32, `network.fir_kernel=[1.0, 1.0]` |"

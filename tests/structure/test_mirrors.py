@@ -44,6 +44,8 @@ ASYMMETRIES = {
     ("step.py", "jax", "to_device"): "a compiled function takes arrays, not the plan",
     ("step.py", "jax", "state_shardings"): "the batch is split over the mesh",
     ("device.py", "jax", "keep_compiled"): "torch keeps its compiler's results by itself",
+    ("device.py", "jax", "offer_cores"): "torch's operations use all cores",
+    ("device.py", "jax", "worthwhile"): "torch's operations use all cores",
     ("layers.py", "torch", "shifted"): "XLA fuses biases and sums, and has no arrays to change in place",
     ("layers.py", "torch", "sum_of_branches"): "XLA fuses biases and sums, and has no arrays to change in place",
     ("layers.py", "torch", "rescaled"): "XLA fuses biases and sums, and has no arrays to change in place",
