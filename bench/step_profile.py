@@ -96,7 +96,8 @@ def main(backend: str, preset: str, assignments: tuple[str, ...], steps: int) ->
     """Print the table."""
     config = make_config(preset, assignments)
     images = random_images(config)
-    trainer = load_backend(backend).make_trainer(config, images, labels_of(config, len(images)), "cpu")
+    device = {"torch": "cpu", "jax": "cpu:0"}[backend]  # one of the cores, which are devices of JAX
+    trainer = load_backend(backend).make_trainer(config, images, labels_of(config, len(images)), device)
     trainer.advance(2)
     times, kinds = {"torch": (torch_times, TORCH), "jax": (jax_times, JAX)}[backend]
     found = by_kind(times(trainer, steps), kinds)

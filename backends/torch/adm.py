@@ -17,7 +17,6 @@ from ict_backends.torch.layers import (
     dot_product_attention,
     downsample,
     shifted,
-    silu,
     sum_of_branches,
     upsample,
 )
@@ -62,7 +61,7 @@ class ADMBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
         """The block's output."""
-        h = silu(self.norm_0(x)).to(x.dtype)
+        h = F.silu(self.norm_0(x)).to(x.dtype)
         if self.up:
             h, x = upsample(h, ()), upsample(x, ())
         elif self.down:
@@ -70,9 +69,9 @@ class ADMBlock(nn.Module):
         e = self.embed(F.silu(embedding))
         if self.scale_shift:
             scale, shift = e[:, :, None, None].chunk(2, dim=1)
-            h = silu(self.norm_1(self.conv_0(h)) * (1 + scale) + shift).to(x.dtype)
+            h = F.silu(self.norm_1(self.conv_0(h)) * (1 + scale) + shift).to(x.dtype)
         else:
-            h = silu(self.norm_1(shifted(self.conv_0, h, e))).to(x.dtype)
+            h = F.silu(self.norm_1(shifted(self.conv_0, h, e))).to(x.dtype)
         if mask is not None:
             h = h.mul_(mask).div_(1.0 - self.dropout)
         return sum_of_branches(self.conv_1, h, self.shortcut, x)

@@ -138,11 +138,6 @@ def call(module: nn.Module, *inputs: Tensor | None, checkpoint: bool) -> Tensor:
     return torch_checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def silu(x: Tensor) -> Tensor:
-    """x sigmoid(x), in place of x where no gradient is wanted."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
 def add(a: Tensor, b: Tensor, *, rescale: bool) -> Tensor:
     """The sum of two branches, divided by sqrt 2 with `rescale`."""
     return rescaled(a + b, rescale=rescale)
@@ -224,13 +219,13 @@ class ResidualBlock(nn.Module):
         self.dropout, self.skip_rescale = dropout, skip_rescale
 
     def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
-        h = silu(self.norm_0(x)).to(x.dtype)
+        h = F.silu(self.norm_0(x)).to(x.dtype)
         if self.up:
             h, x = upsample(h, self.taps), upsample(x, self.taps)
         elif self.down:
             h, x = downsample(h, self.taps), downsample(x, self.taps)
         h = shifted(self.conv_0, h, self.embed(F.silu(embedding)))
-        h = silu(self.norm_1(h)).to(x.dtype)
+        h = F.silu(self.norm_1(h)).to(x.dtype)
         if mask is not None:
             h = h.mul_(mask).div_(1.0 - self.dropout)
         return rescaled(sum_of_branches(self.conv_1, h, self.shortcut, x), rescale=self.skip_rescale)

@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from ict_backends.torch.layers import CastConv, Conv, rescaled, shifted, silu, sum_of_branches
+from ict_backends.torch.layers import CastConv, Conv, rescaled, shifted, sum_of_branches
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int = 3) -> CastConv:
@@ -61,13 +60,3 @@ def test_a_branch_without_a_shortcut_is_left_as_it_is() -> None:
     expected = gradients(main(h) + x, *inputs)
     assert_all_close(gradients(rescaled(sum_of_branches(main, h, None, x), rescale=False), *inputs), expected)
     assert torch.equal(x, before)
-
-
-def test_silu_overwrites_only_where_no_gradient_is_wanted() -> None:
-    x = torch.linspace(-3, 3, 7)
-    expected, before = F.silu(x), x.clone()
-    assert torch.equal(silu(x), expected)
-    assert torch.equal(x, before)
-    with torch.no_grad():
-        assert silu(x).data_ptr() == x.data_ptr()
-    assert torch.equal(x, expected)

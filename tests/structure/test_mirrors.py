@@ -49,7 +49,6 @@ ASYMMETRIES = {
     ("layers.py", "torch", "shifted"): "XLA fuses biases and sums, and has no arrays to change in place",
     ("layers.py", "torch", "sum_of_branches"): "XLA fuses biases and sums, and has no arrays to change in place",
     ("layers.py", "torch", "rescaled"): "XLA fuses biases and sums, and has no arrays to change in place",
-    ("layers.py", "torch", "silu"): "XLA fuses biases and sums, and has no arrays to change in place",
     ("train.py", "jax", "Advance"): "several steps are compiled into one dispatch",
     ("device.py", "torch", "keep_freed_memory"): "XLA plans the memory of a step beforehand",
     ("flat.py", "torch", "flatten"): "XLA fuses an optimiser's operations over all arrays",
