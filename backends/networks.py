@@ -18,6 +18,11 @@ def mask_shapes(config: Config) -> tuple[tuple[int, int, int], ...]:
     return tuple(spec(config.network, config.data.shape).mask_shapes())
 
 
+def dropped_numbers(rate: float) -> int:
+    """How many of 2^16 equally likely numbers drop an element of a mask: the rate's nearest number, but never all."""
+    return min(round(rate * 2**16), 2**16 - 1)
+
+
 def parameter_shapes(config: Config) -> Shapes:
     """Every stored array of a configuration's network by name, in the layout of checkpoints.
 

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from ict_backends.jax.device import put, replicated, sharded, split
 from ict_backends.jax.networks import Network, make_network
-from ict_backends.networks import mask_shapes
+from ict_backends.networks import dropped_numbers, mask_shapes
 from ict_backends.plan import StepPlan
 from jax import Array
 from jax.sharding import Mesh
@@ -164,7 +164,7 @@ def _draw_mask(key: Array, rate: float, count: int) -> Array:
     # Two elements of each random number: on the CPU, drawing them costs more than most convolutions.
     numbers = jax.random.bits(key, (-(-count // 2),), jnp.uint32)
     halves = jnp.concatenate([numbers & 0xFFFF, numbers >> 16])[:count]
-    return halves >= min(round(rate * 2**16), 2**16 - 1)
+    return halves >= dropped_numbers(rate)
 
 
 class Draw(NamedTuple):

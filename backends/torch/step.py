@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from array_api_compat import torch as xp
-from ict_backends.networks import mask_shapes
+from ict_backends.networks import dropped_numbers, mask_shapes
 from ict_backends.plan import StepPlan
 from ict_backends.torch.device import keep_freed_memory
 from ict_backends.torch.flat import flatten, in_memory_order, unflatten
@@ -186,8 +186,7 @@ def _fill_mask(kept: Tensor, rate: float, generator: torch.Generator) -> None:
     # Four elements of each random number, in a third of the time that as many random floats take on the CPU.
     numbers = torch.empty(-(-len(kept) // 4), dtype=torch.int64, device=kept.device)
     numbers.random_(-(2**63), None, generator=generator)
-    least = min(round(rate * 2**16), 2**16 - 1) - 2**15
-    torch.ge(numbers.view(torch.int16)[: len(kept)], least, out=kept)
+    torch.ge(numbers.view(torch.int16)[: len(kept)], dropped_numbers(rate) - 2**15, out=kept)
 
 
 class Batch(NamedTuple):
