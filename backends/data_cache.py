@@ -23,7 +23,7 @@ from ict_backends.arrays import npz_names, read_member
 from ict_backends.errors import DataError
 from ict_backends.files import cache_folder, write_atomically
 from ict_backends.images import encode_npz
-from ict_backends.sources import available_cores
+from ict_backends.processes import available_cores
 
 # Of the rules of docs/data.md: with another number, everything is decoded anew.
 _RULES = 1

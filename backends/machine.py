@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from ict_backends.processes import available_cores
+
 _PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax")
 # What changes how fast the libraries are.
 _ENVIRONMENT = (
@@ -31,11 +33,6 @@ def _cpuinfo() -> dict[str, str]:
     except OSError:
         return {}
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine() -> dict[str, Any]:

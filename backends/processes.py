@@ -9,6 +9,11 @@ from collections.abc import Callable
 from ict_backends.errors import UsageError
 
 
+def available_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def local_rank() -> int | None:
     """The number of this process on its machine, from LOCAL_RANK, which torchrun sets; None without it.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import queue
 import subprocess
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from ict_backends.decoding import Preparation, decode, prepare
 from ict_backends.errors import DataError
+from ict_backends.processes import available_cores
 
 # Sets of more images are worth the start of other processes.
 MANY = 2000
@@ -101,11 +101,6 @@ def decoded(source: Source, preparation: Preparation | None) -> Iterator[tuple[i
 def decode_chunk(chunk: Chunk) -> list[tuple[int, Decoded]]:
     """(index, pixels or why there are none) of each image. Raises DataError where the preparation does not fit one."""
     return [(i, _decode(content, name, chunk.preparation)) for i, name, content in chunk.images]
-
-
-def available_cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _decode(content: Content, name: str, preparation: Preparation | None) -> Decoded:

@@ -12,8 +12,7 @@ import numpy as np
 from ict_backends.cost import model_flops
 from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.files import cache_folder
-from ict_backends.machine import available_cores
-from ict_backends.processes import local_rank
+from ict_backends.processes import available_cores, local_rank
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
