@@ -34,16 +34,15 @@ def torch_step(config: Config) -> Callable[[], None]:
     import torch
     from ict_backends.torch.device import check_device
     from ict_backends.torch.parallel import Processes
-    from ict_backends.torch.step import init_state, make_batch, train_step
+    from ict_backends.torch.step import init_state, make_batch, to_device, train_step
 
     device = check_device("auto")
     state = init_state(config, Processes(device))
-    shape = (config.train.batch_size, *config.data.shape)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    images = torch.randint(0, 256, (IMAGES, *config.data.shape), dtype=torch.uint8, device=device)
 
     def step() -> None:
         plan = plan_step(config, state.step, IMAGES)
-        float(train_step(state, config, [make_batch(config, plan, images, None)]).losses.sum())
+        float(train_step(state, config, [make_batch(config, to_device(plan, device), images, None)]).losses.sum())
 
     return step
 

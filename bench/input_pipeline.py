@@ -16,7 +16,7 @@ import torch
 from ict_backends.data import Dataset, load_data
 from ict_backends.plan import plan_step
 from ict_backends.torch.parallel import Processes, joined
-from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, train_step
+from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, to_device, train_step
 from ict_backends.torch.train import _feed
 
 from ict_core import Config
@@ -27,7 +27,7 @@ def constant_batches(config: Config, device: torch.device) -> Iterator[Batch]:
     """The plans of the steps, on the same images always."""
     images = torch.zeros(config.train.batch_size, *config.data.shape, dtype=torch.uint8, device=device)
     for step in range(config.train.total_steps):
-        yield make_batch(config, plan_step(config, step, 10**6), images, None)
+        yield make_batch(config, to_device(plan_step(config, step, len(images)), device), images, None)
 
 
 def real_batches(config: Config, dataset: Dataset, processes: Processes) -> Iterator[Batch]:

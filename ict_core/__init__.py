@@ -8,6 +8,7 @@ parameterization   scalings, consistency_output
 loss               pseudo_huber, huber_constant, loss_weight, consistency_loss; squared_l2, l1 to compare with
 teacher            adaptive_decay: of a teacher with a moving average, to compare with
 loss_scale         LossScale, next_loss_scale: for float16
+threefry           normal_noise, dropout_bytes: a function of keys, the same in every library; key_words, threefry
 sampling           multistep_sample
 editing            inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise, and their transforms
 config             the settings of a run, and the presets
@@ -60,6 +61,7 @@ from ict_core.parameterization import Scalings, consistency_output, scalings
 from ict_core.sampling import multistep_sample
 from ict_core.schedule import karras_sigmas
 from ict_core.teacher import adaptive_decay
+from ict_core.threefry import dropout_bytes, key_words, normal_noise, threefry
 
 __all__ = [
     "ADMConfig",
@@ -86,11 +88,13 @@ __all__ = [
     "consistency_output",
     "denoise",
     "discretization_steps",
+    "dropout_bytes",
     "huber_constant",
     "inpaint",
     "interpolate_noise",
     "interval_probabilities",
     "karras_sigmas",
+    "key_words",
     "l1",
     "load_preset",
     "loss_weight",
@@ -99,6 +103,7 @@ __all__ = [
     "mix_patches",
     "multistep_sample",
     "next_loss_scale",
+    "normal_noise",
     "patch_means",
     "preset_names",
     "pseudo_huber",
@@ -109,5 +114,6 @@ __all__ = [
     "stages",
     "stroke",
     "super_resolve",
+    "threefry",
     "to_grey",
 ]

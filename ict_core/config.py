@@ -292,8 +292,10 @@ class TrainConfig:
         batch_size: images a step, over all devices and processes.
         micro_batch: images that a device computes at a time, the gradients being added up; 0 for all of its share.
             The result is the same but for rounding.
-        precision: what the network computes in, of float32 weights: "float32", "bf16" or "fp16" (with a scaled loss,
-            for GPUs without bf16). Norms, embeddings, the last layer, the affine part and the distance stay float32.
+        precision: what the network computes in, of float32 weights: "float32", which is that on every device; "tf32"
+            (products and convolutions of float32 arrays as tensor cores do them, where there are any), "bf16", or
+            "fp16" (with a scaled loss, for GPUs without bf16). In the last two, norms, embeddings, the last layer, the
+            affine part and the distance stay float32.
         compile: let torch compile the network, which takes a minute or two; JAX always does.
         shard_weights: let each device hold a part of the weights, their average and moments, and not a copy of them.
         learning_rate, betas: of RAdam.
@@ -332,8 +334,7 @@ class TrainConfig:
         ok = self.micro_batch == 0 or (self.micro_batch > 0 and self.batch_size % self.micro_batch == 0)
         allowed = f"a divisor of train.batch_size = {self.batch_size} (or 0: all)"
         _require(ok, "train.micro_batch", self.micro_batch, allowed)
-        ok = self.precision in ("float32", "bf16", "fp16")
-        _require(ok, "train.precision", self.precision, '"float32", "bf16" or "fp16"')
+        _require_choice("train.precision", self.precision, ("float32", "tf32", "bf16", "fp16"))
         allowed = "false with train.shard_weights = true"
         _require(not (self.compile and self.shard_weights), "train.compile", self.compile, allowed)
         _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "> 0")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ict_backends.cost import Convolution
-from ict_backends.jax.device import check_device, on_cpu, put, replicated, split, worthwhile
+from ict_backends.jax.device import check_device, float32_as, on_cpu, put, replicated, split, worthwhile
 from ict_backends.jax.sample import Model
 from ict_backends.jax.step import (
     PRECISIONS,
@@ -119,7 +119,12 @@ def product_size(device: str) -> int:
 def make_product(size: int, precision: str, device: str) -> Callable[[int], None]:
     """A function that multiplies two matrices, [size, size], so many times."""
     a, b = _random([(size, size), (size, size)], precision, device)
-    product = jax.jit(jnp.matmul)
+
+    @jax.jit
+    def product(a: Array, b: Array) -> Array:
+        with float32_as(precision):
+            return a @ b
+
     return _repeated(lambda: product(a, b))
 
 
@@ -129,7 +134,12 @@ def make_convolution(shape: Convolution, batch: int, precision: str, device: str
     size = (batch, shape.height, shape.height, shape.in_channels)
     x, weight = _random([size, kernel], precision, device)
     layouts = ("NHWC", "HWIO", "NHWC")
-    convolve = jax.jit(lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layouts))
+
+    @jax.jit
+    def convolve(x: Array, weight: Array) -> Array:
+        with float32_as(precision):
+            return jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=layouts)
+
     return _repeated(lambda: convolve(x, weight))
 
 

@@ -108,6 +108,14 @@ def free_bytes(mesh: Mesh) -> int | None:
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
 
 
+def float32_as(precision: str) -> contextlib.AbstractContextManager[object]:
+    """Let products and convolutions of float32 arrays be what `train.precision` says: TF32 for "tf32", else float32.
+
+    Of what is traced within the context; JAX's own default is TF32 on GPUs and bfloat16 on TPUs.
+    """
+    return jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "highest")
+
+
 def on_cpu(mesh: Mesh) -> bool:
     """Whether the devices are the CPU's."""
     return mesh.devices.flat[0].platform == "cpu"

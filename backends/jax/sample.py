@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ict_backends.checkpoint import load_checkpoint
-from ict_backends.jax.device import check_device, out_of_memory, split, worthwhile
+from ict_backends.jax.device import check_device, float32_as, out_of_memory, split, worthwhile
 from ict_backends.jax.step import abstract_network, consistency_function, merge_network
 from ict_backends.jax.weights import load_arrays
 from ict_backends.rundir import RunDir
@@ -62,7 +62,8 @@ class Model:
 def _network(
     config: Config, params: nnx.State, constants: nnx.State, x_in: Array, c_noise: Array, labels: Array | None
 ) -> Array:
-    return merge_network(config, params, constants)(x_in, c_noise, labels)
+    with float32_as(config.train.precision):
+        return merge_network(config, params, constants)(x_in, c_noise, labels)
 
 
 @partial(jax.jit, static_argnames="config")

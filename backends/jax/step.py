@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from ict_backends.jax.device import put, replicated, sharded, split
+from ict_backends.jax.device import float32_as, put, replicated, sharded, split
 from ict_backends.jax.networks import Network, make_network
 from ict_backends.networks import dropped_numbers, mask_shapes
 from ict_backends.plan import StepPlan
@@ -24,14 +24,17 @@ from ict_core import (
     LossScale,
     consistency_loss,
     consistency_output,
+    dropout_bytes,
     huber_constant,
+    key_words,
     next_loss_scale,
+    normal_noise,
 )
 from ict_core.loss import ConsistencyFunction
 from ict_core.loss_scale import FIRST_FACTOR
 
 # train.precision -> what the network computes in; None for the dtype of its weights.
-PRECISIONS = {"float32": None, "bf16": jnp.bfloat16, "fp16": jnp.float16}
+PRECISIONS = {"float32": None, "tf32": None, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 
 
 class TrainState(NamedTuple):
@@ -113,10 +116,9 @@ def state_shardings(config: Config, state: TrainState, mesh: Mesh) -> TrainState
     return jax.tree.map(lambda array: sharded(mesh, array.shape), state)
 
 
-def key_data(seeds: int | np.ndarray) -> np.ndarray:
-    """[..., 2] uint32 of seeds in [0, 2^64), for `jax.random.wrap_key_data`."""
-    seeds = np.asarray(seeds, dtype=np.uint64)
-    return np.stack([seeds >> np.uint64(32), seeds & np.uint64(0xFFFF_FFFF)], axis=-1).astype(np.uint32)
+def key_data(seed: int) -> np.ndarray:
+    """[2] uint32 of a seed in [0, 2^64), for `jax.random.wrap_key_data`."""
+    return np.array([seed >> 32, seed & 0xFFFF_FFFF], dtype=np.uint32)
 
 
 def consistency_function(
@@ -126,15 +128,16 @@ def consistency_function(
     dtype = PRECISIONS[config.train.precision]
 
     def f(x: Array, sigma: Array) -> Array:
-        return consistency_output(
-            lambda x_in, c_noise, y: network(x_in if dtype is None else x_in.astype(dtype), c_noise, y, masks),
-            x,
-            sigma,
-            labels,
-            sigma_data=config.noise.sigma_data,
-            sigma_min=config.noise.sigma_min,
-            xp=jnp,
-        )
+        with float32_as(config.train.precision):
+            return consistency_output(
+                lambda x_in, c_noise, y: network(x_in if dtype is None else x_in.astype(dtype), c_noise, y, masks),
+                x,
+                sigma,
+                labels,
+                sigma_data=config.noise.sigma_data,
+                sigma_min=config.noise.sigma_min,
+                xp=jnp,
+            )
 
     return f
 
@@ -143,28 +146,21 @@ def draw_noise(config: Config, keys: Array) -> tuple[Array, list[Array] | None, 
     """The noise of one step, [b, h, w, c], and the dropout masks of student and teacher, each bool [b, h, w, c], or
     None without dropout.
 
-    Each image has those of its key, [b, 2] uint32. The masks are drawn once and handed to both passes, so that student
-    and teacher share them on every device, unless `teacher.share_dropout` is false.
+    Each image has those of its key, [b, 2] int32, in both backends. The masks are drawn once and handed to both passes,
+    so that student and teacher share them on every device, unless `teacher.share_dropout` is false.
     """
     rate, shapes = config.network.dropout, mask_shapes(config)
     drawn = shapes if config.teacher.share_dropout else shapes * 2
     channels, height, width = config.data.shape
-
-    def draw(key: Array) -> tuple[Array, list[Array]]:
-        first, *others = jax.random.split(jax.random.wrap_key_data(key), len(drawn) + 1)
-        z = jax.random.normal(first, (height, width, channels), jnp.float32)
-        return z, [_draw_mask(k, rate, c * h * w).reshape(h, w, c) for k, (c, h, w) in zip(others, drawn, strict=True)]
-
-    z, masks = jax.vmap(draw)(keys)
-    return (z, masks[: len(shapes)], masks[-len(shapes) :]) if rate else (z, None, None)
-
-
-def _draw_mask(key: Array, rate: float, count: int) -> Array:
-    """[count] bool, each false with the probability `rate`, as a multiple of 2^-16."""
-    # Two elements of each random number: on the CPU, drawing them costs more than most convolutions.
-    numbers = jax.random.bits(key, (-(-count // 2),), jnp.uint32)
-    halves = jnp.concatenate([numbers & 0xFFFF, numbers >> 16])[:count]
-    return halves >= dropped_numbers(rate)
+    z = normal_noise(keys, config.data.dim, xp=jnp).reshape(-1, height, width, channels)
+    if not rate:
+        return z, None, None
+    sizes = [c * h * w for c, h, w in drawn]
+    words = dropout_bytes(keys, sum(sizes), dropped=dropped_numbers(rate), xp=jnp)
+    kept = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(len(keys), -1)[:, : sum(sizes)]
+    parts = jnp.split(kept.astype(bool), np.cumsum(sizes)[:-1].tolist(), axis=1)
+    masks = [m.reshape(-1, h, w, c) for m, (c, h, w) in zip(parts, drawn, strict=True)]
+    return z, masks[: len(shapes)], masks[-len(shapes) :]
 
 
 class Draw(NamedTuple):
@@ -174,7 +170,7 @@ class Draw(NamedTuple):
         indices: [b] int32.
         flips: [b] bool.
         sigma_lo, sigma_hi, weight: [b] float32.
-        keys: [b, 2] uint32.
+        keys: [b, 2] int32.
         teacher_decay: [] float32, of the step.
     """
 
@@ -194,7 +190,7 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
             plan.indices.astype(np.int32),
             plan.flips,
             *(a.astype(np.float32) for a in plan.levels),
-            key_data(plan.row_seeds),
+            key_words(plan.row_seeds),
         )
         for plan in plans
     ]

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from ict_backends.cost import Convolution
-from ict_backends.plan import StepPlan, plan_step
+from ict_backends.plan import plan_step
 from ict_backends.processes import check_split
-from ict_backends.torch.device import check_device
+from ict_backends.torch.device import check_device, float32_as
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.sample import Model
 from ict_backends.torch.step import (
     PRECISIONS,
-    Batch,
     TrainState,
     consistency_function,
     init_state,
     make_batch,
+    to_device,
     train_step,
 )
 from ict_backends.torch.weights import load_arrays
@@ -53,20 +53,17 @@ class Trainer:
 
     def advance(self, steps: int) -> np.ndarray:
         """Do so many more steps, and wait for them: [steps, b] losses."""
-        found = []
-        for _ in range(steps):
-            plan = plan_step(self.config, self.state.step % self.config.train.total_steps, len(self.images))
-            batches = map(self._batch, plan.parts(self.parts))
-            decay = plan.teacher_decay
-            found.append(train_step(self.state, self.config, batches, parts=self.parts, teacher_decay=decay).losses)
+        with float32_as(self.config.train.precision):
+            found = [self._step() for _ in range(steps)]
         losses = torch.stack(found).cpu().numpy()
         _wait(self.images.device)
         return losses
 
-    def _batch(self, plan: StepPlan) -> Batch:
-        indices = torch.from_numpy(plan.indices).to(self.images.device)
-        labels = None if self.labels is None else self.labels[indices]
-        return make_batch(self.config, plan, self.images[indices], labels)
+    def _step(self) -> Tensor:
+        plan = plan_step(self.config, self.state.step % self.config.train.total_steps, len(self.images))
+        draws = to_device(plan, self.images.device).parts(self.parts)
+        batches = (make_batch(self.config, draw, self.images, self.labels) for draw in draws)
+        return train_step(self.state, self.config, batches, parts=self.parts, teacher_decay=plan.teacher_decay).losses
 
 
 def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> Trainer:
@@ -95,7 +92,7 @@ def make_forward(model: Model, batch: int, labels: np.ndarray | None) -> Callabl
     sigma = torch.full((batch,), config.noise.sigma_max, device=where)
 
     def run(times: int) -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_as(config.train.precision):
             for _ in range(times):
                 f(x, sigma)
         _wait(where)
@@ -115,7 +112,7 @@ def make_product(size: int, precision: str, device: str) -> Callable[[int], None
     out = torch.empty_like(a)
 
     def run(times: int) -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_as(precision):
             for _ in range(times):
                 torch.mm(a, b, out=out)
         _wait(where)
@@ -134,7 +131,7 @@ def make_convolution(shape: Convolution, batch: int, precision: str, device: str
     )
 
     def run(times: int) -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_as(precision):
             for _ in range(times):
                 F.conv2d(x, weight, padding=shape.kernel // 2)
         _wait(where)

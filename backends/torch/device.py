@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterator
+from functools import lru_cache
 
+import numpy as np
 import torch
 from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.processes import local_rank
+from torch import Tensor
 
 # Of glibc's mallopt: what is larger than this comes from the system and goes back to it when it is freed, and so does
 # what is freed at the heap's end.
@@ -75,3 +78,50 @@ def free_bytes(device: torch.device) -> int | None:
 def describe_device(name: str) -> str:
     """In words, what a name stands for: "torch 2.13.0 on cpu". Raises UsageError as `check_device` does."""
     return f"torch {torch.__version__} on {check_device(name)}"
+
+
+@contextlib.contextmanager
+def float32_as(precision: str) -> Iterator[None]:
+    """Let products and convolutions of float32 arrays be what `train.precision` says: TF32 for "tf32", else float32.
+
+    Torch's own default is float32 for products and TF32 for convolutions. Its settings are the process's, and are put
+    back afterwards.
+    """
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    try:
+        older = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # somebody has set the newer names of these settings alone
+        older = None
+    fast = precision == "tf32"
+    _set_older("high" if fast else "highest", fast)
+    try:
+        yield
+    finally:
+        if older is not None:
+            _set_older(*older)
+        matmul.fp32_precision, conv.fp32_precision = before
+
+
+def _set_older(products: str, convolutions: bool) -> None:
+    """By the older names, which set the newer ones; torch.compile asks for the older, and refuses what contradicts."""
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of an array of the host on a device. A GPU copies while it computes, and nothing waits for it."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    copies, computing = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copies):
+        moved = tensor.pin_memory().to(device, non_blocking=True)
+    computing.wait_stream(copies)
+    moved.record_stream(computing)
+    return moved
+
+
+@lru_cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

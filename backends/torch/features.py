@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ict_backends.errors import CheckpointError
-from ict_backends.torch.device import check_device
+from ict_backends.torch.device import check_device, float32_as
 from torch import Tensor
 
 
@@ -58,7 +58,7 @@ class FeatureNetwork:
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
         batch = batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch
         try:
-            with torch.inference_mode(), _quiet():
+            with torch.inference_mode(), float32_as("float32"), _quiet():
                 found = self._module(batch, **{flag: True}) if self._takes_flags else self._module(batch)
         except Exception as error:  # whatever the file's own code raises
             line = next(text for text in reversed(str(error).strip().splitlines() or [type(error).__name__]) if text)

@@ -148,16 +148,18 @@ def rescaled(x: Tensor, *, rescale: bool) -> Tensor:
     return x.mul_(math.sqrt(0.5)) if rescale else x
 
 
-def fir_kernel(taps: Sequence[float], *, gain: float = 1.0) -> Tensor:
-    """[n, n] outer product of the taps, of sum `gain`, float64."""
-    kernel = torch.outer(torch.tensor(taps, dtype=torch.float64), torch.tensor(taps, dtype=torch.float64))
-    return kernel * (gain / kernel.sum())
+def fir_kernel(taps: Sequence[float], *, gain: float = 1.0, like: Tensor | None = None) -> Tensor:
+    """[n, n] outer product of the taps, of sum `gain`, in the dtype and on the device of `like`, or float64."""
+    like = torch.empty(0, dtype=torch.float64) if like is None else like
+    # Filled there, not copied there: a copy would make the host wait for the device.
+    row = torch.stack([like.new_full((), tap) for tap in taps])
+    return torch.outer(row, row) * (gain / sum(taps) ** 2)
 
 
-def filter2d(x: Tensor, kernel: Tensor, *, stride: int, padding: int) -> Tensor:
-    """Correlate every channel of [b, c, h, w] with the same [n, n] kernel, turned by 180 degrees (a convolution)."""
+def filter2d(x: Tensor, taps: Sequence[float], *, stride: int, padding: int) -> Tensor:
+    """Convolve every channel of [b, c, h, w] with the same kernel, the outer product of the taps."""
     wide = widened(x)
-    weight = kernel.flip(0, 1).to(wide).expand(x.shape[1], 1, -1, -1)
+    weight = fir_kernel(taps[::-1], like=wide).expand(x.shape[1], 1, -1, -1)  # turned, since torch's only correlates
     return F.conv2d(wide, weight, stride=stride, padding=padding, groups=x.shape[1]).to(x.dtype)
 
 
@@ -170,7 +172,7 @@ def downsample(x: Tensor, taps: Sequence[float]) -> Tensor:
     """Halve [b, c, h, w] by the FIR filter; the mean of 2x2 where there are no taps."""
     if not taps:
         return F.avg_pool2d(x, 2)
-    return filter2d(x, fir_kernel(taps), stride=2, padding=(len(taps) - 2) // 2)
+    return filter2d(x, taps, stride=2, padding=(len(taps) - 2) // 2)
 
 
 def upsample(x: Tensor, taps: Sequence[float]) -> Tensor:
@@ -178,7 +180,7 @@ def upsample(x: Tensor, taps: Sequence[float]) -> Tensor:
     if not taps:
         return F.interpolate(x, scale_factor=2, mode="nearest")
     wide = widened(x)
-    weight = fir_kernel(taps, gain=4.0).to(wide).expand(x.shape[1], 1, -1, -1)
+    weight = fir_kernel(taps, gain=4.0, like=wide).expand(x.shape[1], 1, -1, -1)
     return F.conv_transpose2d(wide, weight, stride=2, padding=(len(taps) - 2) // 2, groups=x.shape[1]).to(x.dtype)
 
 
@@ -191,11 +193,10 @@ class PyramidDownsample(nn.Module):
         self.taps = tuple(taps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.taps:  # as wide a border as lets the unpadded convolution return exactly half
-            x = filter2d(x, fir_kernel(self.taps), stride=1, padding=len(self.taps) // 2)
-        else:
-            x = F.pad(x, (0, 1, 0, 1))
-        return self.conv(x)
+        if not self.taps:
+            return self.conv(F.pad(x, (0, 1, 0, 1)))
+        # As wide a border as lets the unpadded convolution return exactly half.
+        return self.conv(filter2d(x, self.taps, stride=1, padding=len(self.taps) // 2))
 
 
 class ResidualBlock(nn.Module):

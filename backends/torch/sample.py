@@ -13,7 +13,7 @@ from array_api_compat import torch as xp
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.rundir import RunDir
 from ict_backends.sampling import compiled_size, padded
-from ict_backends.torch.device import check_device, other_devices, out_of_memory
+from ict_backends.torch.device import check_device, float32_as, other_devices, out_of_memory
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.step import consistency_function
 from ict_backends.torch.weights import load_arrays
@@ -71,7 +71,7 @@ class Model:
         rows = np.array_split(np.arange(len(floats[0])), len(modules))
         # Nothing waits for a device until all have their work.
         shortage = f"{batch} images at a time are more than fit into memory"
-        with out_of_memory(shortage), torch.inference_mode():
+        with out_of_memory(shortage), torch.inference_mode(), float32_as(self.config.train.precision):
             parts = [
                 function(module, *(_to_device(a, part, module) for a in floats), _to_device(labels, part, module))
                 for module, part in zip(modules, rows, strict=True)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from array_api_compat import torch as xp
 from ict_backends.networks import dropped_numbers, mask_shapes
 from ict_backends.plan import StepPlan
-from ict_backends.torch.device import keep_freed_memory
+from ict_backends.torch.device import keep_freed_memory, upload
 from ict_backends.torch.flat import flatten, in_memory_order, unflatten
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.parallel import Processes, accumulating, full, local
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._triton import has_triton
 
 from ict_core import (
     Config,
@@ -24,14 +27,17 @@ from ict_core import (
     LossScale,
     consistency_loss,
     consistency_output,
+    dropout_bytes,
     huber_constant,
+    key_words,
     next_loss_scale,
+    normal_noise,
 )
 from ict_core.loss import ConsistencyFunction
 from ict_core.loss_scale import FIRST_FACTOR
 
 # train.precision -> what the network computes in; None for the dtype of its weights.
-PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"float32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -153,40 +159,76 @@ def consistency_function(
     return f
 
 
-def draw_noise(
-    config: Config, row_seeds: Sequence[int], device: torch.device
-) -> tuple[Tensor, list[Tensor] | None, list[Tensor] | None]:
+def draw_noise(config: Config, keys: Tensor) -> tuple[Tensor, list[Tensor] | None, list[Tensor] | None]:
     """The noise of one step, [b, c, h, w], and the dropout masks of student and teacher, each bool [b, c, h, w], or
     None without dropout.
 
-    Each image has those of its seed. The masks are drawn once and handed to both passes, so that student and teacher
-    share them on every device, unless `teacher.share_dropout` is false.
+    Each image has those of its key, [b, 2] int32, in both backends. The masks are drawn once and handed to both passes,
+    so that student and teacher share them on every device, unless `teacher.share_dropout` is false.
     """
     rate, shapes = config.network.dropout, mask_shapes(config)
     drawn = shapes if config.teacher.share_dropout else shapes * 2
-    sizes = [c * h * w for c, h, w in drawn]
-    z = torch.empty(len(row_seeds), *config.data.shape, device=device)
-    kept = torch.empty(len(row_seeds), sum(sizes), dtype=torch.bool, device=device) if rate else None
-    generator = torch.Generator(device)
-    for i, seed in enumerate(row_seeds):
-        generator.manual_seed(int(seed))
-        torch.randn(config.data.shape, generator=generator, out=z[i])
-        if kept is not None:
-            _fill_mask(kept[i], rate, generator)
-    if kept is None:
+    channels, height, width = config.data.shape
+    z = _on_gpu(normal_noise, keys)(keys, config.data.dim, xp=xp).view(-1, height, width, channels).permute(0, 3, 1, 2)
+    if not rate:
         return z, None, None
+    sizes = [c * h * w for c, h, w in drawn]
+    kept = _draw_bytes(keys, sum(sizes), dropped_numbers(rate)).view(torch.bool)[:, : sum(sizes)]
     # Like the activations that they are for, the masks have their channels last in memory.
     masks = [m.view(-1, h, w, c) for m, (c, h, w) in zip(kept.split(sizes, dim=1), drawn, strict=True)]
     masks = [m.permute(0, 3, 1, 2) for m in masks]
     return z, masks[: len(shapes)], masks[-len(shapes) :]
 
 
-def _fill_mask(kept: Tensor, rate: float, generator: torch.Generator) -> None:
-    """Make each of [n] bool false with the probability `rate`, as a multiple of 2^-16."""
-    # Four elements of each random number, in a third of the time that as many random floats take on the CPU.
-    numbers = torch.empty(-(-len(kept) // 4), dtype=torch.int64, device=kept.device)
-    numbers.random_(-(2**63), None, generator=generator)
-    torch.ge(numbers.view(torch.int16)[: len(kept)], dropped_numbers(rate) - 2**15, out=kept)
+# Words of the masks drawn at a time on the CPU: what its caches hold.
+_MOST_WORDS = 2**18
+
+
+def _draw_bytes(keys: Tensor, count: int, dropped: int) -> Tensor:
+    """`dropout_bytes` of all images: on a GPU at once, on the CPU in groups."""
+    group = len(keys) if keys.device.type != "cpu" else max(1, 4 * _MOST_WORDS // count)
+    draw = _on_gpu(dropout_bytes, keys)
+    parts = [draw(part, count, dropped=dropped, xp=xp) for part in keys.split(group)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _on_gpu(function: Callable[..., Tensor], keys: Tensor) -> Callable[..., Tensor]:
+    """The function, compiled into one kernel where the keys are on a GPU that torch can compile for."""
+    return _compiled(function) if keys.device.type == "cuda" and has_triton() else function
+
+
+@lru_cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=False)
+
+
+class Draw(NamedTuple):
+    """The plan of a batch as the device needs it.
+
+    Attributes:
+        indices: [b] int64.
+        flips: [b] bool.
+        sigma_lo, sigma_hi, weight: [b] float32.
+        keys: [b, 2] int32.
+    """
+
+    indices: Tensor
+    flips: Tensor
+    sigma_lo: Tensor
+    sigma_hi: Tensor
+    weight: Tensor
+    keys: Tensor
+
+    def parts(self, count: int) -> list[Draw]:
+        """The draws of `count` equal parts of the batch, which it divides by."""
+        return [Draw(*rows) for rows in zip(*(a.chunk(count) for a in self), strict=True)]
+
+
+def to_device(plan: StepPlan, device: torch.device) -> Draw:
+    """The plan of a step on the device; nothing waits for the copy."""
+    levels = upload(np.stack(plan.levels).astype(np.float32), device)
+    indices, flips, keys = (upload(a, device) for a in (plan.indices, plan.flips, key_words(plan.row_seeds)))
+    return Draw(indices, flips, *levels, keys)
 
 
 class Batch(NamedTuple):
@@ -210,14 +252,13 @@ class Batch(NamedTuple):
     teacher_masks: list[Tensor] | None
 
 
-def make_batch(config: Config, plan: StepPlan, images: Tensor, labels: Tensor | None) -> Batch:
-    """Turn the plan of a step and its images, [b, c, h, w] uint8 on the device, into a batch."""
-    device = images.device
-    flips = torch.from_numpy(plan.flips).to(device)[:, None, None, None]
-    x = torch.where(flips, images.flip(3), images).float() / 127.5 - 1.0
-    levels = (torch.from_numpy(values).float().to(device) for values in plan.levels)
-    z, *masks = draw_noise(config, plan.row_seeds, device)
-    return Batch(x, z, *levels, labels, *masks)
+def make_batch(config: Config, draw: Draw, images: Tensor, labels: Tensor | None) -> Batch:
+    """Turn the draw of a step and the data set, [n, c, h, w] uint8 and [n], into a batch."""
+    chosen = images[draw.indices]
+    x = torch.where(draw.flips[:, None, None, None], chosen.flip(3), chosen).float() / 127.5 - 1.0
+    z, *masks = draw_noise(config, draw.keys)
+    chosen_labels = None if labels is None else labels[draw.indices]
+    return Batch(x, z, draw.sigma_lo, draw.sigma_hi, draw.weight, chosen_labels, *masks)
 
 
 def batch_loss(network: nn.Module, config: Config, batch: Batch, teacher: nn.Module | None = None) -> ConsistencyLoss:

@@ -15,10 +15,10 @@ from ict_backends.processes import check_split, describe_shortage, leave
 from ict_backends.progress import warn
 from ict_backends.recorder import Recorder
 from ict_backends.rundir import RunDir
-from ict_backends.torch.device import free_bytes, out_of_memory
+from ict_backends.torch.device import float32_as, free_bytes, out_of_memory, upload
 from ict_backends.torch.parallel import Processes, joined
 from ict_backends.torch.sample import Model
-from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, train_step
+from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, to_device, train_step
 from ict_backends.torch.weights import averaged_network, from_checkpoint, to_checkpoint
 
 from ict_core import Config
@@ -37,7 +37,12 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
         UsageError, CheckpointError, NonFiniteError: in one line, with the last good checkpoint kept.
     """
     shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
-    with joined(device) as processes, out_of_memory(shortage), Interruption() as interruption:
+    with (
+        joined(device) as processes,
+        out_of_memory(shortage),
+        float32_as(config.train.precision),
+        Interruption() as interruption,
+    ):
         parts = check_split(config.train.batch_size, config.train.micro_batch, processes.world, "processes")
         state = _restore(config, run, processes) if resume else init_state(config, processes)
         feed, to_host, stopping = _feed(config, dataset, state.step, processes, parts), _to_host(processes), False
@@ -73,19 +78,20 @@ def _feed(
     held = fits_on_device(config, dataset.images, free_bytes(device))
     # Copied where it cannot be written, as a map of a file, of which torch would warn.
     images = torch.from_numpy(np.require(dataset.images, requirements="W")).to(device) if held else None
-    labels = torch.from_numpy(dataset.labels).to(device) if conditional else None
+    labels = torch.from_numpy(dataset.labels).to(device) if conditional and held else None
 
     def mine(plan: StepPlan) -> StepPlan:
         return plan.parts(processes.world)[processes.rank]
 
-    def load(plan: StepPlan, gathered: np.ndarray | None) -> Batch:
-        indices = torch.from_numpy(plan.indices).to(device)
-        chosen = images[indices] if gathered is None else torch.from_numpy(gathered).to(device, non_blocking=True)
-        return make_batch(config, plan, chosen, None if labels is None else labels[indices])
-
     for (plan,), gathered in fed(config, dataset.images, first, mine=mine, gather=not held):
-        pieces = [None] * parts if gathered is None else np.split(gathered, parts)
-        yield plan, map(load, mine(plan).parts(parts), pieces)
+        own = mine(plan)
+        if gathered is None:
+            draw, source, classes = to_device(own, device), images, labels
+        else:  # whose rows are the batch already
+            draw = to_device(own._replace(indices=np.arange(len(gathered))), device)
+            source = upload(gathered, device)
+            classes = upload(dataset.labels[own.indices], device) if conditional else None
+        yield plan, (make_batch(config, part, source, classes) for part in draw.parts(parts))
 
 
 def _to_host(processes: Processes) -> Callable[[Sequence[StepResult]], tuple[np.ndarray, np.ndarray]]:

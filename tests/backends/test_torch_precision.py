@@ -14,7 +14,7 @@ from ict_backends.plan import plan_step
 from ict_backends.sampling import sample_images
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.sample import Model
-from ict_backends.torch.step import init_state, make_batch, train_step
+from ict_backends.torch.step import init_state, make_batch, to_device, train_step
 
 from ict_core import load_preset
 from ict_core.config import replace
@@ -42,7 +42,7 @@ def digits_distance(precision: str, seed: int, steps: int = STEPS) -> float:
     state, images = init_state(config, Processes(torch.device("cpu"))), torch.from_numpy(data.images)
     for step in range(steps):
         plan = plan_step(config, step, len(images))
-        train_step(state, config, [make_batch(config, plan, images[plan.indices], None)])
+        train_step(state, config, [make_batch(config, to_device(plan, images.device), images, None)])
     assert {p.dtype for p in (*state.params.parameters(), *state.ema.parameters())} == {torch.float32}
     samples = sample_images(Model(config, state.ema), 1000, sigmas=[80.0], seed=0)
     assert samples.dtype == np.float32

@@ -7,7 +7,15 @@ import pytest
 import torch
 from ict_backends.plan import plan_step
 from ict_backends.torch.parallel import Processes
-from ict_backends.torch.step import batch_loss, consistency_function, init_state, make_batch, make_state, train_step
+from ict_backends.torch.step import (
+    batch_loss,
+    consistency_function,
+    init_state,
+    make_batch,
+    make_state,
+    to_device,
+    train_step,
+)
 
 from ict_core import pseudo_huber
 
@@ -29,8 +37,8 @@ def make(config, data, device="cpu", step=0):
     state = init_state(config, Processes(torch.device(device)))
     randomize(state.params)
     plan = plan_step(config, step, len(data.images))
-    images = torch.from_numpy(data.images[plan.indices]).to(device)
-    return state, make_batch(config, plan, images, None)
+    images = torch.from_numpy(data.images).to(device)
+    return state, make_batch(config, to_device(plan, torch.device(device)), images, None)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -108,7 +116,7 @@ def test_the_update_is_radam_without_clipping_or_decay_and_the_ema_follows(tiny_
     rho_inf, rectified = 2 / (1 - b2) - 1, 0
     for t in range(1, 11):
         plan = plan_step(config, t - 1, len(tiny_data.images))
-        batch = make_batch(config, plan, torch.from_numpy(tiny_data.images[plan.indices]), None)
+        batch = make_batch(config, to_device(plan, torch.device("cpu")), torch.from_numpy(tiny_data.images), None)
         batch = batch._replace(**{k: getattr(batch, k).double() for k in batch._fields[:5]})
         grads = torch.autograd.grad(batch_loss(state.params, config, batch).mean, list(state.params.parameters()))
         rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
@@ -146,7 +154,7 @@ def test_one_batch_can_be_overfitted(tiny_config, tiny_data):
     config = tiny_config(network={"dropout": 0.0}, train={"learning_rate": 1e-2})
     state = init_state(config, Processes(torch.device("cpu")))
     plan = plan_step(config, 0, len(tiny_data.images))
-    batch = make_batch(config, plan, torch.from_numpy(tiny_data.images[plan.indices]), None)
+    batch = make_batch(config, to_device(plan, torch.device("cpu")), torch.from_numpy(tiny_data.images), None)
     losses = [train_step(state, config, [batch]).losses.mean().item() for _ in range(300)]
     assert losses[-1] < 0.1 * losses[0]
 
@@ -154,8 +162,8 @@ def test_one_batch_can_be_overfitted(tiny_config, tiny_data):
 def test_images_become_pixels_in_minus_one_to_one_and_flips_mirror_them(tiny_config, tiny_data):
     config = tiny_config()
     plan = plan_step(config, 0, 10)._replace(flips=np.array([True, False] * 3))
-    images = torch.from_numpy(tiny_data.images[plan.indices])
-    x = make_batch(config, plan, images, None).x
+    images = torch.from_numpy(tiny_data.images)[plan.indices]
+    x = make_batch(config, to_device(plan, images.device), torch.from_numpy(tiny_data.images), None).x
     assert x.dtype == torch.float32
     torch.testing.assert_close(x[1::2], images[1::2] / 127.5 - 1, rtol=0, atol=1e-6)
     torch.testing.assert_close(x[::2], images[::2].flip(3) / 127.5 - 1, rtol=0, atol=1e-6)

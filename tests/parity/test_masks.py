@@ -1,59 +1,80 @@
-"""Dropout masks, several of whose elements come from one random number."""
+"""Noise and dropout masks are the same in both backends, and each image's are its own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from ict_backends.jax.step import _draw_mask
-from ict_backends.torch.step import _fill_mask
+from ict_backends.jax import step as jax_step
+from ict_backends.networks import mask_shapes
+from ict_backends.torch import step as torch_step
+from twins import nchw, small_adm_config, small_config
+
+from ict_core import Config, key_words
+from ict_core.config import replace
 
 
-def torch_mask(seed: int, rate: float, count: int) -> np.ndarray:
-    kept = torch.empty(count, dtype=torch.bool)
-    _fill_mask(kept, rate, torch.Generator().manual_seed(seed))
-    return kept.numpy()
+def torch_draw(config: Config, seeds: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """The noise and both lists of masks of some images, NCHW."""
+    z, *masks = torch_step.draw_noise(config, torch.from_numpy(key_words(seeds)))
+    return z.numpy(), *([m.numpy() for m in each] for each in masks)
 
 
-def jax_mask(seed: int, rate: float, count: int) -> np.ndarray:
-    return np.asarray(_draw_mask(jax.random.key(seed), rate, count))
+def jax_draw(config: Config, seeds: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """The noise and both lists of masks of some images, NCHW."""
+    z, *masks = jax_step.draw_noise(config, jnp.asarray(key_words(seeds)))
+    return nchw(z), *([nchw(m) for m in each] for each in masks)
 
 
-BACKENDS = pytest.mark.parametrize("mask", [torch_mask, jax_mask])
+BACKENDS = pytest.mark.parametrize("draw", [torch_draw, jax_draw])
+SEEDS = np.array([0, 1, 2**40, 2**63 + 5, 2**64 - 1], dtype=np.uint64)
+CONFIGS = [
+    small_config(network={"dropout": 0.3}),
+    small_adm_config(),
+    small_config(network={"dropout": 0.9}, data={"shape": [1, 4, 4]}, teacher={"share_dropout": False}),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["ncsnpp", "adm", "apart"])
+def test_both_backends_draw_the_same(config: Config) -> None:
+    """Masks bit by bit, noise to the rounding of log and cos."""
+    (z, *masks), (jax_z, *jax_masks) = (draw(config, SEEDS) for draw in (torch_draw, jax_draw))
+    assert z.dtype == jax_z.dtype == np.float32
+    np.testing.assert_allclose(z, jax_z, rtol=0, atol=3e-6)
+    for ours, theirs in zip(masks, jax_masks, strict=True):
+        assert [m.shape[1:] for m in ours] == list(mask_shapes(config))
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@BACKENDS
+def test_an_image_draws_the_same_in_any_company(draw: Callable[..., Any]) -> None:
+    config = CONFIGS[0]
+    z, masks, _ = draw(config, SEEDS)
+    for i in range(len(SEEDS)):
+        alone_z, alone, _ = draw(config, SEEDS[i : i + 1])
+        np.testing.assert_array_equal(alone_z[0], z[i])
+        assert all(np.array_equal(a[0], b[i]) for a, b in zip(alone, masks, strict=True))
+    assert len({z[i].tobytes() for i in range(len(SEEDS))}) == len(SEEDS)
+    assert len({masks[0][i].tobytes() for i in range(len(SEEDS))}) == len(SEEDS)
+
+
+def test_groups_of_images_on_the_cpu_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIGS[0], data={"shape": (3, 16, 16)})
+    together = torch_draw(config, SEEDS)
+    monkeypatch.setattr(torch_step, "_MOST_WORDS", 1)
+    for a, b in zip(together[1], torch_draw(config, SEEDS)[1], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @BACKENDS
 @pytest.mark.parametrize("rate", [0.001, 0.3, 0.5, 0.9])
-def test_elements_are_dropped_at_their_rate(mask: Callable[..., np.ndarray], rate: float) -> None:
-    """All, and those in each place of a random number."""
-    dropped = ~mask(1, rate, 400_003)
-    for part in (dropped, *(dropped[i::4] for i in range(4)), *np.array_split(dropped, 2)):
-        assert abs(part.mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / len(part))
-
-
-@BACKENDS
-@pytest.mark.parametrize("rate", [0.3, 0.9])
-def test_elements_know_nothing_of_each_other(mask: Callable[..., np.ndarray], rate: float) -> None:
-    """Neighbours, and those that share a random number."""
-    kept = mask(1, rate, 400_000) - (1 - rate)
-    for distance in (1, 2, 3, 4, len(kept) // 2):
-        products = kept[distance:] * kept[:-distance]
-        assert abs(products.mean()) < 5 * rate * (1 - rate) / math.sqrt(len(products))
-
-
-@BACKENDS
-@pytest.mark.parametrize("count", [1, 2, 3, 6, 1001])
-def test_masks_are_those_of_their_seed(mask: Callable[..., np.ndarray], count: int) -> None:
-    first = mask(1, 0.5, count)
-    assert first.shape == (count,)
-    np.testing.assert_array_equal(mask(1, 0.5, count), first)
-    assert count < 1001 or (mask(2, 0.5, count) != first).any()
-
-
-@BACKENDS
-def test_a_rate_next_to_one_drops_not_all(mask: Callable[..., np.ndarray]) -> None:
-    assert 0 < mask(0, 1 - 1e-9, 2**20).sum() < 100
+def test_masks_drop_at_their_rate(draw: Callable[..., Any], rate: float) -> None:
+    config = replace(CONFIGS[0], network={"dropout": rate})
+    _, masks, _ = draw(config, np.arange(500, dtype=np.uint64))
+    dropped = ~np.concatenate([m.ravel() for m in masks])
+    assert abs(dropped.mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / dropped.size)

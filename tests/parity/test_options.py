@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
 from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
 from twins import Twins, assert_all_close, assert_close, jax_batch, numpy_batch, small_config, torch_batch, twins
 
-from ict_core import Config
+from ict_core import Config, key_words
 
 STEPS = 8
 advance = jax.jit(jax_step.train_step, static_argnums=1)
@@ -155,12 +156,10 @@ def test_masks_are_shared_unless_asked_otherwise(backend: str) -> None:
 
 
 def torch_masks(config: Config) -> tuple[Any, Any]:
-    seeds = plan_step(config, 0, 10).row_seeds
-    _, *masks = torch_step.draw_noise(config, seeds, torch.device("cpu"))
+    _, *masks = torch_step.draw_noise(config, torch.from_numpy(key_words(plan_step(config, 0, 10).row_seeds)))
     return tuple(None if m is None else [a.numpy() for a in m] for m in masks)
 
 
 def jax_masks(config: Config) -> tuple[Any, Any]:
-    keys = jax_step.key_data(plan_step(config, 0, 10).row_seeds)
-    _, *masks = jax_step.draw_noise(config, keys)
+    _, *masks = jax_step.draw_noise(config, jnp.asarray(key_words(plan_step(config, 0, 10).row_seeds)))
     return tuple(None if m is None else [np.asarray(a) for a in m] for m in masks)
