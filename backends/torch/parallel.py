@@ -45,21 +45,7 @@ class Processes:
         """
         if self.world == 1:
             return network
-        if shard:
-            for parameter in network.parameters():  # FSDP2 takes no other layout; convolutions make theirs anew
-                parameter.data = parameter.data.contiguous()
-            mesh = dist.device_mesh.init_device_mesh(self.device.type, (self.world,))
-            for block in _blocks(network):  # one after the other is made whole, used, and let go
-                fully_shard(block, mesh=mesh)
-            # By default, a root keeps its own arrays whole until a gradient has come: a teacher's would be those of its
-            # first pass for ever.
-            return fully_shard(network, mesh=mesh, reshard_after_forward=True)
-        ids = None if self.device.type == "cpu" else [self.device.index]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of the name of an option, which older versions do not know
-            return DistributedDataParallel(
-                network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+        return sharded(network, self.device, self.world) if shard else copied(network, self.device)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in one of the processes. All of them ask."""
@@ -80,6 +66,26 @@ class Processes:
         parts = [torch.empty_like(losses) for _ in range(self.world)]
         dist.all_gather(parts, losses)
         return torch.cat(parts, dim=1).cpu().numpy()
+
+
+def copied(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network, wrapped so that its gradient is the mean over all processes, which have a copy each."""
+    ids = None if device.type == "cpu" else [device.index]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the name of an option, which older versions do not know
+        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def sharded(network: nn.Module, device: torch.device, world: int) -> nn.Module:
+    """The network itself, of whose arrays each of `world` processes holds a part from now on (FSDP2)."""
+    for parameter in network.parameters():  # FSDP2 takes no other layout; convolutions make theirs anew
+        parameter.data = parameter.data.contiguous()
+    mesh = dist.device_mesh.init_device_mesh(device.type, (world,))
+    for block in _blocks(network):  # one after the other is made whole, used, and let go
+        fully_shard(block, mesh=mesh)
+    # By default, a root keeps its own arrays whole until a gradient has come: a teacher's would be those of its first
+    # pass for ever.
+    return fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:

@@ -1,0 +1,245 @@
+"""Everything about GPUs that is open, settled by one command: python bench/gpu.py [--train SECONDS] [--part NAME].
+
+Parts run in the order of their importance, each in a process of its own that is ended at its limit. Whatever a part
+finds is written at once: being cut off loses nothing. See bench/gpu.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_OUT = ROOT / "bench" / "results" / "gpu"
+# Where what the machine lacks, and what the repository may not hold, comes along; git ignores it.
+CARRIED = ROOT / ".gpu"
+RESULTS, REPORT, LOG = "results.jsonl", "report.txt", "log.txt"
+
+
+class Part(NamedTuple):
+    """A part of the measurement.
+
+    Attributes:
+        phase: parts of one phase run side by side.
+        seconds: after which it is ended.
+        module, function: what it does, of a file beside this one: a function of a `Report`.
+        arguments: of the function.
+    """
+
+    phase: int
+    seconds: int
+    module: str
+    function: str
+    arguments: tuple[str, ...] = ()
+
+
+# What is compiled for the second phase and later is kept in the caches of both frameworks by the first.
+PARTS = {
+    "torch-checks": Part(1, 100, "gpu_checks", "check", ("torch",)),
+    "jax-checks": Part(1, 100, "gpu_checks", "check", ("jax",)),
+    "prepare-cifar10": Part(1, 100, "gpu_speed", "prepare_torch", ("cifar10",)),
+    "prepare-small": Part(1, 100, "gpu_speed", "prepare_torch", ("cifar10-small",)),
+    "prepare-jax": Part(1, 100, "gpu_speed", "prepare_jax"),
+    "torch-speed": Part(2, 130, "gpu_speed", "torch_speed"),
+    "jax-speed": Part(3, 80, "gpu_speed", "jax_speed"),
+    "sampling": Part(4, 45, "gpu_speed", "sampling"),
+    "training": Part(5, 60, "gpu_training", "train"),
+}
+
+
+class Report(NamedTuple):
+    """Where a part writes what it finds.
+
+    Attributes:
+        part: its name.
+        out: the folder.
+        rehearse: tiny sizes, on the CPU.
+        seconds: that the part may take in all.
+        began: `time.monotonic` when it began.
+    """
+
+    part: str
+    out: Path
+    rehearse: bool
+    seconds: float
+    began: float
+
+    def add(self, name: str, /, **values: Any) -> None:
+        """Write one result, and print it."""
+        print(write(self.out, self.part, name, time.monotonic() - self.began, values), end="", flush=True)
+
+    def attempt(self, name: str, function: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        """The values of a measurement, written; None where it raised, which is written, too."""
+        start = time.monotonic()
+        try:
+            values = function()
+        except Exception as error:  # a part goes on with what follows
+            text = " ".join(str(error).split())
+            self.add(name, error=f"{type(error).__name__}: {text[:500]}")
+            return None
+        self.add(name, took=round(time.monotonic() - start, 1), **values)
+        return values
+
+    @property
+    def left(self) -> float:
+        """Seconds that the part still has."""
+        return self.seconds - (time.monotonic() - self.began)
+
+    @property
+    def device(self) -> str:
+        """The name of the device, for both backends."""
+        return "cpu" if self.rehearse else "cuda"
+
+
+def write(out: Path, part: str, name: str, at: float, values: Mapping[str, Any]) -> str:
+    """Add a line to the results, which is returned.
+
+    Args:
+        at: seconds since the part began.
+    """
+    line = json.dumps({"part": part, "name": name, "at": round(at, 1), "values": values}) + "\n"
+    with open(out / RESULTS, "a", encoding="utf-8") as file:
+        file.write(line)
+    return line
+
+
+def environment(rehearse: bool) -> dict[str, str]:
+    """Of the parts' processes: the packages are found without being installed, and JAX leaves memory to others."""
+    packages = CARRIED / "packages"
+    packages.mkdir(parents=True, exist_ok=True)
+    for name, folder in (("ict_core", "ict_core"), ("ict_backends", "backends"), ("ict_cli", "cli")):
+        if not (packages / name).exists():
+            (packages / name).symlink_to(ROOT / folder)
+    paths = [str(packages), str(CARRIED / "site"), os.environ.get("PYTHONPATH", "")]
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    found |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"}
+    found |= {"TORCHINDUCTOR_FX_GRAPH_CACHE": "1", "TORCHINDUCTOR_AUTOGRAD_CACHE": "1"}
+    if rehearse:
+        quick = "--xla_backend_optimization_level=0"
+        found |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick, "JAX_NUM_CPU_DEVICES": "1"}
+    return found
+
+
+def start(name: str, out: Path, seconds: float, rehearse: bool) -> subprocess.Popen[bytes]:
+    """The process of a part; what it prints goes into the log."""
+    command = [sys.executable, str(Path(__file__)), "--inner", name, "--out", str(out), "--limit", str(seconds)]
+    with open(out / LOG, "ab") as log:
+        return subprocess.Popen(
+            command + ["--rehearse"] * rehearse,
+            env=environment(rehearse),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait(name: str, process: subprocess.Popen[bytes], deadline: float) -> str:
+    """How a part ended: "done", "failed" or "cut off"."""
+    try:
+        code = process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return "cut off"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return "done" if code == 0 else f"failed with {code}"
+
+
+def run_parts(names: list[str], out: Path, rehearse: bool, limits: Mapping[str, float]) -> list[str]:
+    """Run parts phase by phase. Returns the names of those that did not end well."""
+    bad = []
+    # The CPU of a rehearsal has no cores to spare.
+    together = [[n] for n in names] if rehearse else [list(g) for _, g in groupby(names, lambda n: PARTS[n].phase)]
+    for group in together:
+        running = {name: start(name, out, limits[name], rehearse) for name in group}
+        began = time.monotonic()
+        for name, process in running.items():
+            ended = wait(name, process, began + limits[name])
+            at = time.monotonic() - began
+            write(out, name, "ended", at, {"how": ended})
+            print(f"{name}: {ended} after {at:.0f} s", flush=True)
+            bad += [name] * (ended != "done")
+        (out / REPORT).write_text(describe(out), encoding="utf-8")
+    return bad
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """All results in a folder, in the order in which they came."""
+    path = out / RESULTS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def describe(out: Path) -> str:
+    """The results as text, a line each."""
+    lines = []
+    for record in records(out):
+        shown = ", ".join(f"{k} {_number(v)}" for k, v in record["values"].items())
+        lines.append(f"{record['part']:15s} {record['at']:6.1f} s  {record['name']}: {shown}")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def run_inner(name: str, report: Report) -> None:
+    """What a part's process does."""
+    import importlib
+
+    part = PARTS[name]
+    if report.rehearse:
+        _compile_without_a_compiler()
+    getattr(importlib.import_module(part.module), part.function)(report, *part.arguments)
+
+
+def _compile_without_a_compiler() -> None:
+    """Let torch trace what it would compile, and run it as it is: compiling for the CPU takes minutes."""
+    from torch import nn
+
+    def compiled(module: nn.Module, **options: Any) -> None:
+        whole(module, backend="aot_eager", dynamic=options.get("dynamic"))
+
+    whole = nn.Module.compile
+    nn.Module.compile = compiled
+
+
+@click.command()
+@click.option("--part", "chosen", type=click.Choice(list(PARTS)), multiple=True, help="This one alone; repeatable.")
+@click.option("--train", "seconds", default=60, show_default=True, help="Seconds of the training.")
+@click.option("--rehearse", is_flag=True, help="Everything at tiny sizes on the CPU.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: OUT, or bench/results/gpu]"
+)
+@click.option("--inner", type=click.Choice(list(PARTS)), hidden=True)
+@click.option("--limit", type=float, default=600.0, hidden=True)
+def main(
+    chosen: tuple[str, ...], seconds: int, rehearse: bool, out: Path | None, inner: str | None, limit: float
+) -> None:
+    """Measure and check everything that needs a GPU."""
+    out = out or Path(os.environ.get("OUT", DEFAULT_OUT))
+    out.mkdir(parents=True, exist_ok=True)
+    if inner:
+        run_inner(inner, Report(inner, out, rehearse, limit, time.monotonic()))
+        return
+    limits = {name: float(part.seconds) for name, part in PARTS.items()} | {"training": float(seconds) + 60.0}
+    names = [name for name in PARTS if not chosen or name in chosen]
+    bad = run_parts(names, out, rehearse, limits)
+    print(describe(out))
+    if bad:
+        raise click.ClickException(f"did not end well: {', '.join(bad)}; see {out / LOG}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""What bench/gpu.py measures of speed: training steps of the paper's network in every variant, and sampling."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu import ROOT, Report
+from ict_backends import load_backend
+from ict_backends.benchmark import check_images, labels_of, random_arrays, random_images, write_samples
+from ict_backends.cost import forward_flops, heaviest_convolutions, model_flops
+
+from ict_core import Config, load_preset
+from ict_core.config import replace
+
+# Images that the paper's network computes at a time.
+MICRO_BATCH = 128
+_TINY = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
+
+
+def config_of(report: Report, preset: str, **train: Any) -> Config:
+    """A preset in bf16; rehearsed, of tiny width and batch."""
+    config = replace(load_preset(preset), train={"precision": "bf16", **train})
+    if not report.rehearse:
+        return config
+    tiny = {"batch_size": 8, "micro_batch": min(config.train.micro_batch, 4)}
+    return replace(config, network=_TINY, data={"shape": (3, 8, 8)}, train=tiny)
+
+
+def seconds_a_step(trainer: Any, steps: int, repeats: int) -> list[float]:
+    """Of `repeats` stretches of training, each waited for."""
+    count = -(-steps // trainer.stride) * trainer.stride
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        losses = trainer.advance(count)
+        found.append((time.perf_counter() - start) / count)
+        assert np.isfinite(losses).all()
+    return found
+
+
+def measure_steps(report: Report, backend: str, config: Config, steps: int = 2, repeats: int = 3) -> dict[str, Any]:
+    """First call, time, speed and memory of training steps; what is compiled is in the first call."""
+    engine, images = load_backend(backend), random_images(config)
+    trainer = engine.make_trainer(config, images, labels_of(config, len(images)), report.device)
+    return timed_steps(report, engine, config, trainer, steps, repeats)
+
+
+def timed_steps(
+    report: Report, engine: Any, config: Config, trainer: Any, steps: int = 2, repeats: int = 3
+) -> dict[str, Any]:
+    """The same of a trainer."""
+    start = time.perf_counter()
+    trainer.advance(trainer.stride)
+    first = time.perf_counter() - start
+    seconds = seconds_a_step(trainer, 1 if report.rehearse else steps, 1 if report.rehearse else repeats)
+    middle = statistics.median(seconds)
+    memory = engine.peak_memory(report.device)
+    return {
+        "batch": config.train.batch_size,
+        "micro_batch": config.train.micro_batch,
+        "precision": config.train.precision,
+        "ms": 1000 * middle,
+        "ms_range": [1000 * min(seconds), 1000 * max(seconds)],
+        "images_per_second": config.train.batch_size / middle,
+        "tflops": model_flops(config) / middle / 1e12,
+        "first_call": first,
+        "peak_gib": memory[0] / 2**30 if memory else None,
+    }
+
+
+def limit(report: Report, backend: str, config: Config) -> dict[str, Any]:
+    """TFLOP/s of a large matrix product and of the network's heaviest convolutions, and the rate of a large copy."""
+    engine, precision = load_backend(backend), config.train.precision
+    size = 256 if report.rehearse else engine.product_size(report.device)
+    batch = config.train.micro_batch or config.train.batch_size
+    runs = {f"product {size}": (engine.make_product(size, precision, report.device), 2.0 * size**3)}
+    for shape in heaviest_convolutions(config, 3):
+        run = engine.make_convolution(shape, batch, precision, report.device)
+        runs[str(shape)] = (run, float(batch * shape.flops))
+    return {name: operations / _median_seconds(run, report) / 1e12 for name, (run, operations) in runs.items()}
+
+
+def _median_seconds(run: Callable[[int], object], report: Report) -> float:
+    times = 1 if report.rehearse else 10
+    run(times)
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run(times)
+        found.append((time.perf_counter() - start) / times)
+    return statistics.median(found)
+
+
+def prepare_torch(report: Report, preset: str) -> None:
+    """Let torch compile a preset's network, for the parts that follow."""
+    config = config_of(report, preset, compile=True)
+    if preset == "cifar10" and not report.rehearse:
+        config = replace(config, train={"batch_size": MICRO_BATCH})
+    report.attempt(f"{preset}, first step", lambda: measure_steps(report, "torch", config, steps=1, repeats=1))
+
+
+def prepare_jax(report: Report) -> None:
+    """Let XLA compile the steps of both presets, for the parts that follow; they are not run."""
+    for preset, micro in (("cifar10-small", 0), ("cifar10", MICRO_BATCH)):
+        config = config_of(report, preset, micro_batch=micro)
+        report.attempt(f"{preset}, compiled", lambda c=config: {"gib": compile_jax(report, c)})
+
+
+def compile_jax(report: Report, config: Config) -> float:
+    """GiB of intermediate results of the compiled step."""
+    from ict_backends.jax.step import to_device, train_steps
+    from ict_backends.plan import plan_step
+
+    images = random_images(config)
+    trainer = load_backend("jax").make_trainer(config, images, None, report.device)
+    draws = to_device([plan_step(config, i, len(images)) for i in range(trainer.stride)], trainer.mesh, trainer.parts)
+    compiled = train_steps.lower(trainer.state, config, draws, trainer.images, None, trainer.mesh).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 2**30
+
+
+def torch_speed(report: Report) -> None:
+    """The limit, the variants in the order of their importance, and the plain version."""
+    import torch
+
+    settings = {
+        "cifar10": config_of(report, "cifar10", micro_batch=MICRO_BATCH),
+        "cifar10-small": config_of(report, "cifar10-small"),
+    }
+    report.attempt("limit", lambda: limit(report, "torch", settings["cifar10"]))
+    for preset, variant in ORDER:
+        changes, change = VARIANTS[variant]
+        title, config = f"{preset}, {variant}", replace(settings[preset], train=changes)
+        steps = 1 if preset == "cifar10" else 10
+        report.attempt(title, lambda c=config, t=title, f=change, s=steps: profiled(report, c, t, f, s))
+        torch.compiler.reset()
+        if report.device == "cuda":
+            torch.cuda.empty_cache()
+        if (preset, variant) == ("cifar10-small", "compiled"):
+            report.attempt("plain, float32", lambda: plain(report, "torch"))
+
+
+def compile_blocks(trainer: Any) -> None:
+    """Compile each block by itself: those that are alike share what is compiled."""
+    import torch
+    from ict_backends.torch.parallel import _blocks
+
+    torch._dynamo.config.recompile_limit = 64
+    for block in _blocks(trainer.state.params):
+        block.compile(dynamic=False)
+
+
+def with_graphs(trainer: Any) -> None:
+    """Compile the network for CUDA graphs."""
+    trainer.state.params.compile(dynamic=False, mode="reduce-overhead")
+
+
+def with_benchmark(trainer: Any) -> None:
+    """Let cuDNN try its algorithms."""
+    import torch
+
+    torch.backends.cudnn.benchmark = True
+
+
+# The settings of a variant, and what is done to its trainer.
+VARIANTS: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
+    "eager": ({}, lambda trainer: None),
+    "blocks compiled": ({}, compile_blocks),
+    "compiled": ({"compile": True}, lambda trainer: None),
+    "CUDA graphs": ({}, with_graphs),
+    "compiled, cuDNN's best": ({"compile": True}, with_benchmark),
+}
+ORDER = (
+    ("cifar10", "eager"),
+    ("cifar10", "compiled"),
+    ("cifar10-small", "eager"),
+    ("cifar10-small", "compiled"),
+    ("cifar10", "blocks compiled"),
+    ("cifar10-small", "blocks compiled"),
+    ("cifar10-small", "CUDA graphs"),
+    ("cifar10", "compiled, cuDNN's best"),
+)
+
+
+def profiled(report: Report, config: Config, name: str, change: Callable[[Any], None], steps: int) -> dict[str, Any]:
+    """The figures of a variant, and where the time of its steps goes."""
+    engine, images = load_backend("torch"), random_images(config)
+    trainer = engine.make_trainer(config, images, labels_of(config, len(images)), report.device)
+    change(trainer)
+    values = timed_steps(report, engine, config, trainer, steps)
+    report.add(f"{name}: profile", **profile(report, trainer, steps))
+    return values
+
+
+def profile(report: Report, trainer: Any, steps: int) -> dict[str, Any]:
+    """Milliseconds of a step by kind of kernel, kernels of a step, and the host's milliseconds until it is issued."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (report.device == "cuda")
+    with torch.profiler.profile(activities=activities) as profiler:
+        trainer.advance(steps)
+    kernels = [e for e in profiler.events() if str(e.device_type).endswith("CUDA")]
+    kinds: Counter[str] = Counter()
+    heaviest: Counter[str] = Counter()
+    for event in kernels:
+        milliseconds = event.time_range.elapsed_us() / 1000 / steps
+        kinds[kind_of(event.name)] += milliseconds
+        heaviest[event.name[:90]] += milliseconds
+    start = time.perf_counter()
+    result = trainer._step()
+    issued = time.perf_counter() - start
+    float(result.sum())
+    return {
+        "kernels": len(kernels) / steps,
+        "host_ms": 1000 * issued,
+        "step_ms": 1000 * (time.perf_counter() - start),
+        "kinds": {k: round(v, 2) for k, v in kinds.most_common()},
+        "heaviest": {k: round(v, 2) for k, v in heaviest.most_common(14)},
+    }
+
+
+KINDS = {
+    "convolutions, gradient of weights": ("wgrad",),
+    "convolutions, gradient of inputs": ("dgrad", "conv2d_grad"),
+    "convolutions": ("fprop", "conv", "implicit", "xmma", "sm90_xmma"),
+    "attention": ("flash", "fmha", "attention", "softmax"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "cublas"),
+    "layouts": ("nchwToNhwc", "nhwcToNchw", "transpose", "tensorTransform"),
+    "norms": ("norm", "RowwiseMoments", "var_mean"),
+    "copies": ("Memcpy", "copy", "Memset"),
+    "optimiser and average": ("foreach", "multi_tensor", "lerp"),
+}
+
+
+def kind_of(name: str) -> str:
+    """Of a kernel, by what its name contains; "pointwise" for all else."""
+    return next((kind for kind, parts in KINDS.items() if any(p.lower() in name.lower() for p in parts)), "pointwise")
+
+
+def plain(report: Report, backend: str) -> dict[str, Any]:
+    """The plain version of bench/plain.py, by a batch that fits its float32."""
+    from ict_backends.plain_version import PlainVersion
+
+    config = config_of(report, "cifar10", batch_size=8 if report.rehearse else 128)
+    version = PlainVersion(ROOT / "bench" / "plain.py", backend)
+    advance = version.make_advance(config, random_images(config), report.device)
+    advance(1)
+    seconds = []
+    for _ in range(1 if report.rehearse else 3):
+        start = time.perf_counter()
+        advance(1)
+        seconds.append(time.perf_counter() - start)
+    batch = config.train.batch_size
+    return {"batch": batch, "images_per_second": batch / statistics.median(seconds)}
+
+
+def jax_speed(report: Report) -> None:
+    """The paper's network by one step a dispatch and by several; attention by cuDNN and ours."""
+    config = config_of(report, "cifar10", micro_batch=MICRO_BATCH)
+    report.attempt("limit", lambda: limit(report, "jax", config))
+    report.attempt("attention", lambda: attention(report))
+    small = config_of(report, "cifar10-small")
+    report.attempt("cifar10-small, 5 steps a dispatch", lambda: measure_steps(report, "jax", small))
+    one = replace(small, train={"log_every": 1})
+    report.attempt("cifar10-small, 1 step a dispatch", lambda: measure_steps(report, "jax", one))
+    report.attempt("cifar10", lambda: measure_steps(report, "jax", config))
+
+
+def attention(report: Report) -> dict[str, Any]:
+    """Milliseconds of attention with its gradient, ours and cuDNN's, at the shapes of two presets."""
+    import jax
+    import jax.numpy as jnp
+    from ict_backends.jax.layers import dot_product_attention
+
+    def cudnn(q: Any, k: Any, v: Any) -> Any:
+        heads_last = [a.transpose(0, 2, 1, 3) for a in (q, k, v)]
+        return jax.nn.dot_product_attention(*heads_last, implementation="cudnn").transpose(0, 2, 1, 3)
+
+    batch = 2 if report.rehearse else 128
+    shapes = {"cifar10": (batch, 1, 256, 256), "imagenet64 at 32": (batch // 2, 6, 1024, 64)}
+    found: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        q = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
+        for label, function in (("ours", dot_product_attention), ("cudnn", cudnn)):
+            step = jax.jit(jax.grad(lambda q, k, v, f=function: f(q, k, v).astype(jnp.float32).sum(), (0, 1, 2)))
+
+            def run(times: int, step: Any = step, q: Any = q) -> None:
+                for _ in range(times):
+                    last = step(q, q, q)
+                jax.block_until_ready(last)
+
+            try:
+                found[f"{name}, {label}"] = 1000 * _median_seconds(run, report)
+            except Exception as error:
+                found[f"{name}, {label}"] = " ".join(str(error).split())[:160]
+    return found
+
+
+def sampling(report: Report) -> None:
+    """50,000 images of the paper's network in one step, into a file."""
+    num = 16 if report.rehearse else 50_000
+    config, engine = config_of(report, "cifar10"), load_backend("torch")
+    model = engine.make_model(config, random_arrays(config), report.device)
+    report.attempt("50,000 images", lambda: sample(report, model, num))
+
+
+def sample(report: Report, model: Any, num: int) -> dict[str, Any]:
+    """Seconds of it, after a batch that compiles."""
+    batch = 8 if report.rehearse else 1000
+    with tempfile.TemporaryDirectory() as folder:
+        write_samples(model, Path(folder) / "warm.npz", batch, batch, None)
+        start = time.perf_counter()
+        images = write_samples(model, Path(folder) / "x.npz", num, batch, None)
+        seconds = time.perf_counter() - start
+    check_images(images)
+    rate = num / seconds
+    return {
+        "num": num,
+        "seconds": seconds,
+        "images_per_second": rate,
+        "tflops": rate * forward_flops(model.config) / 1e12,
+    }
