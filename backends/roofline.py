@@ -2,19 +2,20 @@
 
 These are the time of its arithmetic, at the rate that products and convolutions reach, and that of the bytes it moves,
 at the rate of a large copy. Whatever a compiler could fuse is fused: biases, embeddings, activations, dropout,
-rescaling, resampling and sums of branches belong to what reads or writes the array. What is left:
+rescaling and sums of branches belong to what reads or writes the array. What is left:
 
 - A group norm reads its input for the statistics, and again to normalise it, with all up to the next product; the
   gradient reads input and gradient for two sums over the pixels, and again.
 - A convolution and a dense layer read input and weights and write the result. The gradient of the weights and that of
-  the input have the forward's arithmetic each. What is joined along the channels is read from where it lies.
+  the input have the forward's arithmetic each. What is joined along the channels is read from where it lies; what is
+  resampled before a convolution is written for it.
 - Attention writes no scores, and what its gradient computes of them again does not count.
-- Both networks read the same dropout masks, a byte an element; the gradient reads them where it enters a block.
+- A dropout mask, a byte an element, is written once, and read by each network and by the gradient.
 - RAdam and the averages go over all weights once.
 
 Weights, their gradients, the noise embedding and the last convolution's input are float32 in every precision, all
-other activations in that of the network. The few products in float32 that a network of less has (a thousandth of the
-arithmetic of `cifar10`) count at the lower precision's rate, exchange between devices does not count, and the
+other activations in that of the network. The few float32 products of a network of less precision (less than a
+thousandth of the arithmetic of `cifar10`) count at that one's rate. Exchange between devices does not count. The
 gradient of the images, which nothing needs, counts as `model_flops` has it.
 """
 

@@ -168,6 +168,19 @@ def test_the_resampling_of_ncsnpp_by_hand(taps: list[float], conv_height: int) -
     assert conv.bytes == padded + 2 * 64 + 4 * (9 * 4 + 4)
 
 
+def test_blocks_of_adm_that_resample_write_nothing_more() -> None:
+    """Their other branch has no convolution: what ends the block resamples it as it adds it."""
+    found = operations(build_config({**TINY_ADM, "network": {**TINY_ADM["network"], "resblock_updown": True}}))
+    moved = {o.name: o.bytes for o in found}
+    weights = 4 * (9 * 32 * 32 + 32)
+    assert RESAMPLING not in by_kind(found, "bytes")
+    assert moved["student: up.0.up.conv_1"] == 2 * (1024 + 1024 + 256) + weights
+    assert moved["student: down.0.down.conv_1"] == 2 * (256 + 256 + 1024) + weights
+    assert moved["student: up.0.up.norm_0"] == 2 * (256 + 1024) + 4 * 2 * 32
+    # The gradients of both branches at 4x4 and the input at 2x2, whose gradient is written.
+    assert moved["gradient: up.0.up.norm_0, input"] == 2 * (1024 + 256 + 1024 + 256) + 4 * 2 * 32
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(configs)
 def test_the_arithmetic_is_that_of_the_model(config: Config) -> None:
