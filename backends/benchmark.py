@@ -4,6 +4,9 @@ A fraction of the limit is what a training step achieves, in operations a second
 product or one of the network's own three heaviest convolutions does in the same run, precision and batch. The
 operations of a step are those of four forward passes: the teacher's, the student's, and the gradient, which costs as
 much as two; what activation checkpointing computes again is no achievement and does not count.
+
+A fraction of the roofline is the least time of a step (`ict_backends.roofline`), at the rate of the best of these and
+at that of a large copy in the same run, over the time that it takes.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from ict_backends.machine import describe_commit, describe_machine, describe_ver
 from ict_backends.networks import parameter_shapes
 from ict_backends.plain_version import PlainVersion
 from ict_backends.processes import describe_shortage
+from ict_backends.roofline import least_seconds, operations, shares
 from ict_backends.sample_files import draw_into, open_sink
 from ict_backends.sampling import Model, sample_batches
 
@@ -66,6 +70,7 @@ class Request(NamedTuple):
         repeats: of each stretch.
         images: of a stretch of sampling; `sample_batch` of them at a time.
         product: the matrix product's size; None for 2048 on the CPU and 8192 on a GPU.
+        copy: bytes of the array that is copied; None for 256 MiB on the CPU and 2 GiB on a GPU.
         device: as for `check_device`.
     """
 
@@ -75,6 +80,7 @@ class Request(NamedTuple):
     images: int
     sample_batch: int
     product: int | None = None
+    copy: int | None = None
     device: str = "auto"
 
 
@@ -192,7 +198,7 @@ class Run:
         limit, flops = self._limit()
         with tempfile.TemporaryDirectory(prefix="ict-bench-") as folder, contextlib.ExitStack() as stack:
             sampling = self._sampling(Path(folder))
-            stretches = {"training": training, **limit, **sampling, **self._plain(stack)}
+            stretches = {"training": training, **limit, **self._copy(), **sampling, **self._plain(stack)}
             with self.engine.out_of_memory("all stretches together do not fit into memory"):
                 seconds = alternate(stretches, self.request.repeats)
         check_images(self.samples)
@@ -224,11 +230,19 @@ class Run:
             run = self.engine.make_convolution(shape, batch, precision, request.device)
             candidates[str(shape)] = (run, float(batch * shape.flops))
         stretches, flops = {}, {}
-        for name, (run, operations) in candidates.items():
+        for name, (run, once) in candidates.items():
             count = times_of_stretch(run)
             stretches[name] = lambda run=run, count=count: run(count)
-            flops[name] = count * operations
+            flops[name] = count * once
         return stretches, flops
+
+    def _copy(self) -> dict[str, Callable[[], object]]:
+        request = self.request
+        size = request.copy or self.engine.copy_size(request.device)
+        copy = self.engine.make_copy(size, request.device)
+        count = times_of_stretch(copy)
+        self.copied = 2.0 * size * count  # read and written
+        return {"copy": lambda: copy(count)}
 
     def _sampling(self, folder: Path) -> dict[str, Callable[[], object]]:
         """To a file, and the network alone on noise that is on the device."""
@@ -288,6 +302,7 @@ class Run:
             "flops_per_second": spread(achieved),
             "limit": {"best": best, "flops_per_second": {name: spread(values) for name, values in rates.items()}},
             "fraction_of_limit": spread(fractions),
+            **self._roofline(step, rates[best], [self.copied / s for s in seconds["copy"]]),
             "sampling_images_per_second": spread([self.request.images / s for s in seconds["sampling"]]),
             "forward_images_per_second": spread([self.forward_images / s for s in seconds["forward"]]),
             "plain": None,
@@ -302,6 +317,25 @@ class Run:
                 "ratio": spread(faster),
             }
         return figures
+
+    def _roofline(self, step: Sequence[float], product: Sequence[float], memory: Sequence[float]) -> dict[str, Any]:
+        """What a step takes at least, from operations and bytes a second in each repeat, beside its seconds there."""
+        found = operations(self.config, self.trainer.devices)
+        least = [least_seconds(found, *rates) for rates in zip(product, memory, strict=True)]
+        kinds = shares(found, statistics.median(product), statistics.median(memory))
+        whole = sum(kind.seconds for kind in kinds)
+        rows = [
+            {
+                "kind": kind.kind,
+                "ms": 1000 * kind.seconds,
+                "share": kind.seconds / whole,
+                "bound_by_memory": kind.of_memory / kind.seconds,
+            }
+            for kind in kinds
+        ]
+        roofline = {"bytes_per_second": spread(memory), "ms_per_step": spread([1000 * s for s in least])}
+        fractions = [a / b for a, b in zip(least, step, strict=True)]
+        return {"roofline": roofline | {"kinds": rows}, "fraction_of_roofline": spread(fractions)}
 
 
 def write_samples(model: Model, out: Path, num: int, batch: int, labels: np.ndarray | None) -> np.ndarray:
@@ -365,6 +399,9 @@ def describe_figures(figures: Mapping[str, Any]) -> str:
     for name, values in figures["limit"]["flops_per_second"].items():
         row(f"{name}, GFLOP/s", values, 1e-9)
     row("fraction of the best of these", figures["fraction_of_limit"])
+    row("copy, GB/s read and written", figures["roofline"]["bytes_per_second"], 1e-9)
+    row("a step at least, ms", figures["roofline"]["ms_per_step"])
+    row("fraction of the roofline", figures["fraction_of_roofline"])
     row("sampling to a file, images/s", figures["sampling_images_per_second"])
     row("the network alone, images/s", figures["forward_images_per_second"])
     if figures["plain"]:
@@ -382,8 +419,18 @@ def describe_figures(figures: Mapping[str, Any]) -> str:
             f"loss: {figures['loss']:.4g}",
             f"peak memory of training: {memory['peak_bytes'] / 2**20:,.0f} MiB, {memory['what']}",
             f"first calls, compilation included: {first}",
+            "",
+            *_describe_kinds(figures["roofline"]["kinds"]),
         ]
     )
+
+
+def _describe_kinds(kinds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a step takes at least, a line a kind of operation."""
+    rows = [("a step at least, by kind", "ms", "share", "bound by memory")]
+    rows += [(k["kind"], _number(k["ms"]), f"{k['share']:.2f}", f"{k['bound_by_memory']:.2f}") for k in kinds]
+    width = max(len(name) for name, *_ in rows)
+    return [f"{name.ljust(width)} {ms:>10s} {share:>10s} {memory:>16s}" for name, ms, share, memory in rows]
 
 
 def _number(value: float) -> str:

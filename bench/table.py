@@ -20,6 +20,7 @@ COLUMNS = (
     "ms/step",
     "images/s",
     "fraction of the limit",
+    "fraction of the roofline",
     "times plain",
     "sampling, images/s",
 )
@@ -56,7 +57,7 @@ def changes(record: Mapping[str, Any]) -> list[str]:
 
 def row(record: Mapping[str, Any]) -> tuple[str, ...]:
     """The cells of a record: medians."""
-    plain = record["plain"]
+    plain, roofline = record["plain"], record.get("fraction_of_roofline")  # older records have none
     batch = str(record["batch_size"])
     if record["micro_batch"]:
         batch += f" in parts of {record['micro_batch']}"
@@ -67,6 +68,7 @@ def row(record: Mapping[str, Any]) -> tuple[str, ...]:
         number(record["ms_per_step"]["median"]),
         number(record["images_per_second"]["median"]),
         f"{record['fraction_of_limit']['median']:.2f}",
+        f"{roofline['median']:.2f}" if roofline else "",
         f"{plain['ratio']['median']:.2f}" if plain else "",
         number(record["sampling_images_per_second"]["median"]),
     )

@@ -32,6 +32,7 @@ from ict_core.config import build_config, merge, parse_assignment, preset_tree
     help="Images of a plain step, where the whole batch does not fit; the ratio is per image.  [default: the batch]",
 )
 @click.option("--product", type=click.IntRange(min=1), hidden=True, help="The matrix product's size.")
+@click.option("--copy", type=click.IntRange(min=1), hidden=True, help="Bytes of the array that is copied.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE.json", help="Write all figures there.")
 @debug_option
 def bench_command(
@@ -46,6 +47,7 @@ def bench_command(
     plain: Path | None,
     plain_batch: int | None,
     product: int | None,
+    copy: int | None,
     out: Path | None,
 ) -> None:
     """Measure training and sampling, and how near they come to what the machine can do.
@@ -53,6 +55,9 @@ def bench_command(
     The limit is the best of a large matrix product and of the network's three heaviest convolutions, in the same
     precision and in the same run: all are timed in turn, so that they see the same machine. The operations of a
     training step are those of four forward passes: the teacher's, the student's, and the gradient, which is two.
+
+    The roofline is the least time that a step could take: for each of its operations the larger of the times of its
+    arithmetic, at that limit, and of the bytes that it moves, at the rate of a large copy, in all and by kind.
     """
     from ict_backends import load_backend
     from ict_backends.benchmark import Request, Run, describe_figures, describe_run, to_json
@@ -69,7 +74,7 @@ def bench_command(
     engine.check_device(device)
     if out is not None:
         _check_out(out)
-    request = Request(config, steps, repeats, images, batch_size, product, device)
+    request = Request(config, steps, repeats, images, batch_size, product, copy, device)
     run = Run(engine, request, plain=version, plain_batch=plain_batch)
     names = {"backend": backend, "preset": preset, "plain_file": None if plain is None else str(plain)}
     about = describe_run(request, names, command_line())

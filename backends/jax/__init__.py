@@ -1,8 +1,10 @@
 """The JAX backend."""
 
 from ict_backends.jax.bench import (
+    copy_size,
     device_name,
     make_convolution,
+    make_copy,
     make_forward,
     make_model,
     make_product,
@@ -23,11 +25,13 @@ offer_cores()
 __all__ = [
     "Model",
     "check_device",
+    "copy_size",
     "describe_device",
     "device_name",
     "joined",
     "load_model",
     "make_convolution",
+    "make_copy",
     "make_forward",
     "make_model",
     "make_product",

@@ -143,6 +143,26 @@ def make_convolution(shape: Convolution, batch: int, precision: str, device: str
     return _repeated(lambda: convolve(x, weight))
 
 
+def copy_size(device: str) -> int:
+    """Bytes of an array that is several times larger than any cache of the device."""
+    return 2**28 if on_cpu(check_device(device)) else 2**31
+
+
+def make_copy(size: int, device: str) -> Callable[[int], None]:
+    """A function that copies an array of so many bytes to another one, so many times."""
+    source, target = _random([(-(-size // 4),)] * 2, "float32", device)
+    # The other sign makes XLA use all cores. A fresh array would cost the CPU several copies, for the system's pages.
+    copy = jax.jit(lambda source, target: -source, donate_argnames="target", keep_unused=True)
+
+    def run(times: int) -> None:
+        nonlocal target
+        for _ in range(times):
+            target = copy(source, target)
+        target.block_until_ready()
+
+    return run
+
+
 def peak_memory(device: str) -> tuple[int, str] | None:
     """Bytes held at most on a device, and what that is; None for the CPU, and where JAX does not know."""
     stats = _memory_stats(device)

@@ -1,8 +1,10 @@
 """The torch backend."""
 
 from ict_backends.torch.bench import (
+    copy_size,
     device_name,
     make_convolution,
+    make_copy,
     make_forward,
     make_model,
     make_product,
@@ -21,12 +23,14 @@ from ict_backends.torch.weights import read_state_dict
 __all__ = [
     "Model",
     "check_device",
+    "copy_size",
     "describe_device",
     "device_name",
     "joined",
     "load_features",
     "load_model",
     "make_convolution",
+    "make_copy",
     "make_forward",
     "make_model",
     "make_product",

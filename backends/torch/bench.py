@@ -139,6 +139,25 @@ def make_convolution(shape: Convolution, batch: int, precision: str, device: str
     return run
 
 
+def copy_size(device: str) -> int:
+    """Bytes of an array that is several times larger than any cache of the device."""
+    return 2**28 if check_device(device).type == "cpu" else 2**31
+
+
+def make_copy(size: int, device: str) -> Callable[[int], None]:
+    """A function that copies an array of so many bytes to another one, so many times."""
+    where = check_device(device)
+    source = torch.randn(-(-size // 4), device=where)
+    target = torch.empty_like(source)
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            target.copy_(source)
+        _wait(where)
+
+    return run
+
+
 def peak_memory(device: str) -> tuple[int, str] | None:
     """Bytes held at most since `make_trainer`, and what that is; None for the CPU."""
     where = check_device(device)

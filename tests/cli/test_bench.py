@@ -12,6 +12,9 @@ from typing import Any
 import ict_backends.torch as engine
 import numpy as np
 import pytest
+from ict_backends.roofline import least_seconds, operations
+
+from ict_core.config import build_config
 
 PLAIN = Path(__file__).resolve().parents[2] / "bench" / "plain.py"
 SMALL = [
@@ -26,6 +29,7 @@ SMALL = [
     "--images=6",
     "--batch-size=4",
     "--product=16",
+    "--copy=4096",
 ]
 ADM = [
     "--preset=imagenet64",
@@ -37,7 +41,7 @@ ADM = [
     "--set=data.shape=[3,4,4]",
 ]
 SPREADS = ("ms_per_step", "images_per_second", "flops_per_second", "fraction_of_limit")
-SPREADS += ("sampling_images_per_second", "forward_images_per_second")
+SPREADS += ("fraction_of_roofline", "sampling_images_per_second", "forward_images_per_second")
 
 
 def numbers(value: Any) -> list[float]:
@@ -57,6 +61,7 @@ def check_record(record: dict[str, Any], *, plain: bool) -> None:
     limit = record["limit"]["flops_per_second"]
     assert len(limit) == 4
     assert record["limit"]["best"] == max(limit, key=lambda name: limit[name]["median"])
+    check_roofline(record)
     batch = record["batch_size"]
     assert math.isclose(record["ms_per_step"]["min"] * record["images_per_second"]["max"], 1000 * batch)
     assert record["step_flops"] == 4 * batch * record["forward_flops_per_image"]
@@ -65,6 +70,29 @@ def check_record(record: dict[str, Any], *, plain: bool) -> None:
     for name in ("date", "command", "git", "machine", "versions", "settings", "precision"):
         assert name in record
     assert record["machine"]["device"] == "cpu"
+
+
+def check_roofline(record: dict[str, Any]) -> None:
+    """The fractions are those of the rates in the same repeat, and the kinds add up to the whole at their medians."""
+    roofline, kinds = record["roofline"], record["roofline"]["kinds"]
+    assert all(n > 0 for name in ("bytes_per_second", "ms_per_step") for n in numbers(roofline[name]))
+    assert math.isclose(sum(kind["share"] for kind in kinds), 1.0)
+    assert [kind["ms"] for kind in kinds] == sorted((kind["ms"] for kind in kinds), reverse=True)
+    assert all(0 <= kind["bound_by_memory"] <= 1 for kind in kinds)
+    found = operations(build_config(nested(record["settings"])), record["devices"])
+    best = record["limit"]["flops_per_second"][record["limit"]["best"]]["median"]
+    least = least_seconds(found, best, roofline["bytes_per_second"]["median"])
+    assert math.isclose(1000 * least, sum(kind["ms"] for kind in kinds))
+    assert {kind["kind"] for kind in kinds} == {operation.kind for operation in found}
+
+
+def nested(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by section."""
+    tree: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        tree.setdefault(section, {})[key] = value
+    return tree
 
 
 def test_it_prints_a_table_and_writes_all_figures(ict, tmp_path):
@@ -80,6 +108,12 @@ def test_it_prints_a_table_and_writes_all_figures(ict, tmp_path):
     assert record["command"].startswith("ict bench --preset digits --set network.channels=4 ")
     for part in ("training, ms a step", "fraction of the best", "plain's time over ours", "peak memory", str(out)):
         assert part in result.out
+    for part in ("copy, GB/s read and written", "a step at least, ms", "fraction of the roofline"):
+        assert part in result.out
+    table = result.out.partition("a step at least, by kind")[2].splitlines()
+    assert table[0].split() == ["ms", "share", "bound", "by", "memory"]
+    kinds = record["roofline"]["kinds"]
+    assert all(line.startswith(kind["kind"]) for line, kind in zip(table[1:], kinds, strict=False))
 
 
 def test_micro_batches_and_adm_are_measured(ict, tmp_path):

@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "results").mkdir()
     gpu = {"cpu": "Abacus 3", "cores": 2, "device": "Fast 9000"}
     slow = record(machine=gpu, backend="jax", micro_batch=16, plain=None, precision="bf16")
-    for name, content in (("a", slow), ("b", record())):
+    for name, content in (("a", slow), ("b", record(fraction_of_roofline={"median": 0.9}))):
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "README.md").write_text(EMPTY)
     return tmp_path
@@ -64,10 +64,10 @@ def test_the_table_is_made_of_the_files(folder: Path) -> None:
     assert call(*places).returncode == 0
     before, marker, header, rule, *rows, end, after = (folder / "README.md").read_text().splitlines()
     assert (before, marker, end, after) == ("before", *EMPTY.splitlines()[1:3], "after")
-    assert header.count("|") == rule.count("|") == 9
+    assert header.count("|") == rule.count("|") == 10
     assert rows == [
-        "| Abacus 3, 2 cores | torch | `digits`, 64, float32 | 12.3 | 5,186 | 0.80 | 1.50 | 20,000 |",
-        "| Fast 9000 | jax | `digits`, 64 in parts of 16, bf16 | 12.3 | 5,186 | 0.80 |  | 20,000 |",
+        "| Abacus 3, 2 cores | torch | `digits`, 64, float32 | 12.3 | 5,186 | 0.80 | 0.90 | 1.50 | 20,000 |",
+        "| Fast 9000 | jax | `digits`, 64 in parts of 16, bf16 | 12.3 | 5,186 | 0.80 |  |  | 20,000 |",
     ]
     assert call("--check", *places).returncode == 0
     (folder / "results" / "a.json").unlink()

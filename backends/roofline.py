@@ -1,0 +1,342 @@
+"""The least time of a training step: its operations, and for each the larger of two times.
+
+These are the time of its arithmetic, at the rate that products and convolutions reach, and that of the bytes it moves,
+at the rate of a large copy. Whatever a compiler could fuse is fused: biases, embeddings, activations, dropout,
+rescaling and sums of branches belong to what reads or writes the array. What is left:
+
+- A group norm reads its input for the statistics, and again to normalise it, with all up to the next product; the
+  gradient reads input and gradient for two sums over the pixels, and again.
+- A convolution and a dense layer read input and weights and write the result. The gradient of the weights and that of
+  the input have the forward's arithmetic each. What is joined along the channels is read from where it lies; what is
+  resampled before a convolution is written for it.
+- Attention writes no scores, and what its gradient computes of them again does not count.
+- A dropout mask, a byte an element, is written once, and read by each network and by the gradient.
+- RAdam and the averages go over all weights once.
+
+Weights, their gradients, the noise embedding and the last convolution's input are float32 in every precision, all
+other activations in that of the network. The few float32 products of a network of less precision (less than a
+thousandth of the arithmetic of `cifar10`) count at that one's rate. Exchange between devices does not count. The
+gradient of the images, which nothing needs, counts as `model_flops` has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ict_backends.adm_spec import ADMLevelSpec, adm_spec
+from ict_backends.ncsnpp_spec import BlockSpec, ncsnpp_spec
+from ict_backends.networks import mask_shapes, trained_shapes
+
+from ict_core import ADMConfig, Config, NCSNppConfig
+
+# Kinds of operations.
+CONVOLUTIONS, PRODUCTS, ATTENTION = "convolutions", "1x1 convolutions, dense layers", "attention"
+NORMS, RESAMPLING, SUMS = "norms and activations", "resampling", "sums of gradients"
+NOISE, IMAGES, OPTIMISER = "noise and masks", "images and loss", "optimiser and averages"
+_FLOAT32 = 4
+# Float32 numbers of a weight that RAdam reads (gradient, weight, two moments) and writes, and an average.
+_OF_RADAM, _OF_AVERAGE = 4 + 3, 2
+
+
+class Operation(NamedTuple):
+    """What the product units and the memory of a device do in a step, for one operation of one pass."""
+
+    name: str
+    kind: str
+    flops: int
+    bytes: int
+
+
+class Share(NamedTuple):
+    """The least seconds of one kind of operations, and those of them that the memory takes and not the arithmetic."""
+
+    kind: str
+    seconds: float
+    of_memory: float
+
+
+class Work(NamedTuple):
+    """An operation of one pass, before the number of images is known.
+
+    Attributes:
+        moved: bytes read and written for an image.
+        flops: for an image.
+        weights: numbers of a float32 array that are read, or written as its gradient, whatever the number of images.
+        adds: whether that is a gradient, to which every further micro-batch adds.
+    """
+
+    name: str
+    kind: str
+    moved: int
+    flops: int = 0
+    weights: int = 0
+    adds: bool = False
+
+
+class _Walk:
+    """Goes through a network, layer by layer.
+
+    Attributes:
+        forward, gradient: of one evaluation.
+        again: of `forward`, what checkpointing does once more: the inside of blocks and attention but for their last
+            products, whose results nothing needs.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.size = _activation_bytes(config)
+        self.dropout = config.network.dropout > 0
+        self.forward: list[Work] = []
+        self.gradient: list[Work] = []
+        self.again: list[Work] = []
+
+    def _array(self, channels: int, height: int) -> int:
+        """Bytes of an image's activations."""
+        return self.size * channels * height**2
+
+    def _product(
+        self, name: str, kind: str, sizes: tuple[int, int], flops: int, weights: int, *, added: int = 0, mask: int = 0
+    ) -> None:
+        """Of an input and a result of `sizes` bytes.
+
+        Args:
+            added: bytes of the other branch that is added to the result.
+            mask: bytes of the dropout mask of the input.
+        """
+        moved = sum(sizes)
+        self.forward.append(Work(name, kind, moved + added, flops, weights))
+        self.gradient.append(Work(f"{name}, weights", kind, moved, flops, weights, adds=True))
+        self.gradient.append(Work(f"{name}, input", kind, moved + mask, flops, weights))
+
+    def conv(
+        self,
+        name: str,
+        channels: tuple[int, int],
+        height: int,
+        kernel: int = 3,
+        *,
+        in_height: int | None = None,
+        sizes: tuple[int, int] | None = None,
+        added: int = 0,
+        mask: int = 0,
+    ) -> None:
+        """A convolution of (in, out) channels whose result is `height` high; `sizes` of an element, in bytes."""
+        sizes = sizes or (self.size, self.size)
+        pixels = ((in_height or height) ** 2, height**2)
+        arrays = tuple(s * c * p for s, c, p in zip(sizes, channels, pixels, strict=True))
+        weights = math.prod(channels) * kernel**2
+        kind = PRODUCTS if kernel == 1 else CONVOLUTIONS
+        self._product(name, kind, arrays, 2 * weights * height**2, weights + channels[1], added=added, mask=mask)
+
+    def dense(self, name: str, in_features: int, out_features: int, *, added: int = 0) -> None:
+        """A dense layer, in float32."""
+        weights, sizes = in_features * out_features, (_FLOAT32 * in_features, _FLOAT32 * out_features)
+        self._product(name, PRODUCTS, sizes, 2 * weights, weights + out_features, added=added)
+
+    def norm(
+        self, name: str, channels: int, height: int, written: int, *, mask: int = 0, other_gradient: int = 0
+    ) -> None:
+        """A normalisation, and what follows it up to the `written` bytes that the next product reads.
+
+        Args:
+            other_gradient: bytes of the gradient that its input has from elsewhere.
+        """
+        read, weights = self._array(channels, height), 2 * channels
+        self.forward.append(Work(f"{name}, statistics", NORMS, read))
+        self.forward.append(Work(name, NORMS, read + written + mask, weights=weights))
+        self.gradient.append(Work(f"{name}, weights and sums", NORMS, read + written, weights=weights, adds=True))
+        moved = written + read + other_gradient + read
+        self.gradient.append(Work(f"{name}, input", NORMS, moved, weights=weights))
+
+    def embedding(self, features: int, width: int, classes: int) -> None:
+        """The two dense layers of the noise level's features, and a row for each label."""
+        row = _FLOAT32 * width if classes else 0
+        self.dense("embedding.dense_0", features, width)
+        self.dense("embedding.dense_1", width, width, added=row)
+        if classes:
+            self.gradient.append(Work("embedding.labels, weights", SUMS, row, weights=classes * width, adds=True))
+
+    def block(self, name: str, spec: BlockSpec, embedding: int, embed_channels: int) -> None:
+        """A residual block whose embedding of `embedding` features is made `embed_channels` wide."""
+        first, height, (entering, leaving) = len(self.forward), spec.height, (spec.in_channels, spec.out_channels)
+        in_height = 2 * height if spec.down else height // 2 if spec.up else height
+        inside, result = self._array(entering, height), self._array(leaving, height)
+        mask = leaving * height**2 if self.dropout and spec.dropout else 0
+        self.norm(f"{name}.norm_0", entering, in_height, inside, other_gradient=inside)
+        if in_height != height and spec.has_shortcut:
+            # By what reads the input for the norm: its result is one more.
+            self.forward.append(Work(f"{name}, resampled", RESAMPLING, inside))
+        self.conv(f"{name}.conv_0", (entering, leaving), height)
+        self.dense(f"{name}.embed", embedding, embed_channels)
+        self.norm(f"{name}.norm_1", leaving, height, result, mask=mask)
+        self.again += self.forward[first:]
+        if spec.has_shortcut:
+            self.conv(f"{name}.shortcut", (entering, leaving), height, 1)
+        added = result if spec.has_shortcut else self._array(entering, in_height)
+        self.conv(f"{name}.conv_1", (leaving, leaving), height, added=added, mask=mask)
+
+    def attention(self, name: str, channels: int, height: int) -> None:
+        """Attention over the pixels, of any number of heads. Queries, keys and values are one product."""
+        first, array, flops = len(self.forward), self._array(channels, height), 4 * height**4 * channels
+        self.norm(f"{name}.norm", channels, height, array, other_gradient=array)
+        self.conv(f"{name}.qkv", (channels, 3 * channels), height, 1)
+        self.forward.append(Work(name, ATTENTION, 4 * array, flops))
+        # Reads queries, keys, values, result and its gradient, and writes three gradients.
+        self.gradient.append(Work(f"{name}, input", ATTENTION, 8 * array, 2 * flops))
+        self.again += self.forward[first:]
+        self.conv(f"{name}.out", (channels, channels), height, 1, added=array)
+
+    def skip(self, name: str, channels: int, height: int) -> None:
+        """A result that is used on the way up, too: the gradient from there is read."""
+        self.gradient.append(Work(f"{name}, skip", SUMS, self._array(channels, height)))
+
+    def pyramid(self, name: str, channels: tuple[int, int], height: int, *, filtered: bool) -> None:
+        """The input pyramid's step of (in, out) channels to `height`, added to what the level's own step gives."""
+        in_height = 2 * height + filtered
+        padded = self._array(channels[0], in_height)
+        if filtered:
+            self.forward.append(Work(f"{name}.filter", RESAMPLING, self._array(channels[0], 2 * height) + padded))
+        self.conv(f"{name}.conv", channels, height, in_height=in_height, added=self._array(channels[1], height))
+        self.gradient.append(Work(f"{name}, input", RESAMPLING if filtered else SUMS, padded))
+
+    def resampling_conv(self, name: str, channels: int, height: int, *, up: bool) -> None:
+        """A strided convolution to `height`, or one of repeated pixels."""
+        if up:
+            moved = self._array(channels, height // 2) + self._array(channels, height)
+            for found in (self.forward, self.gradient):
+                found.append(Work(f"{name}.up", RESAMPLING, moved))
+        self.conv(f"{name}.conv", (channels, channels), height, in_height=height if up else 2 * height)
+
+    def ends(self, image: int, first: int, last: int, height: int) -> None:
+        """The convolutions of `image` channels before and after all blocks, whose widths there are `first`, `last`."""
+        self.conv("conv_in", (image, first), height)
+        self.skip("conv_in", first, height)
+        self.norm("norm_out", last, height, _FLOAT32 * last * height**2)
+        self.conv("conv_out", (last, image), height, sizes=(_FLOAT32, _FLOAT32))
+
+
+def _activation_bytes(config: Config) -> int:
+    """Of an element of the activations."""
+    return _FLOAT32 if config.train.precision == "float32" else 2
+
+
+def _walk(config: Config) -> _Walk:
+    walk = _Walk(config)
+    {"ncsnpp": _walk_ncsnpp, "adm": _walk_adm}[config.network.family](walk, config.network, config.data.shape)
+    return walk
+
+
+def _walk_ncsnpp(walk: _Walk, config: NCSNppConfig, shape: Sequence[int]) -> None:
+    spec, width = ncsnpp_spec(config, shape), 4 * config.channels
+    walk.embedding((2 if config.embedding == "fourier" else 1) * config.channels, width, config.num_classes)
+    walk.ends(spec.image_channels, config.channels, spec.out_channels, shape[1])
+    for name, block in spec.blocks():
+        walk.block(name, block, width, block.out_channels)
+    for i, level in enumerate(spec.down):
+        _leave_blocks(walk, f"down.{i}", level.blocks, attention=level.attention, skips=True)
+        if level.down is not None:
+            walk.skip(f"down.{i}.down", level.down.out_channels, level.down.height)
+        if level.pyramid is not None:
+            walk.pyramid(f"down.{i}.pyramid", level.pyramid, level.down.height, filtered=bool(config.fir_kernel))
+    walk.attention("middle.attention", spec.middle[0].out_channels, spec.middle[0].height)
+    for i, level in enumerate(spec.up):
+        _leave_blocks(walk, f"up.{i}", level.blocks[-1:], attention=level.attention, skips=False)
+
+
+def _walk_adm(walk: _Walk, config: ADMConfig, shape: Sequence[int]) -> None:
+    spec, width = adm_spec(config, shape), 4 * config.channels
+    walk.embedding(config.channels, width, config.num_classes)
+    walk.ends(spec.image_channels, spec.in_channels, spec.in_channels, shape[1])
+    for name, block in spec.blocks():
+        walk.block(name, block, width, block.out_channels * (2 if config.scale_shift else 1))
+    for i, level in enumerate(spec.down):
+        _leave_blocks(walk, f"down.{i}", level.blocks, attention=level.attention, skips=True)
+        _take_step(walk, f"down.{i}.down", level, up=False)
+    walk.attention("middle.attention", spec.middle[0].out_channels, spec.middle[0].height)
+    for i, level in enumerate(spec.up):
+        _leave_blocks(walk, f"up.{i}", level.blocks, attention=level.attention, skips=False)
+        _take_step(walk, f"up.{i}.up", level, up=True)
+
+
+def _leave_blocks(walk: _Walk, name: str, blocks: Sequence[BlockSpec], *, attention: bool, skips: bool) -> None:
+    """What follows each of a level's blocks."""
+    for j, block in enumerate(blocks):
+        if attention:
+            walk.attention(f"{name}.attention.{j}", block.out_channels, block.height)
+        if skips:
+            walk.skip(f"{name}.blocks.{j}", block.out_channels, block.height)
+
+
+def _take_step(walk: _Walk, name: str, level: ADMLevelSpec, *, up: bool) -> None:
+    """ADM's step to the next level, but for a residual block itself."""
+    if level.step is None:
+        return
+    height = level.blocks[0].height * 2 if up else level.blocks[0].height // 2
+    channels = level.step if isinstance(level.step, int) else level.step.out_channels
+    if isinstance(level.step, int):
+        walk.resampling_conv(name, channels, height, up=up)
+    if not up:
+        walk.skip(name, channels, height)
+
+
+def _batch(config: Config) -> list[Work]:
+    """What goes before the networks and comes after them: images, noise, masks, two noisy images, the loss."""
+    dim = config.data.dim
+    masks = sum(map(math.prod, mask_shapes(config))) if config.network.dropout else 0
+    pair = 2 * _FLOAT32 * dim  # image and noise; or the results of both networks
+    return [
+        Work("images", IMAGES, dim + _FLOAT32 * dim),
+        Work("noise", NOISE, _FLOAT32 * dim),
+        Work("dropout masks", NOISE, masks if config.teacher.share_dropout else 2 * masks),
+        Work("noisy images", IMAGES, pair + 2 * _activation_bytes(config) * dim),
+        Work("distance", IMAGES, 2 * pair),
+        Work("distance, input", IMAGES, 2 * pair + _FLOAT32 * dim),
+    ]
+
+
+def _update(config: Config, devices: int) -> list[Operation]:
+    """What follows the gradient: on each device for all weights, or for its part of them."""
+    size = _FLOAT32 * sum(map(math.prod, trained_shapes(config).values()))
+    if config.train.shard_weights:
+        size = -(-size // devices)
+    averages = 1 + config.teacher.averaged
+    return [
+        Operation("RAdam", OPTIMISER, 0, _OF_RADAM * size),
+        Operation("averages", OPTIMISER, 0, _OF_AVERAGE * averages * size),
+    ]
+
+
+def operations(config: Config, devices: int = 1) -> list[Operation]:
+    """All that one of `devices` does in a training step of a configuration, when each has its share of the batch."""
+    walk, images = _walk(config), config.train.batch_size // devices
+    parts = images // config.train.micro_batch if config.train.micro_batch else 1
+    passes = {"batch": _batch(config), "teacher": walk.forward, "student": walk.forward, "gradient": walk.gradient}
+    if config.network.checkpoint:
+        passes["again"] = walk.again
+
+    def operation(when: str, work: Work) -> Operation:
+        arrays = 2 * parts - 1 if work.adds else parts  # each part but the first reads the sum, too
+        moved = images * work.moved + _FLOAT32 * arrays * work.weights
+        return Operation(f"{when}: {work.name}", work.kind, images * work.flops, moved)
+
+    found = [operation(when, work) for when, works in passes.items() for work in works]
+    return [*found, *_update(config, devices)]
+
+
+def least_seconds(found: Sequence[Operation], product_rate: float, memory_rate: float) -> float:
+    """The sum of what each operation takes at least, by operations and bytes a second."""
+    return sum(max(o.flops / product_rate, o.bytes / memory_rate) for o in found)
+
+
+def shares(found: Sequence[Operation], product_rate: float, memory_rate: float) -> list[Share]:
+    """`least_seconds` by kind, the most first."""
+    kinds: dict[str, list[Operation]] = {}
+    for o in found:
+        kinds.setdefault(o.kind, []).append(o)
+    parts = []
+    for kind, some in kinds.items():
+        bound = [o for o in some if o.bytes / memory_rate > o.flops / product_rate]
+        rates = (product_rate, memory_rate)
+        parts.append(Share(kind, least_seconds(some, *rates), least_seconds(bound, *rates)))
+    return sorted(parts, key=lambda share: -share.seconds)
