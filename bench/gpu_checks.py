@@ -122,7 +122,7 @@ def _torch_equal_levels(config: Config, device: str) -> dict[str, Any]:
         loss = batch_loss(network, config, batch)
         loss.mean.backward()
         gradient = max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None)
-        return float(loss.per_sample.abs().max()), gradient
+        return float(loss.per_sample.detach().abs().max()), gradient
 
     loss, gradient = evaluate(batch._replace(sigma_lo=batch.sigma_hi))
     other_loss, other_gradient = evaluate(batch)

@@ -16,7 +16,6 @@ from ict_backends.torch.layers import (
     call,
     dot_product_attention,
     downsample,
-    shifted,
     sum_of_branches,
     upsample,
 )
@@ -61,7 +60,7 @@ class ADMBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
         """The block's output."""
-        h = F.silu(self.norm_0(x)).to(x.dtype)
+        h = self.norm_0.activated(x)
         if self.up:
             h, x = upsample(h, ()), upsample(x, ())
         elif self.down:
@@ -70,11 +69,11 @@ class ADMBlock(nn.Module):
         if self.scale_shift:
             scale, shift = e[:, :, None, None].chunk(2, dim=1)
             h = F.silu(self.norm_1(self.conv_0(h)) * (1 + scale) + shift).to(x.dtype)
-        else:
-            h = F.silu(self.norm_1(shifted(self.conv_0, h, e))).to(x.dtype)
-        if mask is not None:
-            h = h.mul_(mask).div_(1.0 - self.dropout)
-        return sum_of_branches(self.conv_1, h, self.shortcut, x)
+            h = h if mask is None else h.mul_(mask).div_(1.0 - self.dropout)
+        else:  # whose bias joins what is added
+            shift = e + self.conv_0.bias
+            h = self.norm_1.activated(self.conv_0.with_bias(h, None), shift, mask, rate=self.dropout)
+        return sum_of_branches(self.conv_1, h, self.shortcut, x, rescale=False)
 
 
 class ADMAttention(nn.Module):
@@ -89,7 +88,7 @@ class ADMAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x plus what attends to it."""
-        return x + self.out(attend(self.qkv(self.norm(x).to(x.dtype)), self.heads))
+        return x + self.out(attend(self.qkv(self.norm.rounded(x)), self.heads))
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
@@ -228,4 +227,4 @@ class ADM(nn.Module):
                     h = module(level.attention[i], h)
             if level.up is not None:
                 h = level.up(h) if isinstance(level.up, Resample) else run(level.up, h)
-        return self.conv_out(F.silu(self.norm_out(h)))  # in the dtype of the norm's weights
+        return self.conv_out(self.norm_out.activated(h, to=self.norm_out.weight.dtype))

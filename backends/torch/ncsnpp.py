@@ -19,7 +19,6 @@ from ict_backends.torch.layers import (
     call,
 )
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ict_core import NCSNppConfig
 
@@ -119,7 +118,7 @@ class NCSNpp(nn.Module):
                 h = run(level.attention, h)
             if level.up is not None:
                 h = run(level.up, h, embedding, next_mask())
-        return self.conv_out(F.silu(self.norm_out(h)))  # in the dtype of the norm's weights
+        return self.conv_out(self.norm_out.activated(h, to=self.norm_out.weight.dtype))
 
     def _go_down(
         self, x_in: Tensor, embedding: Tensor, next_mask: Callable[[], Tensor | None], run: Callable[..., Tensor]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +12,12 @@ import torch
 from array_api_compat import torch as xp
 from ict_backends.networks import dropped_numbers, mask_shapes
 from ict_backends.plan import StepPlan
-from ict_backends.torch.device import keep_freed_memory, upload
+from ict_backends.torch.device import compiled_on_gpu, keep_freed_memory, upload
 from ict_backends.torch.flat import flatten, in_memory_order, unflatten
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.parallel import Processes, accumulating, full, local
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils._triton import has_triton
 
 from ict_core import (
     Config,
@@ -159,6 +157,9 @@ def consistency_function(
     return f
 
 
+_normal_noise, _dropout_bytes = compiled_on_gpu(normal_noise), compiled_on_gpu(dropout_bytes)
+
+
 def draw_noise(config: Config, keys: Tensor) -> tuple[Tensor, list[Tensor] | None, list[Tensor] | None]:
     """The noise of one step, [b, c, h, w], and the dropout masks of student and teacher, each bool [b, c, h, w], or
     None without dropout.
@@ -169,7 +170,7 @@ def draw_noise(config: Config, keys: Tensor) -> tuple[Tensor, list[Tensor] | Non
     rate, shapes = config.network.dropout, mask_shapes(config)
     drawn = shapes if config.teacher.share_dropout else shapes * 2
     channels, height, width = config.data.shape
-    z = _on_gpu(normal_noise, keys)(keys, config.data.dim, xp=xp).view(-1, height, width, channels).permute(0, 3, 1, 2)
+    z = _normal_noise(keys, config.data.dim, xp=xp).view(-1, height, width, channels).permute(0, 3, 1, 2)
     if not rate:
         return z, None, None
     sizes = [c * h * w for c, h, w in drawn]
@@ -187,19 +188,8 @@ _MOST_WORDS = 2**18
 def _draw_bytes(keys: Tensor, count: int, dropped: int) -> Tensor:
     """`dropout_bytes` of all images: on a GPU at once, on the CPU in groups."""
     group = len(keys) if keys.device.type != "cpu" else max(1, 4 * _MOST_WORDS // count)
-    draw = _on_gpu(dropout_bytes, keys)
-    parts = [draw(part, count, dropped=dropped, xp=xp) for part in keys.split(group)]
+    parts = [_dropout_bytes(part, count, dropped=dropped, xp=xp) for part in keys.split(group)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _on_gpu(function: Callable[..., Tensor], keys: Tensor) -> Callable[..., Tensor]:
-    """The function, compiled into one kernel where the keys are on a GPU that torch can compile for."""
-    return _compiled(function) if keys.device.type == "cuda" and has_triton() else function
-
-
-@lru_cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, dynamic=False)
 
 
 class Draw(NamedTuple):
