@@ -26,10 +26,9 @@ def layers(report: Report) -> None:
     spec = BlockSpec(c, c, h)
     block = ours.ResidualBlock(spec, 512, taps=(1, 3, 3, 1), dropout=0.3, skip_rescale=True).to(where)
     block.to(memory_format=torch.channels_last)
-    embedding, mask = (
-        torch.randn(b, 512, device=where),
-        (torch.rand(b, h, h, c, device=where) > 0.3).permute(0, 3, 1, 2),
-    )
+    embedding = torch.randn(b, 512, device=where)
+    mask = (torch.rand(b, h, h, c, device=where) > 0.3).permute(0, 3, 1, 2)
+    groups = min(32, c // 4)
 
     def run_block(module: Any) -> Callable[[], None]:
         x = images()
