@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
-from ict_backends.fir import double_axis, filter_axis, fir_taps
 from ict_backends.ncsnpp_spec import BlockSpec, groups, positional_frequencies
 from jax import Array
 
@@ -169,6 +169,50 @@ def add(a: Array, b: Array, *, rescale: bool) -> Array:
     return (a + b) * math.sqrt(0.5) if rescale else a + b
 
 
+def fir_taps(taps: Sequence[float], *, gain: float = 1.0) -> np.ndarray:
+    """[n] taps of sum `gain`, float64: the kernel is the outer product of them, so it is applied axis by axis."""
+    values = np.array(taps, dtype=np.float64)
+    return values * (gain / values.sum())
+
+
+def filter_axis(x: Array, taps: np.ndarray, axis: int, *, stride: int, padding: int) -> Array:
+    """Convolve one axis of an array with [n] taps after zero padding, and take every `stride`-th result.
+
+    A sum of shifted slices: XLA fuses it, where its convolution of each channel by itself is slow on the CPU.
+    """
+    widths = [(padding, padding) if a == axis else (0, 0) for a in range(x.ndim)]
+    padded = jnp.pad(x, widths)
+    last = padded.shape[axis] - len(taps)
+    shifted = (
+        jax.lax.slice_in_dim(padded, k, k + last + 1, stride=stride, axis=axis) * float(tap)
+        for k, tap in enumerate(taps[::-1])
+    )
+    return sum(shifted)
+
+
+def double_axis(x: Array, taps: np.ndarray, axis: int) -> Array:
+    """Put zeros between the elements of one axis and convolve: twice as long.
+
+    Each result is a sum over the elements that are not zero, so even and odd ones are computed apart.
+    """
+    padding = (len(taps) // 2 + 1) // 2
+    # Result m is the sum over k of taps[k] u[m - k + n / 2 - 1], where u[2 j] = x[j].
+    offset = len(taps) // 2 - 1
+    phases = []
+    for phase in (0, 1):
+        terms = [((phase - k + offset) // 2, tap) for k, tap in enumerate(taps) if (phase - k + offset) % 2 == 0]
+        padded = jnp.pad(x, [(padding, padding) if a == axis else (0, 0) for a in range(x.ndim)])
+        n = x.shape[axis]
+        phases.append(
+            sum(
+                jax.lax.slice_in_dim(padded, padding + shift, padding + shift + n, axis=axis) * float(tap)
+                for shift, tap in terms
+            )
+        )
+    stacked = jnp.stack(phases, axis=axis + 1)
+    return stacked.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+
+
 def filter_both_axes(x: Array, filtered: Callable[..., Array]) -> Array:
     """An image [b, h, w, c] filtered along its height, and that along its width, in float32 at least."""
     wide = widened(x)
@@ -182,18 +226,14 @@ def downsample(x: Array, taps: Sequence[float]) -> Array:
     if not taps:
         return rearrange(x, "b (h p) (w q) c -> b h w c (p q)", p=2, q=2).mean(axis=-1)
     padding = (len(taps) - 2) // 2
-    return filter_both_axes(x, partial(filter_axis, taps=fir_taps(taps), stride=2, padding=padding, pad=_pad))
+    return filter_both_axes(x, partial(filter_axis, taps=fir_taps(taps), stride=2, padding=padding))
 
 
 def upsample(x: Array, taps: Sequence[float]) -> Array:
     """Double [b, h, w, c] by the FIR filter; repeat pixels where there are no taps."""
     if not taps:
         return x.repeat(2, axis=1).repeat(2, axis=2)
-    return filter_both_axes(x, partial(double_axis, taps=fir_taps(taps, gain=2.0), pad=_pad, stack=jnp.stack))
-
-
-def _pad(x: Array, axis: int, width: int) -> Array:
-    return jnp.pad(x, [(width, width) if a == axis else (0, 0) for a in range(x.ndim)])
+    return filter_both_axes(x, partial(double_axis, taps=fir_taps(taps, gain=2.0)))
 
 
 class PyramidDownsample(nnx.Module):
@@ -206,7 +246,7 @@ class PyramidDownsample(nnx.Module):
     def __call__(self, x: Array) -> Array:
         if self.taps:  # as wide a border as lets the unpadded convolution return exactly half
             padding = len(self.taps) // 2
-            x = filter_both_axes(x, partial(filter_axis, taps=fir_taps(self.taps), stride=1, padding=padding, pad=_pad))
+            x = filter_both_axes(x, partial(filter_axis, taps=fir_taps(self.taps), stride=1, padding=padding))
         else:
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
         return self.conv(x)

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from ict_backends.fir import double_axis, filter_axis, fir_taps
 from ict_backends.ncsnpp_spec import BlockSpec, groups, positional_frequencies
-from ict_backends.torch.device import compiled_on_gpu, compiles_for
+from ict_backends.torch import kernels
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
@@ -79,16 +78,9 @@ def sum_of_branches(conv: CastConv, h: Tensor, shortcut: CastConv | None, x: Ten
     # One bias is enough for both: in a convolution's own gradient, it costs the CPU a twentieth of the whole.
     bias = conv.bias if shortcut is None else conv.bias + shortcut.bias
     x = x if shortcut is None else shortcut.with_bias(x, None)
-    if compiles_for(h):
-        return _joined(conv.with_bias(h, None), x, bias, rescale=rescale)
+    if kernels.usable(h):
+        return kernels.join(conv.with_bias(h, None), x, bias, factor=math.sqrt(0.5) if rescale else 1.0)
     return rescaled(conv.with_bias(h, bias).add_(x), rescale=rescale)
-
-
-@compiled_on_gpu
-def _joined(h: Tensor, x: Tensor, bias: Tensor, *, rescale: bool) -> Tensor:
-    """h + x + bias of each channel, divided by sqrt 2 with `rescale`, and rounded once."""
-    total = widened(h) + widened(x) + bias[:, None, None]
-    return (total * math.sqrt(0.5) if rescale else total).to(h.dtype)
 
 
 class CastGroupNorm(nn.GroupNorm):
@@ -96,11 +88,11 @@ class CastGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalised [b, c, h, w], in the dtype of the weights."""
-        return _normalized(x, self.weight, self.bias, None, None, groups=self.num_groups, eps=self.eps)
+        return self._normalized(x, to=self.weight.dtype, silu=False)
 
     def rounded(self, x: Tensor) -> Tensor:
         """The same in the dtype of x."""
-        return _normalized(x, self.weight, self.bias, None, None, groups=self.num_groups, eps=self.eps, to=x.dtype)
+        return self._normalized(x, to=x.dtype, silu=False)
 
     def activated(
         self,
@@ -119,46 +111,46 @@ class CastGroupNorm(nn.GroupNorm):
             mask: bool [b, c, h, w], what dropout keeps, which is divided by 1 - `rate`.
             to: the dtype of the result, that of x where none is given.
         """
-        settings = {"groups": self.num_groups, "eps": self.eps, "to": to or x.dtype, "silu": True, "rate": rate}
-        return _normalized(x, self.weight, self.bias, shift, mask, **settings)
+        return self._normalized(x, shift, mask, to=to or x.dtype, silu=True, rate=rate)
+
+    def _normalized(
+        self,
+        x: Tensor,
+        shift: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        to: torch.dtype,
+        silu: bool,
+        rate: float = 0.0,
+    ) -> Tensor:
+        """All between two convolutions: what is added to the first one's result, normalisation, activation, dropout."""
+        given = {"groups": self.num_groups, "eps": self.eps}
+        if kernels.usable(x):
+            return kernels.normalize(x, self.weight, self.bias, shift, mask, to=to, silu=silu, rate=rate, **given)
+        if torch.compiler.is_compiling():  # which fuses what is written out; in place would add a pass
+            h = x if shift is None else x + shift.to(x.dtype)[:, :, None, None]
+            h = group_norm(h, self.weight, self.bias, **given)
+            h = F.silu(h) if silu else h
+            return (h if mask is None else torch.where(mask, h / (1.0 - rate), 0.0)).to(to)
+        if shift is not None:
+            x = x.add_(shift.to(x.dtype)[:, :, None, None])
+        h = super().forward(x.to(self.weight.dtype))
+        h = (F.silu(h) if silu else h).to(to)
+        return h if mask is None else h.mul_(mask).div_(1.0 - rate)
 
 
-@compiled_on_gpu
-def _normalized(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    shift: Tensor | None,
-    mask: Tensor | None,
-    *,
-    groups: int,
-    eps: float,
-    to: torch.dtype | None = None,
-    silu: bool = False,
-    rate: float = 0.0,
-) -> Tensor:
-    """All between two convolutions: what is added to the first one's result, normalisation, activation, dropout."""
-    to = to or weight.dtype
-    if torch.compiler.is_compiling():  # into a reading for the moments and one pass; in place would add a pass
-        h = x if shift is None else x + shift.to(x.dtype)[:, :, None, None]
-        h = group_norm(h, weight, bias, groups, eps)
-        h = F.silu(h) if silu else h
-        h = h if mask is None else torch.where(mask, h / (1.0 - rate), 0.0)
-        return h.to(to)
-    if shift is not None:
-        x = x.add_(shift.to(x.dtype)[:, :, None, None])
-    h = F.group_norm(x.to(weight.dtype), groups, weight, bias, eps)
-    h = (F.silu(h) if silu else h).to(to)
-    return h if mask is None else h.mul_(mask).div_(1.0 - rate)
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
+    """Torch's own, written out for a compiler and [b, c, h, w] whose channels are last in memory.
 
-
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    """Torch's own, written out for [b, c, h, w] whose channels are last in memory: torch's moves them on a GPU."""
-    b, c, h, w = x.shape
-    grouped = x.permute(0, 2, 3, 1).to(weight.dtype).reshape(b, h * w, groups, c // groups)
-    variance, mean = torch.var_mean(grouped, dim=(1, 3), correction=0, keepdim=True)
-    normal = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(b, h, w, c)
-    return (normal * weight + bias).permute(0, 3, 1, 2)
+    The moments are each channel's, of which those of the groups are made: so memory is read in its order.
+    """
+    wide = x.permute(0, 2, 3, 1).to(weight.dtype)
+    variances, means = torch.var_mean(wide, dim=(1, 2), correction=0)
+    means, variances = (m.unflatten(1, (groups, -1)) for m in (means, variances))
+    mean = means.mean(2, keepdim=True)
+    rate = torch.rsqrt((variances + (means - mean) ** 2).mean(2, keepdim=True) + eps)
+    mean, rate = (m.expand_as(means).flatten(1)[:, None, None] for m in (mean, rate))
+    return ((wide - mean) * rate * weight + bias).permute(0, 3, 1, 2)
 
 
 class GroupNorm(CastGroupNorm):
@@ -240,44 +232,20 @@ def downsample(x: Tensor, taps: Sequence[float]) -> Tensor:
     """Halve [b, c, h, w] by the FIR filter; the mean of 2x2 where there are no taps."""
     if not taps:
         return F.avg_pool2d(x, 2)
-    return fir(x, taps, stride=2, padding=(len(taps) - 2) // 2)
-
-
-def fir(x: Tensor, taps: Sequence[float], *, stride: int, padding: int) -> Tensor:
-    """Convolve every channel of [b, c, h, w] with the outer product of the taps, of sum 1, after zero padding."""
-    filtered = _filter_both_axes if compiles_for(x) else filter2d
-    return filtered(x, tuple(taps), stride=stride, padding=padding)
+    if kernels.usable(x):
+        return kernels.halve(x, taps)
+    return filter2d(x, taps, stride=2, padding=(len(taps) - 2) // 2)
 
 
 def upsample(x: Tensor, taps: Sequence[float]) -> Tensor:
     """Double [b, c, h, w] by the FIR filter; repeat pixels where there are no taps."""
     if not taps:
         return F.interpolate(x, scale_factor=2, mode="nearest")
-    if compiles_for(x):
-        return _double_both_axes(x, tuple(taps))
+    if kernels.usable(x):
+        return kernels.double(x, taps)
     wide = widened(x)
     weight = fir_kernel(taps, gain=4.0, like=wide).expand(x.shape[1], 1, -1, -1)
     return F.conv_transpose2d(wide, weight, stride=2, padding=(len(taps) - 2) // 2, groups=x.shape[1]).to(x.dtype)
-
-
-@compiled_on_gpu
-def _filter_both_axes(x: Tensor, taps: tuple[float, ...], *, stride: int, padding: int) -> Tensor:
-    wide = widened(x).permute(0, 2, 3, 1)
-    for axis in (1, 2):
-        wide = filter_axis(wide, fir_taps(taps), axis, stride=stride, padding=padding, pad=_pad)
-    return wide.to(x.dtype).permute(0, 3, 1, 2)
-
-
-@compiled_on_gpu
-def _double_both_axes(x: Tensor, taps: tuple[float, ...]) -> Tensor:
-    wide = widened(x).permute(0, 2, 3, 1)
-    for axis in (1, 2):
-        wide = double_axis(wide, fir_taps(taps, gain=2.0), axis, pad=_pad, stack=torch.stack)
-    return wide.to(x.dtype).permute(0, 3, 1, 2)
-
-
-def _pad(x: Tensor, axis: int, width: int) -> Tensor:
-    return F.pad(x, (0, 0) * (x.ndim - 1 - axis) + (width, width))
 
 
 class PyramidDownsample(nn.Module):
@@ -292,7 +260,7 @@ class PyramidDownsample(nn.Module):
         if not self.taps:
             return self.conv(F.pad(x, (0, 1, 0, 1)))
         # As wide a border as lets the unpadded convolution return exactly half.
-        return self.conv(fir(x, self.taps, stride=1, padding=len(self.taps) // 2))
+        return self.conv(filter2d(x, self.taps, stride=1, padding=len(self.taps) // 2))
 
 
 class ResidualBlock(nn.Module):
