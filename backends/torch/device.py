@@ -21,8 +21,6 @@ _Function = Callable[Concatenate[Tensor, _P], Tensor]
 # Of glibc's mallopt: what is larger than this comes from the system and goes back to it when it is freed, and so does
 # what is freed at the heap's end.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# A network's shapes of one kind of layer, each with and without a gradient. Torch's own limit is 8.
-_MOST_SHAPES = 128
 
 
 def keep_freed_memory() -> None:
@@ -135,24 +133,19 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def compiled_on_gpu(function: _Function[_P]) -> _Function[_P]:
-    """The function, of a tensor and of whatever else, compiled into few kernels where that tensor is on a GPU.
+    """The function, of a tensor and of whatever else, compiled into one kernel where that tensor is on a GPU.
 
-    It is compiled once for each shape, with and without a gradient, in a second or two; torch keeps the result on disk.
+    Torch compiles it once for each shape, in some seconds, and keeps the result on disk.
     """
 
     @wraps(function)
     def call(first: Tensor, /, *others: _P.args, **named: _P.kwargs) -> Tensor:
-        return (_compiled(function) if compiles_for(first) else function)(first, *others, **named)
+        compiles = first.device.type == "cuda" and has_triton()
+        return (_compiled(function) if compiles else function)(first, *others, **named)
 
     return call
 
 
-def compiles_for(tensor: Tensor) -> bool:
-    """Whether `compiled_on_gpu` compiles what is done to a tensor: not within what is compiled already."""
-    return not torch.compiler.is_compiling() and tensor.device.type == "cuda" and has_triton()
-
-
 @lru_cache
 def _compiled(function: _Function[_P]) -> _Function[_P]:
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
     return torch.compile(function, dynamic=False)

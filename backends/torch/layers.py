@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from einops import rearrange
 from ict_backends.ncsnpp_spec import BlockSpec, groups, positional_frequencies
-from ict_backends.torch import kernels
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
@@ -78,8 +77,6 @@ def sum_of_branches(conv: CastConv, h: Tensor, shortcut: CastConv | None, x: Ten
     # One bias is enough for both: in a convolution's own gradient, it costs the CPU a twentieth of the whole.
     bias = conv.bias if shortcut is None else conv.bias + shortcut.bias
     x = x if shortcut is None else shortcut.with_bias(x, None)
-    if kernels.usable(h):
-        return kernels.join(conv.with_bias(h, None), x, bias, factor=math.sqrt(0.5) if rescale else 1.0)
     return rescaled(conv.with_bias(h, bias).add_(x), rescale=rescale)
 
 
@@ -124,12 +121,9 @@ class CastGroupNorm(nn.GroupNorm):
         rate: float = 0.0,
     ) -> Tensor:
         """All between two convolutions: what is added to the first one's result, normalisation, activation, dropout."""
-        given = {"groups": self.num_groups, "eps": self.eps}
-        if kernels.usable(x):
-            return kernels.normalize(x, self.weight, self.bias, shift, mask, to=to, silu=silu, rate=rate, **given)
         if torch.compiler.is_compiling():  # which fuses what is written out; in place would add a pass
             h = x if shift is None else x + shift.to(x.dtype)[:, :, None, None]
-            h = group_norm(h, self.weight, self.bias, **given)
+            h = group_norm(h, self.weight, self.bias, groups=self.num_groups, eps=self.eps)
             h = F.silu(h) if silu else h
             return (h if mask is None else torch.where(mask, h / (1.0 - rate), 0.0)).to(to)
         if shift is not None:
@@ -232,8 +226,6 @@ def downsample(x: Tensor, taps: Sequence[float]) -> Tensor:
     """Halve [b, c, h, w] by the FIR filter; the mean of 2x2 where there are no taps."""
     if not taps:
         return F.avg_pool2d(x, 2)
-    if kernels.usable(x):
-        return kernels.halve(x, taps)
     return filter2d(x, taps, stride=2, padding=(len(taps) - 2) // 2)
 
 
@@ -241,8 +233,6 @@ def upsample(x: Tensor, taps: Sequence[float]) -> Tensor:
     """Double [b, c, h, w] by the FIR filter; repeat pixels where there are no taps."""
     if not taps:
         return F.interpolate(x, scale_factor=2, mode="nearest")
-    if kernels.usable(x):
-        return kernels.double(x, taps)
     wide = widened(x)
     weight = fir_kernel(taps, gain=4.0, like=wide).expand(x.shape[1], 1, -1, -1)
     return F.conv_transpose2d(wide, weight, stride=2, padding=(len(taps) - 2) // 2, groups=x.shape[1]).to(x.dtype)
