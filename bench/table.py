@@ -1,18 +1,24 @@
-"""The README's table of measurements, from bench/results: python bench/table.py [--check]."""
+"""The tables of measurements in the README and docs/performance.md: python bench/table.py [--check].
+
+Files of `ict bench` are bench/results/*.json, what bench/gpu.py brought back is bench/results/gpu/*.jsonl.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
+from ict_backends.roofline import least_seconds, operations
 
 from ict_core import load_preset
+from ict_core.config import replace
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- bench table -->", "<!-- end of bench table -->"
+GPU_BEGIN, GPU_END = "<!-- gpu table -->", "<!-- end of gpu table -->"
 COLUMNS = (
     "machine",
     "backend",
@@ -26,8 +32,111 @@ COLUMNS = (
 )
 
 
+GPU_COLUMNS = (
+    "run",
+    "backend",
+    "preset, batch, variant",
+    "ms/step",
+    "TFLOP/s",
+    "fraction of the limit",
+    "kernels a step",
+    "host, ms a step",
+    "peak memory, GiB",
+    "first call, s",
+)
+
+
+class GpuRow(NamedTuple):
+    """Training steps that bench/gpu.py has measured.
+
+    Attributes:
+        run: the file's name, without its ending.
+        machine: the GPU.
+        what: preset, batch and variant.
+        values: of the record.
+        limit: TFLOP/s of the fastest product or convolution of the same part.
+        least: ms that a step takes at least by the roofline, where the rate of a copy was measured.
+        profile: values of the record of its profile.
+        sampling: images/s of the same run, beside the paper's network in torch.
+    """
+
+    run: str
+    machine: str
+    backend: str
+    what: str
+    values: Mapping[str, Any]
+    limit: float
+    least: float | None
+    profile: Mapping[str, Any]
+    sampling: float | None
+
+
+def gpu_rows(folder: Path) -> list[GpuRow]:
+    """The training steps in what bench/gpu.py brought back, in the order of files and lines."""
+    found = []
+    for path in sorted((folder / "gpu").glob("*.jsonl")):
+        try:
+            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            found += _rows_of_run(path.stem, records)
+        except (ValueError, KeyError, TypeError) as error:
+            raise click.ClickException(f"{path} is no result of bench/gpu.py: {error!r}") from error
+    return found
+
+
+def _rows_of_run(run: str, records: Sequence[Mapping[str, Any]]) -> list[GpuRow]:
+    values = {(r["part"], r["name"]): r["values"] for r in records}
+    machine = next((v["name"] for (_, name), v in values.items() if name == "device"), "a GPU")
+    sampled = values.get(("sampling", "50,000 images"), {}).get("images_per_second")
+    rows = []
+    for (part, name), found in values.items():
+        if not part.endswith("-speed") or "ms_range" not in found:
+            continue
+        backend, limit = part.removesuffix("-speed"), values[part, "limit"]
+        preset, _, variant = name.partition(", ")
+        batch = f"{found['batch']}" + (f" in parts of {found['micro_batch']}" if found["micro_batch"] else "")
+        best = max(limit["tflops"].values())
+        copy = limit.get("copy_gb_per_second")  # the first runs did not measure it
+        least = _least_ms(preset, found, 1e12 * best, 1e9 * copy) if copy else None
+        profile = values.get((part, f"{name}: profile"), {})
+        rate = sampled if (backend, preset) == ("torch", "cifar10") else None
+        what = ", ".join(filter(None, (f"`{preset}`", batch, _variant(variant, found["precision"]))))
+        rows.append(GpuRow(run, machine, backend, what, found, best, least, profile, rate))
+        sampled = None if rate else sampled
+    return rows
+
+
+def _variant(variant: str, precision: str) -> str:
+    """With the precision in front, where the name does not say it."""
+    return variant if variant.startswith(precision) else ", ".join(filter(None, (precision, variant)))
+
+
+def _least_ms(preset: str, found: Mapping[str, Any], product: float, memory: float) -> float:
+    train = {"batch_size": found["batch"], "micro_batch": found["micro_batch"], "precision": found["precision"]}
+    return 1000 * least_seconds(operations(replace(load_preset(preset), train=train)), product, memory)
+
+
+def gpu_cells(row: GpuRow) -> tuple[str, ...]:
+    """A row of the README's table."""
+    values = row.values
+    fraction = f"{values['tflops'] / row.limit:.2f}"
+    roofline = f"{row.least / values['ms']:.2f}" if row.least else ""
+    numbers = (number(values["ms"]), number(values["images_per_second"]), fraction, roofline)
+    return (row.machine, row.backend, row.what, *numbers, "", number(row.sampling) if row.sampling else "")
+
+
+def gpu_table(folder: Path) -> str:
+    """Of all that bench/gpu.py brought back, in Markdown, for docs/performance.md."""
+    lines = [GPU_COLUMNS, tuple("---" for _ in GPU_COLUMNS)]
+    for row in gpu_rows(folder):
+        values, profile = row.values, row.profile
+        optional = (profile.get("kernels"), profile.get("host_ms"), values["peak_gib"], values["first_call"])
+        numbers = (number(values["ms"]), number(values["tflops"]), f"{values['tflops'] / row.limit:.2f}")
+        lines.append((row.run, row.backend, row.what, *numbers, *("" if v is None else number(v) for v in optional)))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def rows(folder: Path) -> list[tuple[str, ...]]:
-    """A row a file, in the order of machine, preset, batch, backend and precision."""
+    """A row a file of `ict bench`, in the order of machine, preset, batch, backend and precision; then the GPUs'."""
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -36,7 +145,8 @@ def rows(folder: Path) -> list[tuple[str, ...]]:
         except (ValueError, KeyError, TypeError) as error:
             raise click.ClickException(f"{path} is no record of `ict bench`: {error!r}") from error
     keys = ("preset", "batch_size", "backend", "precision")
-    return [row(r) for r in sorted(records, key=lambda r: (machine(r), *(r[key] for key in keys)))]
+    found = [row(r) for r in sorted(records, key=lambda r: (machine(r), *(r[key] for key in keys)))]
+    return found + [gpu_cells(r) for r in gpu_rows(folder)]
 
 
 def machine(record: Mapping[str, Any]) -> str:
@@ -85,27 +195,30 @@ def table(folder: Path) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def with_table(text: str, found: str) -> str:
+def with_table(text: str, found: str, begin: str = BEGIN, end: str = END) -> str:
     """A text with the table between its markers. Raises where they are not there."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise click.ClickException(f"the file needs the markers {BEGIN} and {END}, in this order")
-    return f"{before}{BEGIN}\n{found}\n{END}{after}"
+    before, first, rest = text.partition(begin)
+    _, last, after = rest.partition(end)
+    if not (first and last):
+        raise click.ClickException(f"the file needs the markers {begin} and {end}, in this order")
+    return f"{before}{begin}\n{found}\n{end}{after}"
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; exit with 1 where the table differs.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 where a table differs.")
 @click.option("--results", type=click.Path(path_type=Path), default=ROOT / "bench" / "results")
 @click.option("--readme", type=click.Path(path_type=Path), default=ROOT / "README.md")
-def main(check: bool, results: Path, readme: Path) -> None:
-    """Put the table of the measurements into the README."""
-    text = readme.read_text(encoding="utf-8")
-    new = with_table(text, table(results))
-    if not check:
-        readme.write_text(new, encoding="utf-8")
-    elif new != text:
-        raise click.ClickException(f"{readme} is not in step with {results}: python bench/table.py")
+@click.option("--performance", type=click.Path(path_type=Path), default=ROOT / "docs" / "performance.md")
+def main(check: bool, results: Path, readme: Path, performance: Path) -> None:
+    """Put the tables of the measurements into the README and docs/performance.md."""
+    tables = ((readme, table(results), BEGIN, END), (performance, gpu_table(results), GPU_BEGIN, GPU_END))
+    for path, found, begin, end in tables:
+        text = path.read_text(encoding="utf-8")
+        new = with_table(text, found, begin, end)
+        if not check:
+            path.write_text(new, encoding="utf-8")
+        elif new != text:
+            raise click.ClickException(f"{path} is not in step with {results}: python bench/table.py")
 
 
 if __name__ == "__main__":

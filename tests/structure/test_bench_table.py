@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+EMPTY_GPU = "before\n<!-- gpu table -->\n<!-- end of gpu table -->\nafter\n"
 EMPTY = "before\n<!-- bench table -->\n<!-- end of bench table -->\nafter\n"
 
 
@@ -46,22 +47,28 @@ def folder(tmp_path: Path) -> Path:
     for name, content in (("a", slow), ("b", record(fraction_of_roofline={"median": 0.9}))):
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "README.md").write_text(EMPTY)
+    (tmp_path / "performance.md").write_text(EMPTY_GPU)
     return tmp_path
+
+
+def places(folder: Path) -> tuple[object, ...]:
+    """The options that name a folder's files."""
+    files = {"--results": "results", "--readme": "README.md", "--performance": "performance.md"}
+    return tuple(part for option, name in files.items() for part in (option, folder / name))
 
 
 def test_what_differs_from_the_preset_is_said(folder: Path) -> None:
     other = record(replicas=2, settings={"network.fir_kernel": [1.0, 1.0], "train.batch_size": 32})
     (folder / "results" / "b.json").write_text(json.dumps(other))
-    assert call("--results", folder / "results", "--readme", folder / "README.md").returncode == 0
+    assert call(*places(folder)).returncode == 0
     said = "| Abacus 3, 2 cores as 2 devices | torch | `digits`, 64, float32, `network.fir_kernel=[1.0, 1.0]` |"
     assert said in (folder / "README.md").read_text()
 
 
 def test_the_table_is_made_of_the_files(folder: Path) -> None:
-    places = ("--results", folder / "results", "--readme", folder / "README.md")
-    assert call("--check", *places).returncode == 1
+    assert call("--check", *places(folder)).returncode == 1
     assert (folder / "README.md").read_text() == EMPTY
-    assert call(*places).returncode == 0
+    assert call(*places(folder)).returncode == 0
     before, marker, header, rule, *rows, end, after = (folder / "README.md").read_text().splitlines()
     assert (before, marker, end, after) == ("before", *EMPTY.splitlines()[1:3], "after")
     assert header.count("|") == rule.count("|") == 10
@@ -69,14 +76,50 @@ def test_the_table_is_made_of_the_files(folder: Path) -> None:
         "| Abacus 3, 2 cores | torch | `digits`, 64, float32 | 12.3 | 5,186 | 0.80 | 0.90 | 1.50 | 20,000 |",
         "| Fast 9000 | jax | `digits`, 64 in parts of 16, bf16 | 12.3 | 5,186 | 0.80 |  |  | 20,000 |",
     ]
-    assert call("--check", *places).returncode == 0
+    assert call("--check", *places(folder)).returncode == 0
     (folder / "results" / "a.json").unlink()
-    assert call("--check", *places).returncode == 1
+    assert call("--check", *places(folder)).returncode == 1
+
+
+def gpu_lines() -> list[dict[str, Any]]:
+    """What bench/gpu.py might bring back."""
+    step = {"batch": 1024, "micro_batch": 128, "precision": "bf16", "ms_range": [600.0, 700.0], "peak_gib": 15.03}
+    step |= {"ms": 650.0, "images_per_second": 1575.4, "tflops": 260.0, "first_call": 12.3}
+    limit = {"tflops": {"product 8192": 790.0, "convolution": 800.0}}
+    return [
+        {"part": "torch-checks", "name": "device", "values": {"name": "Fast 9000"}},
+        {"part": "torch-speed", "name": "limit", "values": limit | {"copy_gb_per_second": 3000.0}},
+        {"part": "torch-speed", "name": "cifar10, bf16: profile", "values": {"kernels": 43673.0, "host_ms": 321.0}},
+        {"part": "torch-speed", "name": "cifar10, bf16", "values": step},
+        {"part": "torch-speed", "name": "cifar10-small, bf16", "values": {"error": "RuntimeError: no"}},
+        {"part": "jax-speed", "name": "limit", "values": limit},
+        {"part": "jax-speed", "name": "cifar10, bf16", "values": step | {"peak_gib": None}},
+        {"part": "sampling", "name": "50,000 images", "values": {"images_per_second": 2031.0}},
+    ]
+
+
+def test_what_the_gpu_script_brought_back_is_in_both_tables(folder: Path) -> None:
+    (folder / "results" / "gpu").mkdir()
+    lines = "\n".join(map(json.dumps, gpu_lines()))
+    (folder / "results" / "gpu" / "fast-1.jsonl").write_text(lines + "\n")
+    assert call(*places(folder)).returncode == 0
+    readme, performance = ((folder / name).read_text().splitlines() for name in ("README.md", "performance.md"))
+    what = "`cifar10`, 1024 in parts of 128, bf16"
+    first, second = readme[-4:-2]
+    assert first.startswith(f"| Fast 9000 | torch | {what} | 650 | 1,575 | 0.33 | 0.4")
+    assert first.endswith(" |  | 2,031 |")
+    assert second == f"| Fast 9000 | jax | {what} | 650 | 1,575 | 0.33 |  |  |  |"
+    assert performance[-4:-2] == [
+        f"| fast-1 | torch | {what} | 650 | 260 | 0.33 | 43,673 | 321 | 15.0 | 12.3 |",
+        f"| fast-1 | jax | {what} | 650 | 260 | 0.33 |  |  |  | 12.3 |",
+    ]
+    (folder / "results" / "gpu" / "fast-1.jsonl").write_text('{"part": "torch-speed"}\n')
+    assert "fast-1.jsonl is no result of bench/gpu.py" in call(*places(folder)).stderr
 
 
 def test_what_is_no_record_is_named(folder: Path) -> None:
     (folder / "results" / "c.json").write_text("{}")
-    done = call("--results", folder / "results", "--readme", folder / "README.md")
+    done = call(*places(folder))
     assert done.returncode == 1
     assert "c.json is no record" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -84,7 +127,7 @@ def test_what_is_no_record_is_named(folder: Path) -> None:
 
 def test_the_markers_are_needed(folder: Path) -> None:
     (folder / "README.md").write_text("nothing")
-    done = call("--results", folder / "results", "--readme", folder / "README.md")
+    done = call(*places(folder))
     assert done.returncode == 1
     assert "markers" in done.stderr
 

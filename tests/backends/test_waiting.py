@@ -1,0 +1,88 @@
+"""A training step in torch asks no tensor for its value: on a GPU, that would wait for all that was started before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from ict_backends.plan import plan_step
+from ict_backends.torch.parallel import Processes
+from ict_backends.torch.step import TrainState, init_state, make_batch, to_device, train_step
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ict_core import Config
+
+# What bool(), float(), int(), .item() and .tolist() of a tensor come down to, and what looks for its nonzero elements.
+ASKING = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique")
+
+
+class Asked(TorchDispatchMode):
+    """Collects the names of operations that need a value on the host, but for those on `known` tensors."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.known, self.names = {t.data_ptr() for t in known}, []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.__name__.partition(".")[0]
+        if name in ASKING and args[0].data_ptr() not in self.known:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def host_counts(state: TrainState) -> list[Tensor]:
+    """RAdam's counts of steps, which torch keeps on the host whatever the weights are on."""
+    return [moments["step"] for moments in state.optimizer.state.values()]
+
+
+def step(config: Config, state: TrainState, images: Tensor) -> None:
+    """One whole step, from its plan on."""
+    plan = plan_step(config, state.step, len(images))
+    draws = to_device(plan, images.device).parts(2)
+    batches = (make_batch(config, draw, images, None) for draw in draws)
+    train_step(state, config, batches, parts=2, teacher_decay=plan.teacher_decay)
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, function: Callable[[], object], known: list[Tensor]) -> list[str]:
+    """What a function asks of tensors, copies to the host included."""
+    with Asked(known) as asked:
+        for name in ("cpu", "numpy", "tolist"):
+            original = getattr(Tensor, name)
+
+            def copied(tensor: Tensor, *given: Any, _name: str = name, _call: Any = original, **named: Any) -> Any:
+                asked.names.append(_name)
+                return _call(tensor, *given, **named)
+
+            monkeypatch.setattr(Tensor, name, copied)
+        function()
+        monkeypatch.undo()
+    return asked.names
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"network": {"dropout": 0.0, "fir_kernel": []}}, {"teacher": {"decay": 0.9, "share_dropout": False}}],
+    ids=["recipe", "no filters", "averaged teacher"],
+)
+def test_a_step_asks_for_no_value(tiny_config, tiny_data, monkeypatch, sections) -> None:
+    config = tiny_config(**sections)
+    state, images = init_state(config, Processes(torch.device("cpu"))), torch.from_numpy(tiny_data.images)
+    for _ in range(7):  # the sixth of RAdam's steps is the first that is rectified
+        assert watch(monkeypatch, lambda: step(config, state, images), host_counts(state)) == []
+
+
+@pytest.mark.parametrize(
+    "ask", [float, bool, Tensor.tolist, Tensor.cpu, Tensor.nonzero, lambda t: torch.ones(3)[t > 0]], ids=str
+)
+def test_the_watch_sees_what_asks(monkeypatch, ask) -> None:
+    assert watch(monkeypatch, lambda: ask(torch.ones(())), []) != [] or ask is Tensor.cpu
+
+
+def test_a_step_that_may_be_skipped_asks_once(tiny_config, tiny_data, monkeypatch) -> None:
+    """Whether it is to be: there the host has to know."""
+    config = tiny_config(train={"on_nonfinite": "skip"})
+    state, images = init_state(config, Processes(torch.device("cpu"))), torch.from_numpy(tiny_data.images)
+    assert watch(monkeypatch, lambda: step(config, state, images), host_counts(state)) == ["_local_scalar_dense"]

@@ -1,0 +1,148 @@
+"""What float32 is, is set: in torch for the time of a call, in JAX in each operation."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from ict_backends import load_backend
+from ict_backends.benchmark import random_arrays
+from ict_backends.checkpoint import load_checkpoint
+from ict_backends.data import Dataset
+from ict_backends.importing import weights_run
+from ict_backends.jax import step as jax_step
+from ict_backends.jax.device import check_device as jax_devices
+from ict_backends.plan import plan_step
+from ict_backends.rundir import create_run
+from ict_backends.torch.device import float32_as
+from twins import small_adm_config, small_config
+
+from ict_core import Config
+from ict_core.config import replace
+
+# train.precision -> torch's settings of products and of convolutions (older names, newer names).
+IN_FORCE = {
+    "float32": ("highest", False, "ieee", "none"),
+    "tf32": ("high", True, "tf32", "tf32"),
+    "bf16": ("highest", False, "ieee", "none"),
+}
+DEFAULT = {"float32": ["HIGHEST", "HIGHEST"], "tf32": ["HIGH", "HIGH"]}
+
+
+def torch_settings() -> tuple[Any, ...]:
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    older = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    return *older, matmul.fp32_precision, conv.fp32_precision
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The settings at each convolution."""
+    found: list[tuple[Any, ...]] = []
+    original = torch.nn.functional.conv2d
+
+    def conv2d(*given: Any, **named: Any) -> Any:
+        found.append(torch_settings())
+        return original(*given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    monkeypatch.setattr(torch.nn.modules.conv.F, "conv2d", conv2d)
+    return found
+
+
+def data_of(config: Config) -> Dataset:
+    rng = np.random.default_rng(0)
+    return Dataset(rng.integers(0, 256, (10, *config.data.shape), dtype=np.uint8), np.arange(10) % 3)
+
+
+@pytest.mark.parametrize("precision", IN_FORCE)
+def test_torch_trains_and_samples_in_the_precision_of_the_run(precision, seen, tmp_path) -> None:
+    """And leaves the process as it was."""
+    before = torch_settings()
+    config = small_config(train={"precision": precision, "total_steps": 1})
+    run = create_run(tmp_path / "run", config, data_of(config))
+    load_backend("torch").train(config, data_of(config), run, device="cpu")
+    trained = len(seen)
+    model = load_backend("torch").load_model(run.path, device="cpu")
+    model.sample(np.zeros((1, 2, 3, 4, 4), np.float32), [80.0], np.array([0, 1]))
+    assert 0 < trained < len(seen)
+    assert set(seen) == {IN_FORCE[precision]}
+    assert torch_settings() == before
+
+
+@pytest.mark.parametrize("before", [("highest", False), ("high", True), ("highest", True)])
+def test_torchs_settings_come_back(before: tuple[str, bool]) -> None:
+    """Whatever they were, and after an error, too."""
+    older = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    newer = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    try:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+        expected = torch_settings()
+        for precision in IN_FORCE:
+            with contextlib.suppress(KeyError), float32_as(precision):
+                assert torch_settings() == IN_FORCE[precision]
+                raise KeyError
+            assert torch_settings() == expected
+    finally:
+        torch.set_float32_matmul_precision(older[0])
+        torch.backends.cudnn.allow_tf32 = older[1]
+        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = newer
+
+
+def test_settings_by_the_newer_names_alone_come_back() -> None:
+    """Torch then refuses to tell the older ones."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+            torch.get_float32_matmul_precision()
+        with float32_as("float32"):
+            assert torch_settings() == IN_FORCE["float32"]
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("make", [small_config, small_adm_config])
+@pytest.mark.parametrize("precision", DEFAULT)
+def test_every_product_of_jaxs_step_says_its_precision(make: Callable[[], Config], precision: str) -> None:
+    """In the program that XLA is given, of the step and of sampling: there are no products without."""
+    config, mesh = replace(make(), train={"precision": precision}), jax_devices("cpu:0")
+    state = jax.eval_shape(lambda: jax_step.init_state(config, mesh))
+    draws = jax_step.to_device([plan_step(config, 0, 10)], mesh)
+    channels, height, width = config.data.shape
+    images, labels = jax.ShapeDtypeStruct((10, height, width, channels), np.uint8), np.arange(10, dtype=np.int32) % 3
+    text = jax_step.train_steps.lower(state, config, draws, images, labels, mesh).as_text()
+    lines = [line for line in text.splitlines() if re.search(r"stablehlo\.(convolution|dot_general)", line)]
+    assert len(lines) > 20
+    for line in lines:
+        assert re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", line) == DEFAULT[precision], line
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_runs_of_both_backends_are_one_run(precision: str, tmp_path) -> None:
+    """From the same weights: the same images, flips, levels, noise and dropout masks lead to the same weights.
+
+    Five steps, after which JAX's RAdam has roundings of its own.
+    """
+    train = {"total_steps": 5, "precision": precision, "log_every": 1}
+    config = small_config(network={"dropout": 0.3}, train=train)
+    arrays, found = random_arrays(config), {}
+    for backend in ("torch", "jax"):
+        run = weights_run(arrays, config, tmp_path / backend)
+        load_backend(backend).train(config, data_of(config), run, device="cpu", resume=True)
+        found[backend] = load_checkpoint(run.latest_checkpoint()).params
+    moved, apart = (
+        np.sqrt(sum(np.sum((a[name] - b[name]).astype(float) ** 2) for name in arrays))
+        for a, b in ((found["torch"], arrays), (found["torch"], found["jax"]))
+    )
+    assert 0 < apart < {"float32": 2e-5, "bf16": 0.1}[precision] * moved
