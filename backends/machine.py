@@ -22,6 +22,8 @@ _ENVIRONMENT = (
     "OMP_NUM_THREADS",
     "XLA_FLAGS",
 )
+# What tells one kind of processor from another of its name, by Linux's words.
+_KIND = {"family": "cpu family", "model": "model"}
 # Instructions that decide how fast products are.
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
 
@@ -40,6 +42,8 @@ def describe_machine() -> dict[str, Any]:
     known = _cpuinfo()
     return {
         "cpu": known.get("model name", platform.processor()),
+        # Processors of very different speed go by one name.
+        **{f"cpu_{key}": int(known[name]) for key, name in _KIND.items() if known.get(name, "").isdecimal()},
         "cpu_features": [flag for flag in _FEATURES if flag in known.get("flags", "").split()],
         "cores": available_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

@@ -150,12 +150,13 @@ def rows(folder: Path) -> list[tuple[str, ...]]:
 
 
 def machine(record: Mapping[str, Any]) -> str:
-    """The accelerator, or the CPU and how many of its cores were used."""
+    """The accelerator, or the CPU, its family and model, and how many of its cores were used."""
     found = record["machine"]
     if found["device"] != "cpu":
         return found["device"]
     devices = record.get("replicas", 1)
-    return f"{found['cpu']}, {found['cores']} cores" + (f" as {devices} devices" if devices > 1 else "")
+    kind = f" {found['cpu_family']}/{found['cpu_model']}" if "cpu_family" in found else ""  # older records have none
+    return f"{found['cpu']}{kind}, {found['cores']} cores" + (f" as {devices} devices" if devices > 1 else "")
 
 
 def changes(record: Mapping[str, Any]) -> list[str]:

@@ -78,11 +78,15 @@ def test_the_norm_written_out_is_torchs(groups: int) -> None:
     assert (found - exact).norm() < 2e-5 * exact.norm()
 
 
-@pytest.mark.parametrize(
-    "draw", [lambda k: normal_noise(k, 301, xp=xp), lambda k: dropout_bytes(k, 301, dropped=99, xp=xp)]
-)
-def test_draws_compile_whole(draw) -> None:
+DRAWS = {
+    "noise": lambda keys: normal_noise(keys, 301, xp=xp),
+    "masks": lambda keys: dropout_bytes(keys, 301, dropped=99, xp=xp),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_compile_whole(name: str) -> None:
     """Into one graph, which a GPU does as one kernel: nothing in it asks for a value."""
     keys = torch.from_numpy(key_words(np.arange(5, dtype=np.uint64)))
-    compiled = torch.compile(draw, dynamic=False, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(keys), draw(keys))
+    compiled = torch.compile(DRAWS[name], dynamic=False, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(keys), DRAWS[name](keys))

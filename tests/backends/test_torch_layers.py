@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from ict_backends.torch.layers import CastConv, Conv, rescaled, shifted, sum_of_branches
+from ict_backends.torch.layers import CastConv, CastGroupNorm, Conv, sum_of_branches
 from torch import Tensor
 
 
@@ -37,9 +37,14 @@ def test_a_bias_that_joins_the_shift_is_the_same(channels: tuple[int, int], kern
     torch.manual_seed(0)
     layer, x = conv(*channels, kernel_size), images(channels[0])
     shift = torch.randn(3, channels[1], dtype=torch.float64).requires_grad_()
-    inputs = (x, shift, layer.weight, layer.bias)
-    expected = gradients(layer(x) + shift[:, :, None, None], *inputs)
-    assert_all_close(gradients(shifted(layer, x, shift), *inputs), expected)
+    norm = CastGroupNorm(2, channels[1], eps=1e-5).double()
+    mask = torch.rand(3, channels[1], 4, 4) > 0.3
+    inputs = (x, shift, layer.weight, layer.bias, *norm.parameters())
+    for dropped, factor in ((None, 1.0), (mask, mask.double() / 0.7)):
+        plain = torch.nn.functional.group_norm(layer(x) + shift[:, :, None, None], 2, norm.weight, norm.bias, 1e-5)
+        expected = gradients(torch.nn.functional.silu(plain) * factor, *inputs)
+        found = norm.activated(layer.with_bias(x, None), shift + layer.bias, dropped, rate=0.3)
+        assert_all_close(gradients(found, *inputs), expected)
 
 
 @pytest.mark.parametrize("channels", [4, 16])
@@ -49,7 +54,7 @@ def test_branches_share_a_bias(channels: int) -> None:
     h, x = images(channels), images(channels)
     inputs = (h, x, *main.parameters(), *shortcut.parameters())
     expected = gradients((main(h) + shortcut(x)) * math.sqrt(0.5), *inputs)
-    assert_all_close(gradients(rescaled(sum_of_branches(main, h, shortcut, x), rescale=True), *inputs), expected)
+    assert_all_close(gradients(sum_of_branches(main, h, shortcut, x, rescale=True), *inputs), expected)
 
 
 def test_a_branch_without_a_shortcut_is_left_as_it_is() -> None:
@@ -58,5 +63,5 @@ def test_a_branch_without_a_shortcut_is_left_as_it_is() -> None:
     before = x.detach().clone()
     inputs = (h, x, *main.parameters())
     expected = gradients(main(h) + x, *inputs)
-    assert_all_close(gradients(rescaled(sum_of_branches(main, h, None, x), rescale=False), *inputs), expected)
+    assert_all_close(gradients(sum_of_branches(main, h, None, x, rescale=False), *inputs), expected)
     assert torch.equal(x, before)

@@ -28,7 +28,10 @@ class Asked(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.__name__.partition(".")[0]
-        if name in ASKING and args[0].data_ptr() not in self.known:
+        by_mask = name.startswith("index") and any(
+            isinstance(i, Tensor) and i.dtype == torch.bool for i in (args[1] if isinstance(args[1], list) else ())
+        )
+        if by_mask or (name in ASKING and args[0].data_ptr() not in self.known):
             self.names.append(name)
         return function(*args, **(kwargs or {}))
 
@@ -46,10 +49,14 @@ def step(config: Config, state: TrainState, images: Tensor) -> None:
     train_step(state, config, batches, parts=2, teacher_decay=plan.teacher_decay)
 
 
+# Attributes that copy a tensor to the host.
+COPIES = ("cpu", "numpy", "tolist")
+
+
 def watch(monkeypatch: pytest.MonkeyPatch, function: Callable[[], object], known: list[Tensor]) -> list[str]:
     """What a function asks of tensors, copies to the host included."""
     with Asked(known) as asked:
-        for name in ("cpu", "numpy", "tolist"):
+        for name in COPIES:
             original = getattr(Tensor, name)
 
             def copied(tensor: Tensor, *given: Any, _name: str = name, _call: Any = original, **named: Any) -> Any:
@@ -74,11 +81,21 @@ def test_a_step_asks_for_no_value(tiny_config, tiny_data, monkeypatch, sections)
         assert watch(monkeypatch, lambda: step(config, state, images), host_counts(state)) == []
 
 
-@pytest.mark.parametrize(
-    "ask", [float, bool, Tensor.tolist, Tensor.cpu, Tensor.nonzero, lambda t: torch.ones(3)[t > 0]], ids=str
-)
-def test_the_watch_sees_what_asks(monkeypatch, ask) -> None:
-    assert watch(monkeypatch, lambda: ask(torch.ones(())), []) != [] or ask is Tensor.cpu
+ASKS: dict[str, Callable[[Tensor], object]] = {
+    "float": float,
+    "bool": bool,
+    "item": lambda t: t.item(),
+    "tolist": lambda t: t.tolist(),
+    "cpu": lambda t: t.cpu(),
+    "numpy": lambda t: t.numpy(),
+    "nonzero": lambda t: t[None].nonzero(),
+    "mask": lambda t: torch.ones(1)[t[None] > 0],
+}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_the_watch_sees_what_asks(monkeypatch, name: str) -> None:
+    assert watch(monkeypatch, lambda: ASKS[name](torch.ones(())), []) != []
 
 
 def test_a_step_that_may_be_skipped_asks_once(tiny_config, tiny_data, monkeypatch) -> None:

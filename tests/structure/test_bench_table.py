@@ -58,10 +58,11 @@ def places(folder: Path) -> tuple[object, ...]:
 
 
 def test_what_differs_from_the_preset_is_said(folder: Path) -> None:
-    other = record(replicas=2, settings={"network.fir_kernel": [1.0, 1.0], "train.batch_size": 32})
+    machine = {"cpu": "Abacus 3", "cpu_family": 25, "cpu_model": 17, "cores": 2, "device": "cpu"}
+    other = record(machine=machine, replicas=2, settings={"network.fir_kernel": [1.0, 1.0], "train.batch_size": 32})
     (folder / "results" / "b.json").write_text(json.dumps(other))
     assert call(*places(folder)).returncode == 0
-    said = "| Abacus 3, 2 cores as 2 devices | torch | `digits`, 64, float32, `network.fir_kernel=[1.0, 1.0]` |"
+    said = "| Abacus 3 25/17, 2 cores as 2 devices | torch | `digits`, 64, float32, `network.fir_kernel=[1.0, 1.0]` |"
     assert said in (folder / "README.md").read_text()
 
 
