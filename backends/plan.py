@@ -20,8 +20,8 @@ class StepPlan(NamedTuple):
         indices: [b] images.
         flips: [b] bool, mirror left to right.
         levels: the drawn levels and weights, float64.
-        row_seeds: [b] uint64, of the backend's own generators, for the noise and the dropout masks of each image: so
-            neither depends on how a batch is split over devices, processes and micro-batches.
+        row_seeds: [b] uint64, the seeds of each image's noise and dropout masks (`ict_core.key_words`): so neither
+            depends on the backend, nor on how a batch is split over devices, processes and micro-batches.
         teacher_decay: mu, of the teacher's average after the step.
     """
 

@@ -126,8 +126,13 @@ def environment(rehearse: bool) -> dict[str, str]:
     # Side by side, as many threads as cores in each process wait for each other: a step on the CPU took ten seconds.
     found |= {"OMP_NUM_THREADS": "4"}
     if rehearse:
-        quick = "--xla_backend_optimization_level=0"
-        found |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick, "JAX_NUM_CPU_DEVICES": "1"}
+        found |= {
+            "CUDA_VISIBLE_DEVICES": "",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        found |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return found
 
 
@@ -236,6 +241,8 @@ def main(
         run_inner(inner, Report(inner, out, rehearse, limit, time.monotonic()))
         return
     own = {name: part.seconds for name, part in PARTS.items()} | {"training": seconds + AROUND_TRAINING}
+    if rehearse:  # which is not for its speed
+        own = dict.fromkeys(PARTS, 600)
     limits = {name: min(float(most), limit) for name, most in own.items()}
     names = [name for name in PARTS if not chosen or name in chosen]
     bad = run_parts(names, out, rehearse, limits)

@@ -67,11 +67,10 @@ def _versions(backend: str) -> dict[str, str]:
 def small_config(report: Report, precision: str = "float32") -> Config:
     """A network with everything in it, and three stages of training."""
     size = 8 if report.rehearse else 16
-    channels = 8 if report.rehearse else 32
     return build_config(
         {
             "data": {"shape": [3, size, size], "flip": True, "hold": "device"},
-            "network": NETWORK | {"channels": channels},
+            "network": NETWORK | ({"channels": 8, "channel_mult": [1]} if report.rehearse else {}),
             "curriculum": {"s0": 10, "s1": 40},
             "train": {
                 "total_steps": STEPS,

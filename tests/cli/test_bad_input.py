@@ -72,7 +72,10 @@ def newest(run: Path) -> Path:
         (["--set", "noise.noise_std=0"], ["noise.noise_std must be > 0"]),
         (["--set", "sample.second_sigma=100"], ["sample.second_sigma must be in", "not 100"]),
         (["--set", "train.batch_size=0"], ["train.batch_size must be >= 1, not 0"]),
-        (["--set", "train.precision=half"], ['train.precision must be "float32", "bf16" or "fp16", not "half"']),
+        (
+            ["--set", "train.precision=half"],
+            ['train.precision must be "float32", "tf32", "bf16" or "fp16", not "half"'],
+        ),
         (
             ["--set", "train.compile=true", "--set", "train.shard_weights=true"],
             ["train.compile must be false with train.shard_weights = true, not true"],

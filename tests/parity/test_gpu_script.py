@@ -65,6 +65,7 @@ def test_speeds_are_of_every_variant(rehearsal: Path) -> None:
         "a block, compiled",
         "cifar10, bf16",
         "cifar10, bf16, compiled",
+        "cifar10, bf16, CUDA graphs",
         "cifar10-small, bf16",
         "cifar10-small, tf32",
         "cifar10-small, float32",
