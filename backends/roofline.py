@@ -218,7 +218,7 @@ class _Walk:
 
 def _activation_bytes(config: Config) -> int:
     """Of an element of the activations."""
-    return _FLOAT32 if config.train.precision == "float32" else 2
+    return 2 if config.train.precision in ("bf16", "fp16") else _FLOAT32
 
 
 def _walk(config: Config) -> _Walk:

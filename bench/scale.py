@@ -46,7 +46,7 @@ def memory_share(config: Config, rates: tuple[float, float]) -> float:
 @click.command()
 @click.option("--product", default=790.0, show_default=True, help="TFLOP/s of a large matrix product.")
 @click.option("--memory", default=3.0, show_default=True, help="TB/s, read and written, of a large copy.")
-@click.option("--precision", type=click.Choice(["float32", "bf16", "fp16"]), default="bf16", show_default=True)
+@click.option("--precision", type=click.Choice(["float32", "tf32", "bf16", "fp16"]), default="bf16", show_default=True)
 def main(product: float, memory: float, precision: str) -> None:
     """Print the table, in Markdown."""
     rates = (1e12 * product, 1e12 * memory)

@@ -209,8 +209,9 @@ def test_weights_are_moved_once_a_pass_and_activations_with_the_batch(config: Co
 @pytest.mark.parametrize("name", ["cifar10-small", "imagenet64"])
 def test_less_precision_moves_fewer_bytes_but_not_of_weights(name: str) -> None:
     config = load_preset(name)
-    found = {p: operations(replace(config, train={"precision": p})) for p in ("float32", "bf16", "fp16")}
+    found = {p: operations(replace(config, train={"precision": p})) for p in ("float32", "tf32", "bf16", "fp16")}
     assert found["bf16"] == found["fp16"]
+    assert found["tf32"] == found["float32"]  # arrays of which are float32
     wide, narrow = (by_kind(found[p], "bytes") for p in ("float32", "bf16"))
     assert wide[ATTENTION] == 2 * narrow[ATTENTION]
     assert narrow[CONVOLUTIONS] < wide[CONVOLUTIONS] < 2 * narrow[CONVOLUTIONS]
