@@ -10,11 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from gpu import ROOT, Report
 from ict_backends import load_backend
-from ict_backends.benchmark import check_images, labels_of, random_arrays, random_images, write_samples
+from ict_backends.benchmark import (
+    alternate,
+    check_images,
+    check_losses,
+    labels_of,
+    random_arrays,
+    random_images,
+    timed,
+    write_samples,
+)
 from ict_backends.cost import forward_flops, heaviest_convolutions, model_flops
+from step_profile import by_kind
 
 from ict_core import Config, load_preset
 from ict_core.config import replace
@@ -48,13 +57,8 @@ def micro_batch(report: Report, backend: str) -> int:
 def seconds_a_step(trainer: Any, steps: int, repeats: int) -> list[float]:
     """Of `repeats` stretches of training, each waited for."""
     count = -(-steps // trainer.stride) * trainer.stride
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        losses = trainer.advance(count)
-        found.append((time.perf_counter() - start) / count)
-        assert np.isfinite(losses).all()
-    return found
+    stretch = {"training": lambda: check_losses(trainer.advance(count), "training")}
+    return [seconds / count for seconds in alternate(stretch, repeats)["training"]]
 
 
 def measure_steps(report: Report, backend: str, config: Config, steps: int = 2, repeats: int = 2) -> dict[str, Any]:
@@ -68,9 +72,7 @@ def timed_steps(
     report: Report, engine: Any, config: Config, trainer: Any, steps: int = 2, repeats: int = 2
 ) -> dict[str, Any]:
     """The same of a trainer."""
-    start = time.perf_counter()
-    trainer.advance(trainer.stride)
-    first = time.perf_counter() - start
+    _, first = timed(lambda: trainer.advance(trainer.stride))
     seconds = seconds_a_step(trainer, 1 if report.rehearse else steps, 1 if report.rehearse else repeats)
     middle = statistics.median(seconds)
     memory = engine.peak_memory(report.device)
@@ -107,12 +109,7 @@ def limit(report: Report, backend: str, config: Config) -> dict[str, Any]:
 def _median_seconds(run: Callable[[int], object], report: Report) -> float:
     times = 1 if report.rehearse else 10
     run(times)
-    found = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run(times)
-        found.append((time.perf_counter() - start) / times)
-    return statistics.median(found)
+    return statistics.median(alternate({"run": lambda: run(times)}, 3)["run"]) / times
 
 
 def jax_compile(report: Report) -> None:
@@ -176,9 +173,7 @@ def block(report: Report, *, compiled: bool) -> dict[str, Any]:
         if report.device == "cuda":
             torch.cuda.synchronize()
 
-    start = time.perf_counter()
-    run(1)
-    first = time.perf_counter() - start
+    _, first = timed(lambda: run(1))
     return {"ms": 1000 * _median_seconds(run, report), "first_call": first}
 
 
@@ -235,12 +230,11 @@ def profile(report: Report, trainer: Any, steps: int) -> dict[str, Any]:
     with torch.profiler.profile(activities=activities) as profiler:
         trainer.advance(steps)
     kernels = [e for e in profiler.events() if str(e.device_type).endswith("CUDA")]
-    kinds: Counter[str] = Counter()
+    times = [(e.name, e.time_range.elapsed_us() / 1000 / steps) for e in kernels]
+    kinds = by_kind(((name.lower(), milliseconds) for name, milliseconds in times), KINDS)
     heaviest: Counter[str] = Counter()
-    for event in kernels:
-        milliseconds = event.time_range.elapsed_us() / 1000 / steps
-        kinds[kind_of(event.name)] += milliseconds
-        heaviest[event.name[:90]] += milliseconds
+    for name, milliseconds in times:
+        heaviest[name[:90]] += milliseconds
     return {
         "kernels": len(kernels) / steps,
         "host_ms": 1000 * issued,
@@ -250,22 +244,19 @@ def profile(report: Report, trainer: Any, steps: int) -> dict[str, Any]:
     }
 
 
+# Kind of kernel -> what names of it contain, in small letters, the first that fits.
 KINDS = {
     "convolutions, gradient of weights": ("wgrad",),
     "convolutions, gradient of inputs": ("dgrad", "conv2d_grad"),
     "convolutions": ("fprop", "conv", "implicit", "xmma", "sm90_xmma"),
     "attention": ("flash", "fmha", "attention", "softmax"),
     "matrix products": ("gemm", "nvjet", "cutlass", "cublas"),
-    "layouts": ("nchwToNhwc", "nhwcToNchw", "transpose", "tensorTransform"),
-    "norms": ("norm", "RowwiseMoments", "var_mean"),
-    "copies": ("Memcpy", "copy", "Memset"),
+    "layouts": ("nchwtonhwc", "nhwctonchw", "transpose", "tensortransform"),
+    "norms": ("norm", "rowwisemoments", "var_mean"),
+    "copies": ("memcpy", "copy", "memset"),
     "optimiser and average": ("foreach", "multi_tensor", "lerp"),
+    "pointwise": ("",),
 }
-
-
-def kind_of(name: str) -> str:
-    """Of a kernel, by what its name contains; "pointwise" for all else."""
-    return next((kind for kind, parts in KINDS.items() if any(p.lower() in name.lower() for p in parts)), "pointwise")
 
 
 def plain(report: Report, backend: str) -> dict[str, Any]:
@@ -276,11 +267,8 @@ def plain(report: Report, backend: str) -> dict[str, Any]:
     version = PlainVersion(ROOT / "bench" / "plain.py", backend)
     advance = version.make_advance(config, random_images(config), report.device)
     advance(1)
-    seconds = []
-    for _ in range(1 if report.rehearse else 3):
-        start = time.perf_counter()
-        advance(1)
-        seconds.append(time.perf_counter() - start)
+    stretch = {"plain": lambda: check_losses(advance(1), "the plain version")}
+    seconds = alternate(stretch, 1 if report.rehearse else 3)["plain"]
     batch = config.train.batch_size
     return {"batch": batch, "images_per_second": batch / statistics.median(seconds)}
 
@@ -340,9 +328,7 @@ def sample(report: Report, model: Any, num: int) -> dict[str, Any]:
     batch = 8 if report.rehearse else 1000
     with tempfile.TemporaryDirectory() as folder:
         write_samples(model, Path(folder) / "warm.npz", batch, batch, None)
-        start = time.perf_counter()
-        images = write_samples(model, Path(folder) / "x.npz", num, batch, None)
-        seconds = time.perf_counter() - start
+        images, seconds = timed(lambda: write_samples(model, Path(folder) / "x.npz", num, batch, None))
     check_images(images)
     rate = num / seconds
     return {
