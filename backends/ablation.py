@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ict_backends.errors import CheckpointError, UsageError
-
 from ict_core import ConfigError
 from ict_core.config import Tree, build_sections, merge, preset_tree
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+
 from ict_backends.errors import DataError
 from ict_backends.sources import Content, Source
 from ict_backends.zips import check_directory

@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
 from ict_backends.cost import forward_flops, heaviest_convolutions, model_flops
 from ict_backends.errors import UserError
 from ict_backends.images import to_uint8
@@ -33,7 +34,6 @@ from ict_backends.processes import describe_shortage
 from ict_backends.roofline import least_seconds, operations, shares
 from ict_backends.sample_files import draw_into, open_sink
 from ict_backends.sampling import Model, sample_batches
-
 from ict_core import Config
 from ict_core.config import replace
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
 from ict_backends.errors import CheckpointError, NonFiniteError
 from ict_backends.files import remove_folder, whole_folder
 from ict_backends.rundir import RunDir, step_of
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 Arrays = dict[str, np.ndarray]
 FORMAT = "ict-checkpoint-1"

@@ -10,7 +10,6 @@ from ict_backends.checkpoint import Checkpoint, save_checkpoint
 from ict_backends.errors import CheckpointError, NonFiniteError
 from ict_backends.progress import warn
 from ict_backends.rundir import RunDir
-
 from ict_core import Config
 
 # After a failure, as on a full disk, until training hands over the next checkpoint; and at the end, and how often.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from ict_backends.archives import read_tar_file, tar_members
 from ict_backends.errors import DataError
 from ict_backends.sources import Source

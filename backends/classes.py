@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
 from ict_backends.errors import DataError
 
 # EDM's and StyleGAN's: {"labels": [["00000/img00000000.png", 6], ...]}

@@ -7,7 +7,6 @@ from collections import Counter
 from typing import NamedTuple
 
 from ict_backends.networks import count_parameters, parameter_shapes, trained_shapes
-
 from ict_core import Config
 
 # The parameters of the authors' networks at the sizes of each preset, counted from the shapes of their modules, which

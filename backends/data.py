@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
+
 from ict_backends import archives, arrays, cifar, tables
 from ict_backends.data_cache import Room, content_key, read_cached
 from ict_backends.decoding import Preparation, describe_shape, prepare, quiet
 from ict_backends.errors import DataError, UsageError
 from ict_backends.sources import Located, Source, decoded
-from tqdm import tqdm
-
 from ict_core.config import DataConfig
 
 # Sets with more images, or larger files, than these are decoded once, into the cache.

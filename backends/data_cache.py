@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
 from ict_backends.arrays import npz_names, read_member
 from ict_backends.errors import DataError
 from ict_backends.files import cache_folder, write_atomically

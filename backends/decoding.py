@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
-from ict_backends.errors import DataError
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from ict_backends.errors import DataError
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # Pillow knows more formats, and runs another program for some of them.

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
 from ict_backends.checkpoint import Arrays
 from ict_backends.diffusers_adm import (
     check_exportable,
@@ -24,9 +27,6 @@ from ict_backends.diffusers_adm import (
 )
 from ict_backends.errors import CheckpointError
 from ict_backends.files import whole_folder
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-
 from ict_core import Config
 
 _PIPELINE, _UNET, _SCHEDULER = "ConsistencyModelPipeline", "UNet2DModel", "CMStochasticIterativeScheduler"

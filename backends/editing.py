@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from einops import rearrange
+from PIL import Image
+
 from ict_backends.decoding import describe_shape, from_picture, middle_square, resample, to_picture
 from ict_backends.errors import DataError, UsageError
 from ict_backends.images import to_uint8
 from ict_backends.randomness import image_noises
 from ict_backends.sampling import Model
-from PIL import Image
-
 from ict_core import Config, editing, karras_sigmas
 from ict_core.loss import ConsistencyFunction
 

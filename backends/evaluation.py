@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
 from ict_backends.arrays import npz_names, read_member
 from ict_backends.errors import DataError, UsageError
 from ict_backends.files import cache_folder, write_atomically

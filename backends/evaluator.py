@@ -6,6 +6,7 @@ import json
 from functools import cached_property
 
 import numpy as np
+
 from ict_backends.checkpoint import Checkpoint, write_checkpoint
 from ict_backends.errors import CheckpointError, UserError
 from ict_backends.evaluation import Gathered, check_counts, compare, gather, images_needed, in_batches
@@ -14,7 +15,6 @@ from ict_backends.images import to_uint8
 from ict_backends.progress import warn
 from ict_backends.rundir import RunDir, step_of
 from ict_backends.sampling import Model, sample_images
-
 from ict_core import Config
 
 

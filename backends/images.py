@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from einops import rearrange
-from ict_backends.files import whole_file, write_atomically
 from PIL import Image
+
+from ict_backends.files import whole_file, write_atomically
 
 # Small pictures are enlarged in grids, so that a person can see them.
 _VISIBLE = 32

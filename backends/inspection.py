@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from ict_backends.data import Dataset, find_data, reading_bar
 from ict_backends.decoding import Preparation, describe_shape, from_picture, quiet, resample, to_picture
 from ict_backends.errors import DataError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from ict_backends.ncsnpp_spec import ncsnpp_parameters, ncsnpp_spec
 
+from ict_backends.ncsnpp_spec import ncsnpp_parameters, ncsnpp_spec
 from ict_core import NCSNppConfig
 
 _Leaves = tuple[str, str]

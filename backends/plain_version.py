@@ -20,8 +20,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from ict_backends.errors import UsageError, UserError
 
+from ict_backends.errors import UsageError, UserError
 from ict_core import Config
 
 # So many more steps, and their losses.

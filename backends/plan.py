@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from ict_backends.randomness import batch_indices, step_generator
 
+from ict_backends.randomness import batch_indices, step_generator
 from ict_core import Config, Grid, Levels, NoiseConfig, Stage, adaptive_decay, discretization_steps, make_grid, stages
 
 

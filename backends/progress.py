@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
+
 from ict_backends.errors import NonFiniteError
 from ict_backends.files import write_atomically
 from ict_backends.plan import StepPlan
 from ict_backends.rundir import RunDir
-from tqdm import tqdm
-
 from ict_core import Config
 
 # One sees a consistency model fail at some levels before it fails at all of them.

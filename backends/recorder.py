@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+
 from ict_backends.checkpoint import Checkpoint
 from ict_backends.checkpoint_writer import CheckpointWriter
 from ict_backends.errors import UserError
@@ -19,7 +20,6 @@ from ict_backends.progress import Progress, ToHost, warn
 from ict_backends.rundir import RunDir
 from ict_backends.sampling import Model, preview
 from ict_backends.tensorboard import TensorBoard
-
 from ict_core import Config
 
 

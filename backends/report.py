@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
 from ict_backends.charts import Mark, Series, line_chart
 from ict_backends.errors import CheckpointError
 from ict_backends.images import encode_png, grid, to_float
@@ -18,7 +19,6 @@ from ict_backends.networks import count_parameters
 from ict_backends.plan import some_stages
 from ict_backends.progress import band_edges
 from ict_backends.rundir import RunDir
-
 from ict_core import Config
 
 _NEIGHBOURS = 4

@@ -23,7 +23,6 @@ from pathlib import Path
 from ict_backends.data import Dataset
 from ict_backends.errors import CheckpointError, UsageError
 from ict_backends.files import write_atomically
-
 from ict_core import Config, ConfigError
 
 

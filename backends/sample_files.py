@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
 from ict_backends.errors import UsageError
 from ict_backends.files import write_atomically
 from ict_backends.images import save_folder, save_npz

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
+
 from ict_backends.errors import OutOfMemoryError
 from ict_backends.images import to_uint8
 from ict_backends.randomness import image_noises
-
 from ict_core import Config, multistep_sample
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
 from ict_backends.decoding import Preparation, decode, prepare
 from ict_backends.errors import DataError
 from ict_backends.processes import available_cores

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from ict_backends.arrays import check_labels
 from ict_backends.errors import DataError, UsageError
 from ict_backends.sources import Content, Located, Source

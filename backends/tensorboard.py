@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+
 from ict_backends.errors import UsageError
 
 

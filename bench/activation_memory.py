@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 
 import click
-from ict_backends.plan import plan_step
 
+from ict_backends.plan import plan_step
 from ict_core import Config
 from ict_core.config import build_config, merge, preset_tree
 
@@ -32,6 +32,7 @@ def make_config(preset: str, batch_size: int, checkpoint: bool) -> Config:
 def torch_step(config: Config) -> Callable[[], None]:
     """A function that does one training step on the default device and waits for it."""
     import torch
+
     from ict_backends.torch.device import check_device
     from ict_backends.torch.parallel import Processes
     from ict_backends.torch.step import init_state, make_batch, to_device, train_step
@@ -82,6 +83,7 @@ def jax_measures(config: Config) -> tuple[int, int, Callable[[], None]]:
     """Bytes kept for the gradient, bytes of intermediate results of the compiled step, and a function that does it."""
     import jax
     import jax.numpy as jnp
+
     from ict_backends.jax import step as jax_step
     from ict_backends.jax.device import check_device
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 from gpu import CARRIED, ROOT, Report
+
 from ict_backends import load_backend
 from ict_backends.benchmark import labels_of, random_arrays, random_images
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.data import Dataset
 from ict_backends.importing import import_jcm, import_openai_adm, weights_run
 from ict_backends.rundir import RunDir
-
 from ict_core import Config
 from ict_core.config import build_config, replace
 
@@ -105,6 +105,7 @@ def check_masks(backend: str, config: Config, device: str) -> dict[str, Any]:
 
 def _torch_equal_levels(config: Config, device: str) -> dict[str, Any]:
     import torch
+
     from ict_backends.plan import plan_step
     from ict_backends.torch.step import batch_loss, make_batch, to_device
     from ict_backends.torch.weights import load_arrays, make_network
@@ -139,11 +140,11 @@ def _torch_equal_levels(config: Config, device: str) -> dict[str, Any]:
 def _jax_equal_levels(config: Config, device: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
+
     from ict_backends.jax.device import check_device
     from ict_backends.jax.step import abstract_network, batch_loss, draw_noise, make_batch, merge_network, to_device
     from ict_backends.jax.weights import load_arrays
     from ict_backends.plan import plan_step
-
     from ict_core import key_words
 
     mesh = check_device(device)
@@ -319,6 +320,7 @@ def check_processes(config: Config, report: Report) -> dict[str, Any]:
     """One process with NCCL: the gradient of a network under DDP and under FSDP2 is that of the network itself."""
     import torch
     import torch.distributed as dist
+
     from ict_backends.plan import plan_step
     from ict_backends.torch.parallel import copied, full, sharded
     from ict_backends.torch.step import batch_loss, make_batch, to_device

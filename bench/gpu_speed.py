@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu import ROOT, Report
+from step_profile import by_kind
+
 from ict_backends import load_backend
 from ict_backends.benchmark import (
     alternate,
@@ -23,8 +25,6 @@ from ict_backends.benchmark import (
     write_samples,
 )
 from ict_backends.cost import forward_flops, heaviest_convolutions, model_flops
-from step_profile import by_kind
-
 from ict_core import Config, load_preset
 from ict_core.config import replace
 
@@ -155,6 +155,7 @@ def torch_speed(report: Report) -> None:
 def block(report: Report, *, compiled: bool) -> dict[str, Any]:
     """Milliseconds of a residual block of the paper's network in bf16, forward and backward, and of its first call."""
     import torch
+
     from ict_backends.ncsnpp_spec import BlockSpec
     from ict_backends.torch.layers import ResidualBlock
 
@@ -289,6 +290,7 @@ def attention(report: Report) -> dict[str, Any]:
     """Milliseconds of attention with its gradient, ours and cuDNN's, at the shapes of two presets."""
     import jax
     import jax.numpy as jnp
+
     from ict_backends.jax.layers import dot_product_attention
 
     def cudnn(q: Any, k: Any, v: Any) -> Any:

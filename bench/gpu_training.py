@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from gpu import AFTER_TRAINING, CARRIED, ROOT, Report, records
 from gpu_speed import seconds_a_step
+from PIL import Image
+
 from ict_backends import load_backend
 from ict_backends.benchmark import random_images
 from ict_backends.data import Dataset, load_data
@@ -19,8 +21,6 @@ from ict_backends.images import to_float, to_uint8
 from ict_backends.metrics import frechet_distance, moments
 from ict_backends.rundir import RunDir, create_run
 from ict_backends.sampling import sample_images
-from PIL import Image
-
 from ict_core import Config, load_preset
 from ict_core.config import replace
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import click
 import numpy as np
+
 from ict_backends.evaluation import compare, gather
 
 GIB = 2**30

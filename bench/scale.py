@@ -6,8 +6,8 @@ Two measured rates of a device stand for it; what `ict bench` gives of one can b
 from __future__ import annotations
 
 import click
-from ict_backends.roofline import least_seconds, operations, shares
 
+from ict_backends.roofline import least_seconds, operations, shares
 from ict_core import Config, load_preset
 from ict_core.config import replace
 

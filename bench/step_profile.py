@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from ict_backends import load_backend
 from ict_backends.benchmark import labels_of, random_images
-
 from ict_core import Config
 from ict_core.config import build_config, merge, parse_assignment, preset_tree
 
@@ -65,6 +65,7 @@ def torch_times(trainer: Any, steps: int) -> list[tuple[str, float]]:
 def jax_times(trainer: Any, steps: int) -> list[tuple[str, float]]:
     """The time of each of XLA's kernels, under the name of the operation that it ends in."""
     import jax
+
     from ict_backends.jax.step import to_device, train_steps
     from ict_backends.plan import plan_step
 

@@ -15,10 +15,10 @@ import click
 import ema_teacher
 import mixture
 import numpy as np
-from ict_backends import load_backend
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ict_backends import load_backend
 from ict_core import Config
 
 XI, THETA, GAP = 0.0, 0.5, 0.1

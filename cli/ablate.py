@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
+
 from ict_backends.ablation import Outcome, Plan, Summary, Variant, assignments, read_outcome, read_plan, write_outcome
 from ict_backends.errors import UsageError
 from ict_cli.options import (
@@ -28,7 +29,6 @@ from ict_cli.options import (
     device_option,
     size_option,
 )
-
 from ict_core import Config
 from ict_core.config import Tree, merge, parse_assignment, replace
 

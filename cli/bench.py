@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from ict_backends.errors import UsageError
 from ict_cli.options import backend_option, batch_option, check_output, command_line, debug_option, device_option
-
 from ict_core.config import build_config, merge, parse_assignment, preset_tree
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from ict_backends.errors import DataError, UsageError
 from ict_cli.options import crop_option, debug_option, size_option
-
 from ict_core import DataConfig
 
 _SHEET = "contact-sheet"

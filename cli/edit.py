@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import numpy as np
+
 from ict_backends.errors import DataError, UsageError
 from ict_cli.options import (
     backend_option,
@@ -19,7 +20,6 @@ from ict_cli.options import (
     seed_option,
     weights_option,
 )
-
 from ict_core import Config
 
 if TYPE_CHECKING:
@@ -315,6 +315,7 @@ def _editor(request: Request, config: Config, levels: list[float]) -> Editor:
 def _write(request: Request, images: np.ndarray, seen: np.ndarray, result: np.ndarray) -> None:
     """The result, one image as it is and several as a grid, and the picture of input, what was seen, and result."""
     from einops import rearrange
+
     from ict_backends.editing import side_by_side
     from ict_backends.files import write_atomically
     from ict_backends.images import encode_png, save_grid, to_uint8

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import numpy as np
+
 from ict_backends.errors import DataError, UsageError
 from ict_cli.options import (
     backend_option,
@@ -22,7 +23,6 @@ from ict_cli.options import (
     steps_options,
     weights_option,
 )
-
 from ict_core import Config, DataConfig
 
 if TYPE_CHECKING:
@@ -86,9 +86,10 @@ def eval_command(
     the Frechet distance in pixel space, of values in [-1, 1]; beside it stand the distances between random halves of
     the data, which no model can be expected to beat by much.
     """
+    from tqdm import tqdm
+
     from ict_backends.evaluation import compare, gather, read_metrics
     from ict_backends.rundir import RunDir
-    from tqdm import tqdm
 
     config = RunDir(what).load_config() if (what / "config.toml").is_file() else None
     levels = resolve_sigmas(config, steps, sigmas, run=what) if config else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from ict_cli.options import check_new_folder, debug_option, weights_option
 
 

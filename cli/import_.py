@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from ict_backends.errors import CheckpointError, UsageError
 from ict_cli.options import debug_option
-
 from ict_core import Config
 from ict_core.config import build_config, merge, read_toml
 
@@ -56,6 +56,7 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
     Without --config, the network is the authors' NCSN++ of CIFAR-10, with their Fourier scale of 16.
     """
     import numpy as np
+
     from ict_backends import load_backend
     from ict_backends.importing import RELEASED_CIFAR10, import_jcm
 

@@ -85,7 +85,6 @@ def _exit(code: int, error: BaseException | None = None) -> NoReturn:
 def _explain(error: BaseException) -> tuple[str | None, int]:
     """The line and the exit code for an error of the user's; None for one of ours, which shows its traceback."""
     from ict_backends.errors import UserError
-
     from ict_core import ConfigError
 
     if isinstance(error, (KeyboardInterrupt, click.Abort)):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 import numpy as np
-from ict_backends.errors import UsageError
 
+from ict_backends.errors import UsageError
 from ict_core import Config
 from ict_core.sampling import check_falling_sigmas
 

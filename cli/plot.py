@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from einops import rearrange
+
 from ict_backends.errors import UsageError
 from ict_backends.evaluation import METRICS
 from ict_backends.files import write_atomically
 from ict_backends.plan import grid_of, some_stages, stages_of
-
 from ict_core import Config
 
 if TYPE_CHECKING:
-    from ict_backends.ablation import Plan, Summary
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from ict_backends.ablation import Plan, Summary
 
 _MOST_STAGES = 8
 

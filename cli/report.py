@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from ict_backends.errors import UsageError
 from ict_cli.options import backend_option, check_output, debug_option, device_option
 
@@ -23,6 +24,7 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     It is one HTML file that needs no network and nothing beside it.
     """
     import numpy as np
+
     from ict_backends import load_backend
     from ict_backends.data import load_data_of
     from ict_backends.errors import UserError

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+
 from ict_backends.errors import UsageError
 from ict_cli.options import (
     backend_option,
@@ -23,8 +24,9 @@ from ict_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ict_backends.sampling import Model
     from tqdm import tqdm
+
+    from ict_backends.sampling import Model
 
 
 @click.command("sample")
@@ -127,6 +129,7 @@ def _write_trajectory(
 ) -> None:
     """A row an image: for each step, what it is given, scaled to be seen, and what it makes of it."""
     from einops import rearrange
+
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.sampling import trajectory
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+
 from ict_backends.errors import UsageError
 from ict_cli.options import (
     backend_option,
@@ -18,7 +19,6 @@ from ict_cli.options import (
     seed_option,
     weights_option,
 )
-
 from ict_core import Config, DataConfig
 
 if TYPE_CHECKING:

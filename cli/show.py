@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from ict_backends.errors import UsageError
 from ict_cli.options import debug_option, device_option
-
 from ict_core import Config, load_preset, preset_names
 
 _MOST_STAGES = 16

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from ict_backends.errors import DataError, UsageError
 from ict_cli.options import DATA_HELP, backend_option, crop_option, debug_option, device_option, size_option
-
 from ict_core import Config
 from ict_core.config import (
     DataConfig,

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from ict_backends.data import Dataset, load_data
 from ict_backends.errors import UserError
-from PIL import Image
 
 _RNG = np.random.default_rng(0)
 # Three of each of two classes, whose folders sort as their labels do.

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax import Array
+
 from ict_backends.adm_spec import ADMLevelSpec, adm_spec, positional_frequencies
 from ict_backends.jax.layers import (
     CastConv,
@@ -22,8 +24,6 @@ from ict_backends.jax.layers import (
     upsample,
 )
 from ict_backends.ncsnpp_spec import BlockSpec
-from jax import Array
-
 from ict_core import ADMConfig
 
 

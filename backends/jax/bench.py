@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
 from ict_backends.cost import Convolution
 from ict_backends.jax.device import check_device, float32_as, on_cpu, put, replicated, split, worthwhile
 from ict_backends.jax.sample import Model
@@ -26,9 +29,6 @@ from ict_backends.jax.train import steps_per_dispatch
 from ict_backends.jax.weights import load_arrays
 from ict_backends.plan import plan_step
 from ict_backends.processes import check_split
-from jax import Array
-from jax.sharding import Mesh
-
 from ict_core import Config
 
 

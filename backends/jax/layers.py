@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from ict_backends.ncsnpp_spec import BlockSpec, groups, positional_frequencies
 from jax import Array
+
+from ict_backends.ncsnpp_spec import BlockSpec, groups, positional_frequencies
 
 Initializer = jax.nn.initializers.Initializer
 # Of the images, the kernels and the results of convolutions.

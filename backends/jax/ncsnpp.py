@@ -8,6 +8,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+
 from ict_backends.jax.layers import (
     Attention,
     Conv,
@@ -20,8 +22,6 @@ from ict_backends.jax.layers import (
     call,
 )
 from ict_backends.ncsnpp_spec import BlockSpec, DownSpec, UpSpec, ncsnpp_spec
-from jax import Array
-
 from ict_core import NCSNppConfig
 
 MakeBlock = Callable[[BlockSpec], ResidualBlock]

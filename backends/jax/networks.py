@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from flax import nnx
+
 from ict_backends.jax.adm import ADM
 from ict_backends.jax.ncsnpp import NCSNpp
-
 from ict_core import Config
 
 Network = NCSNpp | ADM

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
 from ict_backends.jax.device import float32_as, put, replicated, sharded, split
 from ict_backends.jax.networks import Network, make_network
 from ict_backends.networks import dropped_numbers, mask_shapes
 from ict_backends.plan import StepPlan
-from jax import Array
-from jax.sharding import Mesh
-
 from ict_core import (
     Config,
     ConsistencyLoss,

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+
 from ict_backends.checkpoint import load_newest
 from ict_backends.data import Dataset
 from ict_backends.feeding import fed, fits_on_device
@@ -24,8 +26,6 @@ from ict_backends.processes import check_split, describe_shortage, leave
 from ict_backends.progress import say, warn
 from ict_backends.recorder import Recorder
 from ict_backends.rundir import RunDir
-from jax.sharding import Mesh
-
 from ict_core import Config
 
 # More steps in one dispatch would delay the log and gain nothing measurable. On the CPU, where a dispatch costs a

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, serialization
+from jax import Array
+from jax.sharding import Mesh
+
 from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays
 from ict_backends.errors import CheckpointError
 from ict_backends.jax.device import put, replicated
@@ -23,9 +26,6 @@ from ict_backends.jax.step import (
     make_optimizer,
     state_shardings,
 )
-from jax import Array
-from jax.sharding import Mesh
-
 from ict_core import Config, LossScale
 
 # A layer's arrays in flax -> in checkpoints.

@@ -7,6 +7,9 @@ from functools import partial
 
 import torch
 from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from ict_backends.adm_spec import ADMLevelSpec, adm_spec, positional_frequencies
 from ict_backends.ncsnpp_spec import BlockSpec
 from ict_backends.torch.layers import (
@@ -19,9 +22,6 @@ from ict_backends.torch.layers import (
     sum_of_branches,
     upsample,
 )
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from ict_core import ADMConfig
 
 

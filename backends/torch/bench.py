@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from ict_backends.cost import Convolution
 from ict_backends.plan import plan_step
 from ict_backends.processes import check_split
@@ -24,9 +27,6 @@ from ict_backends.torch.step import (
     train_step,
 )
 from ict_backends.torch.weights import load_arrays
-from torch import Tensor
-from torch.nn import functional as F
-
 from ict_core import Config
 
 

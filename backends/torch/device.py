@@ -10,10 +10,11 @@ from typing import Concatenate, ParamSpec
 
 import numpy as np
 import torch
-from ict_backends.errors import OutOfMemoryError, UsageError
-from ict_backends.processes import local_rank
 from torch import Tensor
 from torch.utils._triton import has_triton
+
+from ict_backends.errors import OutOfMemoryError, UsageError
+from ict_backends.processes import local_rank
 
 _P = ParamSpec("_P")
 _Function = Callable[Concatenate[Tensor, _P], Tensor]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from ict_backends.errors import CheckpointError
 from ict_backends.torch.device import check_device, float32_as
-from torch import Tensor
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor, nn
+
 from ict_backends.ncsnpp_spec import BlockSpec, DownSpec, UpSpec, ncsnpp_spec
 from ict_backends.torch.layers import (
     Attention,
@@ -18,8 +20,6 @@ from ict_backends.torch.layers import (
     add,
     call,
 )
-from torch import Tensor, nn
-
 from ict_core import NCSNppConfig
 
 MakeBlock = Callable[[BlockSpec], ResidualBlock]

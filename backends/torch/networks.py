@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ict_backends.torch.adm import ADM
 from ict_backends.torch.ncsnpp import NCSNpp
-
 from ict_core import Config
 
 Network = NCSNpp | ADM

@@ -11,13 +11,14 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
-from ict_backends.errors import LostProcessError, UserError
-from ict_backends.processes import check_rendezvous, leave_at_once, share_of_work
-from ict_backends.torch.device import check_device
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from ict_backends.errors import LostProcessError, UserError
+from ict_backends.processes import check_rendezvous, leave_at_once, share_of_work
+from ict_backends.torch.device import check_device
 
 # The first process evaluates and draws while the others wait.
 _PATIENCE = timedelta(hours=1)

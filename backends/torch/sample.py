@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from array_api_compat import torch as xp
+from torch import Tensor
+
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.rundir import RunDir
 from ict_backends.sampling import compiled_size, padded
@@ -17,8 +19,6 @@ from ict_backends.torch.device import check_device, float32_as, other_devices, o
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.step import consistency_function
 from ict_backends.torch.weights import load_arrays
-from torch import Tensor
-
 from ict_core import Config, multistep_sample
 
 

@@ -10,15 +10,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from array_api_compat import torch as xp
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
 from ict_backends.networks import dropped_numbers, mask_shapes
 from ict_backends.plan import StepPlan
 from ict_backends.torch.device import compiled_on_gpu, keep_freed_memory, upload
 from ict_backends.torch.flat import flatten, in_memory_order, unflatten
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.parallel import Processes, accumulating, full, local
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-
 from ict_core import (
     Config,
     ConsistencyLoss,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+
 from ict_backends.checkpoint import load_newest
 from ict_backends.data import Dataset
 from ict_backends.feeding import fed, fits_on_device
@@ -20,7 +21,6 @@ from ict_backends.torch.parallel import Processes, joined
 from ict_backends.torch.sample import Model
 from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, to_device, train_step
 from ict_backends.torch.weights import averaged_network, from_checkpoint, to_checkpoint
-
 from ict_core import Config
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from ict_backends.data import Dataset
 
+from ict_backends.data import Dataset
 from ict_core import Config
 from ict_core.config import build_config, merge
 

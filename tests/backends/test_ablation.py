@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from ict_backends.ablation import (
     Outcome,
     Plan,
@@ -21,7 +22,6 @@ from ict_backends.ablation import (
     write_outcome,
 )
 from ict_backends.errors import CheckpointError, UserError
-
 from ict_core import ConfigError, load_preset
 from ict_core.config import build_config, merge, parse_assignment
 

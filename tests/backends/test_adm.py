@@ -13,6 +13,9 @@ import pytest
 import torch
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
+from safetensors.numpy import load_file
+from twins import adm_configs, assert_close, jax_weights, nchw, nhwc, torch_network
+
 from ict_backends import openai_adm
 from ict_backends.adm_spec import adm_parameters, adm_spec
 from ict_backends.jax import adm as jax_adm
@@ -22,9 +25,6 @@ from ict_backends.jax.weights import load_arrays as jax_load
 from ict_backends.ncsnpp_spec import BlockSpec
 from ict_backends.torch import adm as torch_adm
 from ict_backends.torch import layers as torch_layers
-from safetensors.numpy import load_file
-from twins import adm_configs, assert_close, jax_weights, nchw, nhwc, torch_network
-
 from ict_core import ADMConfig, Config, ConfigError, consistency_output, karras_sigmas, multistep_sample, scalings
 from ict_core.config import build_config
 

@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from twins import small_adm_config, small_config
+
 from ict_backends.benchmark import (
     Spread,
     alternate,
@@ -21,8 +23,6 @@ from ict_backends.errors import UserError
 from ict_backends.machine import describe_commit, describe_machine, describe_versions, process_memory
 from ict_backends.networks import parameter_shapes
 from ict_backends.torch import make_model
-from twins import small_adm_config, small_config
-
 from ict_core import load_preset
 
 

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from ict_backends.checkpoint import Checkpoint, check_arrays, load_checkpoint, save_checkpoint
 from ict_backends.errors import CheckpointError, NonFiniteError
 from ict_backends.rundir import RunDir
-from safetensors.numpy import save_file
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}
 
@@ -132,6 +133,7 @@ def test_a_run_without_checkpoints_is_refused(tmp_path):
 
 def test_moments_of_another_network_do_not_load(tiny_config):
     import torch
+
     from ict_backends.torch.parallel import Processes
     from ict_backends.torch.step import init_state
     from ict_backends.torch.weights import from_checkpoint, to_checkpoint

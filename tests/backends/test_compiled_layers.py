@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from array_api_compat import torch as xp
-from ict_backends.torch import layers
-from ict_backends.torch.step import Batch, batch_loss
 from twins import numpy_batch, small_adm_config, small_config, torch_batch, torch_network
 
+from ict_backends.torch import layers
+from ict_backends.torch.step import Batch, batch_loss
 from ict_core import Config, dropout_bytes, key_words, normal_noise
 from ict_core.config import replace
 

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from twins import configs
+
 from ict_backends.cost import (
     OFFICIAL_PARAMETERS,
     Convolution,
@@ -26,10 +30,6 @@ from ict_backends.networks import count_parameters, parameter_shapes
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.step import init_state
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-from twins import configs
-
 from ict_core import Config, NCSNppConfig, load_preset, preset_names
 from ict_core.config import build_config, replace
 

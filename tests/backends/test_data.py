@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ict_backends.data import load_data
 from ict_backends.errors import DataError, UsageError
-from PIL import Image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)

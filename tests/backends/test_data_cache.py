@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_samples import IMAGES, LABELS, NAMES, encoded, png_files, write_folder, write_tar, write_zip
+
 from ict_backends import data, data_cache, sources
 from ict_backends.data import Dataset, load_data
 from ict_backends.errors import DataError

@@ -29,9 +29,10 @@ from data_samples import (
     write_tar,
     write_zip,
 )
+from PIL import Image
+
 from ict_backends.data import Dataset, load_data
 from ict_backends.errors import DataError, UsageError
-from PIL import Image
 
 JPEGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-train-jpeg.tar.xz"
 

@@ -7,11 +7,12 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ict_backends import decoding
 from ict_backends.decoding import decode, prepare, read_image
 from ict_backends.editing import fit_image
 from ict_backends.errors import DataError
-from PIL import Image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 4, 3), dtype=np.uint8)

@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
-from ict_backends.torch.flat import flatten, in_memory_order, unflatten
 from torch import nn
 from twins import small_adm_config, small_config, torch_network
+
+from ict_backends.torch.flat import flatten, in_memory_order, unflatten
 
 CONFIGS = {"ncsnpp": small_config(), "adm": small_adm_config()}
 

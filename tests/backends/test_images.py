@@ -4,9 +4,10 @@ import io
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ict_backends.files import write_atomically
 from ict_backends.images import encode_png, grid, save_folder, save_npz, to_float, to_uint8
-from PIL import Image
 
 
 def pixels(file):

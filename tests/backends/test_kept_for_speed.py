@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+
 from ict_backends.jax import device
 from ict_backends.jax.parallel import Processes
 from ict_backends.jax.train import _telling

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ict_backends.metrics import (
     MomentsSum,
     frechet_distance,

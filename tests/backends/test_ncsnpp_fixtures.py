@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from twins import assert_close, jax_weights, nchw, nhwc, torch_network
+
 from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.step import merge_network
@@ -22,8 +24,6 @@ from ict_backends.jcm_ncsnpp import from_official, official_names
 from ict_backends.ncsnpp_spec import BlockSpec
 from ict_backends.torch import layers as torch_layers
 from ict_backends.torch.networks import Network
-from twins import assert_close, jax_weights, nchw, nhwc, torch_network
-
 from ict_core import Config, consistency_output
 from ict_core.config import build_config
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ict_backends.errors import UserError
 from ict_backends.plain_version import PlainVersion
-
 from ict_core import Config, ConfigError
 
 STEPS = """

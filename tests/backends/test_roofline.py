@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from twins import configs, small_config
+
 from ict_backends.cost import model_flops, step_flops
 from ict_backends.networks import mask_shapes, parameter_shapes, trained_shapes
 from ict_backends.roofline import (
@@ -26,8 +28,6 @@ from ict_backends.roofline import (
     operations,
     shares,
 )
-from twins import configs, small_config
-
 from ict_core import Config, load_preset, preset_names
 from ict_core.config import build_config, replace
 

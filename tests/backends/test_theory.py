@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ict_backends import load_backend
 
+from ict_backends import load_backend
 from ict_core import scalings
 
 PATH = Path(__file__).resolve().parents[2] / "bench" / "mixture.py"

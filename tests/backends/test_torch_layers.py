@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from ict_backends.torch.layers import CastConv, CastGroupNorm, Conv, sum_of_branches
 from torch import Tensor
+
+from ict_backends.torch.layers import CastConv, CastGroupNorm, Conv, sum_of_branches
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int = 3) -> CastConv:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from ict_backends.ncsnpp_spec import ncsnpp_parameters, ncsnpp_spec
 from ict_backends.networks import count_parameters
 from ict_backends.torch.layers import NoiseEmbedding
 from ict_backends.torch.ncsnpp import NCSNpp
-
 from ict_core import Config, ConfigError, NCSNppConfig
 from ict_core.config import replace
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+
 from ict_backends.data import load_data
 from ict_backends.images import to_float
 from ict_backends.metrics import frechet_distance, moments
@@ -15,7 +16,6 @@ from ict_backends.sampling import sample_images
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.sample import Model
 from ict_backends.torch.step import init_state, make_batch, to_device, train_step
-
 from ict_core import load_preset
 from ict_core.config import replace
 

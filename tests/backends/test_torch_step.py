@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+
 from ict_backends.plan import plan_step
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.step import (
@@ -16,7 +17,6 @@ from ict_backends.torch.step import (
     to_device,
     train_step,
 )
-
 from ict_core import pseudo_huber
 
 DEVICES = [

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+
 from ict_backends import checkpoint_writer, load_backend
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.errors import NonFiniteError
@@ -173,7 +174,6 @@ def test_training_on_digits_learns(tmp_path):
     from ict_backends.images import to_float
     from ict_backends.metrics import frechet_distance, moments
     from ict_backends.sampling import sample_images
-
     from ict_core import load_preset
     from ict_core.config import replace
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from ict_backends.plan import plan_step
-from ict_backends.torch.parallel import Processes
-from ict_backends.torch.step import TrainState, init_state, make_batch, to_device, train_step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ict_backends.plan import plan_step
+from ict_backends.torch.parallel import Processes
+from ict_backends.torch.step import TrainState, init_state, make_batch, to_device, train_step
 from ict_core import Config
 
 # What bool(), float(), int(), .item() and .tolist() of a tensor come down to, and what looks for its nonzero elements.

@@ -2,8 +2,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from ict_cli.main import run
 from tiny import TINY
+
+from ict_cli.main import run
 
 
 class Result(NamedTuple):

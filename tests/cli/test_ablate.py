@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.rundir import RunDir
 from ict_cli.main import run
-from PIL import Image
 
 PLAN = """
 title = "Two rates"

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import ict_backends.torch as engine
 import numpy as np
 import pytest
-from ict_backends.roofline import least_seconds, operations
 
+import ict_backends.torch as engine
+from ict_backends.roofline import least_seconds, operations
 from ict_core.config import build_config
 
 PLAIN = Path(__file__).resolve().parents[2] / "bench" / "plain.py"

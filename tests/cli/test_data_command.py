@@ -20,11 +20,12 @@ from data_samples import (
     write_tar,
     write_zip,
 )
+from PIL import Image
+from tiny import TINY
+
 from ict_backends import data
 from ict_backends.data import load_data
 from ict_backends.rundir import RunDir
-from PIL import Image
-from tiny import TINY
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from tiny import TINY
+
 from ict_backends import load_backend
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.evaluator import evaluation_size
 from ict_backends.rundir import RunDir
-from tiny import TINY
-
 from ict_core import load_preset
 from ict_core.config import replace
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import TINY
+
 from ict_backends import load_backend
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.importing import released_config
 from ict_backends.rundir import RunDir
-from tiny import TINY
-
 from ict_core import karras_sigmas
 from ict_core.config import build_config
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from tiny import TINY
+
 from ict_backends.charts import Mark, Series, line_chart
 from ict_backends.plan import plan_step
 from ict_backends.progress import BANDS, band_edges
 from ict_backends.report import nearest_images
 from ict_backends.rundir import RunDir
-from PIL import Image
-from tiny import TINY
-
 from ict_core import stages
 
 VOID = {"meta", "img", "input", "line", "polyline", "br"}

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ict_backends import load_backend, sample_files
 from ict_backends.checkpoint import read_digest
 from ict_backends.errors import OutOfMemoryError, UsageError
@@ -17,8 +19,6 @@ from ict_backends.processes import local_rank, share_of_work
 from ict_backends.randomness import image_labels
 from ict_backends.rundir import RunDir
 from ict_backends.sampling import sample_batches, trajectory
-from PIL import Image
-
 from ict_core import multistep_sample
 
 FAST = ("--num", 10, "--batch-size", 3, "--device", "cpu")

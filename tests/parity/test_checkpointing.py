@@ -8,9 +8,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from ict_backends.jax import step as jax_step
-from ict_backends.torch import step as torch_step
-from ict_backends.torch.parallel import Processes
 from twins import (
     assert_all_close,
     assert_close,
@@ -24,6 +21,9 @@ from twins import (
     twins,
 )
 
+from ict_backends.jax import step as jax_step
+from ict_backends.torch import step as torch_step
+from ict_backends.torch.parallel import Processes
 from ict_core import Config
 from ict_core.config import replace
 

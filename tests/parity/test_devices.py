@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from twins import assert_all_close, small_config
+
 from ict_backends.errors import UsageError
 from ict_backends.jax.device import check_device, worthwhile
 from ict_backends.jax.sample import Model
@@ -21,8 +23,6 @@ from ict_backends.jax.weights import to_arrays
 from ict_backends.plan import plan_step
 from ict_backends.processes import check_split
 from ict_backends.sampling import sample_images
-from twins import assert_all_close, small_config
-
 from ict_core import load_preset
 from ict_core.config import replace
 

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 import torch
+from twins import small_adm_config, small_config
+
 from ict_backends import load_backend
 from ict_backends.benchmark import random_arrays
 from ict_backends.checkpoint import load_checkpoint
@@ -21,8 +23,6 @@ from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.plan import plan_step
 from ict_backends.rundir import create_run
 from ict_backends.torch.device import float32_as
-from twins import small_adm_config, small_config
-
 from ict_core import Config
 from ict_core.config import replace
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from ict_backends.jax.layers import group_normalize
 from twins import nchw
+
+from ict_backends.jax.layers import group_normalize
 
 TOLERANCE = 1e-12
 

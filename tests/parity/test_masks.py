@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from twins import nchw, small_adm_config, small_config
+
 from ict_backends.jax import step as jax_step
 from ict_backends.networks import mask_shapes
 from ict_backends.torch import step as torch_step
-from twins import nchw, small_adm_config, small_config
-
 from ict_core import Config, key_words
 from ict_core.config import replace
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ict_backends.jax.step import merge_network
-from ict_backends.jax.weights import to_arrays as jax_to_arrays
-from ict_backends.torch.networks import Network
 from parity_profile import COMPILED
 from twins import assert_all_close, assert_close, configs, jax_weights, nchw, nhwc, small_config, torch_network
 
+from ict_backends.jax.step import merge_network
+from ict_backends.jax.weights import to_arrays as jax_to_arrays
+from ict_backends.torch.networks import Network
 from ict_core import Config
 
 # dtype -> tolerance of values, of gradients. Float64 is what proves it: in float32 the same code differs by the

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from twins import Twins, assert_all_close, assert_close, jax_batch, numpy_batch, small_config, torch_batch, twins
+
 from ict_backends.checkpoint import Checkpoint
 from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
@@ -20,8 +22,6 @@ from ict_backends.torch import step as torch_step
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
 from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
-from twins import Twins, assert_all_close, assert_close, jax_batch, numpy_batch, small_config, torch_batch, twins
-
 from ict_core import Config, key_words
 
 STEPS = 8

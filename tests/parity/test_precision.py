@@ -9,12 +9,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ict_backends.feeding as feeding
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from twins import (
+    Arrays,
+    assert_all_close,
+    jax_batch,
+    jax_gradient,
+    numpy_batch,
+    small_adm_config,
+    small_config,
+    torch_batch,
+    torch_gradient,
+    twins,
+)
+
+import ict_backends.feeding as feeding
 from ict_backends import load_backend
 from ict_backends.checkpoint import Checkpoint, load_checkpoint
 from ict_backends.data import Dataset
@@ -31,19 +44,6 @@ from ict_backends.torch import step as torch_step
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
 from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
-from twins import (
-    Arrays,
-    assert_all_close,
-    jax_batch,
-    jax_gradient,
-    numpy_batch,
-    small_adm_config,
-    small_config,
-    torch_batch,
-    torch_gradient,
-    twins,
-)
-
 from ict_core import Config, LossScale
 from ict_core.config import replace
 from ict_core.loss_scale import FIRST_FACTOR

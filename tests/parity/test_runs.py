@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from twins import assert_all_close, assert_close, small_config
+
 from ict_backends import load_backend
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.data import Dataset
@@ -18,7 +20,6 @@ from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
 from ict_backends.randomness import image_noises
 from ict_backends.rundir import RunDir, create_run
 from ict_backends.sampling import sample_images
-from twins import assert_all_close, assert_close, small_config
 
 BACKENDS = ["torch", "jax"]
 OTHER = {"torch": "jax", "jax": "torch"}

@@ -12,17 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ict_backends.jax import step as jax_step
-from ict_backends.jax.device import check_device as jax_devices
-from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
-from ict_backends.jax.weights import to_arrays as jax_to_arrays
-from ict_backends.jax.weights import to_checkpoint as jax_to_checkpoint
-from ict_backends.plan import plan_step
-from ict_backends.torch import step as torch_step
-from ict_backends.torch.parallel import Processes
-from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
-from ict_backends.torch.weights import to_arrays as torch_to_arrays
-from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
 from parity_profile import COMPILED
 from twins import (
     Arrays,
@@ -40,6 +29,17 @@ from twins import (
     twins,
 )
 
+from ict_backends.jax import step as jax_step
+from ict_backends.jax.device import check_device as jax_devices
+from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
+from ict_backends.jax.weights import to_arrays as jax_to_arrays
+from ict_backends.jax.weights import to_checkpoint as jax_to_checkpoint
+from ict_backends.plan import plan_step
+from ict_backends.torch import step as torch_step
+from ict_backends.torch.parallel import Processes
+from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
+from ict_backends.torch.weights import to_arrays as torch_to_arrays
+from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
 from ict_core import Config
 
 DROPOUT = 0.4

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import click
 import pytest
+
 from ict_cli.main import ict
 
 SLOW = {"torch", "jax", "jaxlib", "flax", "optax", "sklearn", "scipy", "matplotlib", "PIL", "pyarrow", "tqdm"}
