@@ -8,7 +8,6 @@ teacher/NAME                        where the teacher has a moving average of it
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ict_backends.errors import CheckpointError, NonFiniteError
-from ict_backends.files import remove_folder, whole_folder
+from ict_backends.files import file_sha256, remove_folder, whole_folder
 from ict_backends.rundir import RunDir, step_of
 
 Arrays = dict[str, np.ndarray]
@@ -93,7 +92,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, last: object = "no
             save_file(arrays, temporary / _TENSORS)
         except SafetensorError as error:  # what the library makes of an OSError
             raise CheckpointError(f"checkpoint {folder} cannot be written: {error}") from error
-        digest = hashlib.sha256((temporary / _TENSORS).read_bytes()).hexdigest()
+        digest = file_sha256(temporary / _TENSORS)
         state = {"format": FORMAT, "step": checkpoint.step, "sha256": digest}
         (temporary / _STATE).write_text(json.dumps(state, indent=2) + "\n")
 
@@ -122,14 +121,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     step, digest = _read_state(folder)
     tensors = folder / _TENSORS
     try:
-        content = tensors.read_bytes()
+        read = file_sha256(tensors)
     except OSError as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != digest:
+    if read != digest:
         raise CheckpointError(
             f"checkpoint {folder} is damaged: the contents of {_TENSORS} are not those that were written"
         )
-    del content
     try:
         arrays = load_file(tensors)
     except (SafetensorError, ValueError) as error:

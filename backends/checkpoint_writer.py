@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from ict_backends.checkpoint import Checkpoint, save_checkpoint
+from ict_backends.console import warn
 from ict_backends.errors import CheckpointError, NonFiniteError
-from ict_backends.progress import warn
 from ict_backends.rundir import RunDir
 from ict_core import Config
 

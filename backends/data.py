@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ict_backends import archives, arrays, cifar, tables
+from ict_backends.console import progress_bar
 from ict_backends.data_cache import Room, content_key, read_cached
 from ict_backends.decoding import Preparation, describe_shape, prepare, quiet
 from ict_backends.errors import DataError, UsageError
 from ict_backends.sources import Located, Source, decoded
 from ict_core.config import DataConfig
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # Sets with more images, or larger files, than these are decoded once, into the cache.
 CACHED_IMAGES, CACHED_BYTES = 2000, 2**26
@@ -235,9 +238,9 @@ def _collect(
     return Dataset(images[there], labels, opened.classes)
 
 
-def reading_bar(count: int) -> tqdm:
+def reading_bar(count: int) -> tqdm[Any]:
     """A progress bar over images to be read, which shows itself where that takes more than a second."""
-    return tqdm(total=count, desc="reading", unit="image", leave=False, dynamic_ncols=True, delay=1)
+    return progress_bar(count, desc="reading", unit="image", leave=False, delay=1)
 
 
 def _repeat_grey(images: np.ndarray, room: Room) -> np.ndarray:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,16 +20,17 @@ from pathlib import Path
 import numpy as np
 
 from ict_backends.arrays import npz_names, read_member
+from ict_backends.console import warn
+from ict_backends.environment import available_cores
 from ict_backends.errors import DataError
-from ict_backends.files import cache_folder, write_atomically
+from ict_backends.files import cache_folder, file_sha256, write_atomically
 from ict_backends.images import encode_npz
-from ict_backends.processes import available_cores
 
 # Of the rules of docs/data.md: with another number, everything is decoded anew.
 _RULES = 1
 _DAY = 24 * 3600
-# Files that one thread hashes at a time, and a size in bytes that is read at once.
-_FILES, _SMALL = 256, 2**18
+# Files that one thread hashes at a time.
+_FILES = 256
 
 Cached = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
 
@@ -64,11 +64,7 @@ def _file_digest(path: Path) -> str:
         return "none"
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
         return "none"
-    with open(path, "rb", buffering=0) as file:
-        # Its buffer takes longer to make than a small file to read.
-        if status.st_size > _SMALL:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        return hashlib.sha256(file.read()).hexdigest()
+    return file_sha256(path)
 
 
 def read_cached(key: str) -> Cached | None:
@@ -154,7 +150,7 @@ class Room:
         self._drop()
         self._key = None
         reason = error.strerror or error
-        print(f"Warning: no cache of decoded images in {cache_folder()}: {reason}", file=sys.stderr)
+        warn(f"no cache of decoded images in {cache_folder()}: {reason}")
 
 
 def _sweep() -> None:

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from ict_backends.errors import DataError
-from ict_backends.files import cache_folder, write_atomically
+from ict_backends.files import cache_folder, file_sha256, write_atomically
 
 # A translation into TorchScript of TensorFlow's network of that date, which EDM, StyleGAN and clean-fid measure with.
 INCEPTION = "inception-2015-12-05"
@@ -24,7 +24,7 @@ def fetch_inception(url: str = _URL) -> Path:
         DataError: in one line, that it cannot be downloaded, or is another file; nothing is kept then.
     """
     path = cache_folder() / f"{INCEPTION}.pt"
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == _SHA256:
+    if path.is_file() and file_sha256(path) == _SHA256:
         return path
     try:
         with urllib.request.urlopen(url, timeout=60) as response:

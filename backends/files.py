@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import platformdirs
+
+# Bytes of a file that is read at once.
+_SMALL = 2**18
+
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ict"
+    """The folder of the operating system for what can be made again: on Linux $XDG_CACHE_HOME/ict or ~/.cache/ict."""
+    return Path(platformdirs.user_cache_dir("ict", appauthor=False))
+
+
+def file_sha256(path: Path) -> str:
+    """The hexadecimal sha256 of a file, which is read piece by piece. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        # The buffer of `file_digest` takes longer to make than a small file to read.
+        if os.fstat(file.fileno()).st_size <= _SMALL:
+            return hashlib.sha256(file.read()).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ict_backends.processes import available_cores
+from ict_backends.environment import available_cores
 
 _PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax")
 # What changes how fast the libraries are.

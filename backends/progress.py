@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ict_backends.console import progress_bar, say, warn
 from ict_backends.errors import NonFiniteError
 from ict_backends.files import write_atomically
 from ict_backends.plan import StepPlan
@@ -25,16 +25,6 @@ _SPIKE = 4.0
 
 # From the results of successive steps on the device to NumPy: [k, b] losses and [k] norms of the gradient.
 ToHost = Callable[[Sequence[Any]], tuple[np.ndarray, np.ndarray]]
-
-
-def say(text: str) -> None:
-    """Say something of the run; on the error stream, above the bar."""
-    tqdm.write(text, file=sys.stderr)
-
-
-def warn(text: str) -> None:
-    """Say that something went wrong that does not end the training; on the error stream, above the bar."""
-    say(f"Warning: {text}")
 
 
 def band_edges(config: Config) -> list[float]:
@@ -79,14 +69,8 @@ class Progress:
         self._since, self.skipped = self._began, 0
         self._edges = band_edges(config)
         # Without a terminal, a bar would fill a file: there, each record of the log is a line.
-        self._bar = tqdm(
-            total=config.train.total_steps,
-            initial=first,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            disable=not (writes and sys.stderr.isatty()),
-        )
+        bar = {"initial": first, "unit": "step", "disable": not writes}
+        self._bar = progress_bar(config.train.total_steps, **bar)
 
     def __enter__(self) -> Progress:
         return self
@@ -149,7 +133,7 @@ class Progress:
         if self._bar.disable:
             done, total = record["step"], self._config.train.total_steps
             left = (time.perf_counter() - self._began) / (done - self._first) * (total - done)
-            print(f"step {done}/{total}: {text}, {tqdm.format_interval(left)} left", file=sys.stderr, flush=True)
+            say(f"step {done}/{total}: {text}, {tqdm.format_interval(left)} left")
 
     def _write(self, line: str) -> None:
         """Add a line to metrics.jsonl, with those that could not be written before."""

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ict_backends.decoding import Preparation, decode, prepare
+from ict_backends.environment import available_cores
 from ict_backends.errors import DataError
-from ict_backends.processes import available_cores
 
 # Sets of more images are worth the start of other processes.
 MANY = 2000

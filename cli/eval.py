@@ -86,8 +86,8 @@ def eval_command(
     the Frechet distance in pixel space, of values in [-1, 1]; beside it stand the distances between random halves of
     the data, which no model can be expected to beat by much.
     """
-    from tqdm import tqdm
 
+    from ict_backends.console import progress_bar
     from ict_backends.evaluation import compare, gather, read_metrics
     from ict_backends.rundir import RunDir
 
@@ -103,7 +103,7 @@ def eval_command(
     batches = samples.batches
     if config is not None:
         batches = _draw(what, config, samples.count, levels, seed, weights, backend, device, batch_size)
-    with tqdm(total=samples.count, unit="image", dynamic_ncols=True, leave=False) as bar:
+    with progress_bar(samples.count, unit="image", leave=False) as bar:
         gathered = gather(batches, names, network, on_batch=bar.update)
     results = compare(names, gathered, reference.gather(names, network))
     kind = "images" if levels is None else f"{_kind(levels)} samples"

@@ -56,6 +56,9 @@ def ict() -> None:
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, 1 for data, checkpoints and disks, 2 for usage, 130 when interrupted."""
+    from ict_backends.console import show_on_stderr
+
+    show_on_stderr()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _exit(ict.main(args=arguments, prog_name="ict", standalone_mode=False) or 0)
@@ -72,8 +75,8 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 def _exit(code: int, error: BaseException | None = None) -> NoReturn:
     """Leave, among several processes without what libraries do at exit: they would wait for each other, or for one that
     is gone."""
+    from ict_backends.environment import leaves_at_once
     from ict_backends.errors import LostProcessError
-    from ict_backends.processes import leaves_at_once
 
     if leaves_at_once() or isinstance(error, LostProcessError):
         sys.stdout.flush()

@@ -65,7 +65,7 @@ def sample_command(
     torchrun, or wherever RANK and WORLD_SIZE are set, processes share the work.
     """
     from ict_backends import load_backend
-    from ict_backends.processes import share_of_work
+    from ict_backends.environment import share_of_work
     from ict_backends.rundir import RunDir
 
     config = RunDir(run).load_config()
@@ -166,7 +166,7 @@ def _write_many(
         draw_into(sink, draw, labels, batch=batch, rank=rank, world=world, on_batch=bar.update)
 
 
-def _bar(total: int) -> tqdm:
-    from tqdm import tqdm
+def _bar(total: int) -> tqdm[Any]:
+    from ict_backends.console import progress_bar
 
-    return tqdm(total=total, unit="image", dynamic_ncols=True, leave=False)
+    return progress_bar(total, unit="image", leave=False)

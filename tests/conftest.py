@@ -12,6 +12,8 @@ import pytest
 from helpers import LIBRARIES, Library
 from hypothesis import HealthCheck, settings
 
+from ict_backends.console import show_on_stderr
+
 # What the tests compile is not for later processes.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
 
@@ -27,6 +29,9 @@ _UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=20, **_UNTIMED)
 settings.register_profile("ci", max_examples=100, derandomize=True, print_blob=True, **_UNTIMED)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+# Tests read what commands show, though most call what a command calls and no command.
+show_on_stderr()
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 

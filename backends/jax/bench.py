@@ -12,6 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ict_backends.cost import Convolution
+from ict_backends.environment import check_split
 from ict_backends.jax.device import check_device, float32_as, on_cpu, put, replicated, split, worthwhile
 from ict_backends.jax.sample import Model
 from ict_backends.jax.step import (
@@ -28,7 +29,6 @@ from ict_backends.jax.step import (
 from ict_backends.jax.train import steps_per_dispatch
 from ict_backends.jax.weights import load_arrays
 from ict_backends.plan import plan_step
-from ict_backends.processes import check_split
 from ict_core import Config
 
 

@@ -15,9 +15,9 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from ict_backends.environment import check_rendezvous, local_rank, share_of_work
 from ict_backends.errors import LostProcessError, UserError
 from ict_backends.jax.device import BATCH_AXIS, check_device, replicated, split
-from ict_backends.processes import check_rendezvous, local_rank, share_of_work
 
 # How long after the last sign of life a process counts as ended.
 _PATIENCE_SECONDS = 20

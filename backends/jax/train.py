@@ -13,7 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ict_backends.checkpoint import load_newest
+from ict_backends.console import say, warn
 from ict_backends.data import Dataset
+from ict_backends.environment import check_split, describe_shortage, leave
 from ict_backends.feeding import fed, fits_on_device
 from ict_backends.interruption import Interruption, StoppedError
 from ict_backends.jax.device import free_bytes, on_cpu, out_of_memory, put, replicated, worthwhile
@@ -22,8 +24,6 @@ from ict_backends.jax.sample import Model
 from ict_backends.jax.step import StepResult, TrainState, init_state, to_device, train_step_in_parts, train_steps
 from ict_backends.jax.weights import averaged_network, from_checkpoint, to_checkpoint
 from ict_backends.plan import StepPlan
-from ict_backends.processes import check_split, describe_shortage, leave
-from ict_backends.progress import say, warn
 from ict_backends.recorder import Recorder
 from ict_backends.rundir import RunDir
 from ict_core import Config

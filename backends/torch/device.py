@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._triton import has_triton
 
+from ict_backends.environment import local_rank
 from ict_backends.errors import OutOfMemoryError, UsageError
-from ict_backends.processes import local_rank
 
 _P = ParamSpec("_P")
 _Function = Callable[Concatenate[Tensor, _P], Tensor]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ict_backends.errors import CheckpointError
+from ict_backends.files import file_sha256
 from ict_backends.torch.device import check_device, float32_as
 
 
@@ -83,7 +83,7 @@ def load_features(path: Path, *, device: str = "auto") -> FeatureNetwork:
     """
     where = check_device(device)
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = file_sha256(path)
     except OSError as error:
         raise CheckpointError(f"--features {path} cannot be read: {error.strerror}") from error
     try:

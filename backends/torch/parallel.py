@@ -16,8 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ict_backends.environment import check_rendezvous, leave_at_once, share_of_work
 from ict_backends.errors import LostProcessError, UserError
-from ict_backends.processes import check_rendezvous, leave_at_once, share_of_work
 from ict_backends.torch.device import check_device
 
 # The first process evaluates and draws while the others wait.

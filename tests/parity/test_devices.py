@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from twins import assert_all_close, small_config
 
+from ict_backends.environment import check_split
 from ict_backends.errors import UsageError
 from ict_backends.jax.device import check_device, worthwhile
 from ict_backends.jax.sample import Model
@@ -21,7 +22,6 @@ from ict_backends.jax.step import init_state, to_device, train_steps
 from ict_backends.jax.train import steps_per_dispatch
 from ict_backends.jax.weights import to_arrays
 from ict_backends.plan import plan_step
-from ict_backends.processes import check_split
 from ict_backends.sampling import sample_images
 from ict_core import load_preset
 from ict_core.config import replace
