@@ -8,7 +8,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from ict_backends.decoding import describe_shape, from_picture, middle_square, resample, to_picture
+from ict_backends.data.decode import describe_shape, from_picture, middle_square, resample, to_picture
 from ict_backends.errors import DataError, UsageError
 from ict_backends.images import to_uint8
 from ict_backends.randomness import image_noises

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ict_backends.arrays import npz_names, read_member
+from ict_backends.data.npz import npz_names, read_member
 from ict_backends.errors import DataError, UsageError
 from ict_backends.files import cache_folder, write_atomically
 from ict_backends.images import encode_npz, to_float

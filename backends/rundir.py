@@ -20,7 +20,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ict_backends.data import Dataset
+from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, UsageError
 from ict_backends.files import write_atomically
 from ict_core import Config, ConfigError

@@ -16,7 +16,7 @@ from gpu import CARRIED, ROOT, Report
 from ict_backends import load_backend
 from ict_backends.benchmark import labels_of, random_arrays, random_images
 from ict_backends.checkpoint import load_checkpoint
-from ict_backends.data import Dataset
+from ict_backends.data.dataset import Dataset
 from ict_backends.importing import import_jcm, import_openai_adm, weights_run
 from ict_backends.rundir import RunDir
 from ict_core import Config

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ict_backends import load_backend
 from ict_backends.benchmark import random_images
-from ict_backends.data import Dataset, load_data
+from ict_backends.data.dataset import Dataset, load_data
 from ict_backends.images import to_float, to_uint8
 from ict_backends.metrics import frechet_distance, moments
 from ict_backends.rundir import RunDir, create_run

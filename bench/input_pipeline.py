@@ -14,7 +14,7 @@ import click
 import numpy as np
 import torch
 
-from ict_backends.data import Dataset, load_data
+from ict_backends.data.dataset import Dataset, load_data
 from ict_backends.plan import plan_step
 from ict_backends.torch.parallel import Processes, joined
 from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, to_device, train_step

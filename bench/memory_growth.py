@@ -16,7 +16,7 @@ from unittest import mock
 import click
 
 from ict_backends import load_backend
-from ict_backends.data import load_data_of
+from ict_backends.data.dataset import load_data_of
 from ict_backends.recorder import Recorder
 from ict_backends.rundir import RunDir, create_run
 from ict_core import Config

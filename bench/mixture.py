@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ict_backends.data import Dataset
+from ict_backends.data.dataset import Dataset
 from ict_backends.images import to_uint8
 from ict_backends.rundir import RunDir, create_run
 from ict_core import Config

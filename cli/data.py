@@ -62,9 +62,9 @@ def _check_new(option: str, path: Path, suffix: str) -> None:
 
 
 def _inspect(data: DataConfig, sheet: Path) -> None:
+    from ict_backends.data.inspect import inspect
     from ict_backends.files import write_atomically
     from ict_backends.images import encode_png
-    from ict_backends.inspection import inspect
 
     found = inspect(data.source, size=data.size, crop=data.crop)
     click.echo("\n".join([f"data: {data.source}", *found.lines()]))
@@ -73,8 +73,8 @@ def _inspect(data: DataConfig, sheet: Path) -> None:
 
 
 def _pack(data: DataConfig, out: Path, skip_unreadable: bool) -> None:
-    from ict_backends.data import load_data
-    from ict_backends.decoding import describe_shape
+    from ict_backends.data.dataset import load_data
+    from ict_backends.data.decode import describe_shape
     from ict_backends.images import save_dataset
 
     _check_new("--pack", out, ".npz")

@@ -233,7 +233,7 @@ def _config(request: Request) -> Config:
 
 def _load(request: Request, *, grey_will_do: bool = False) -> tuple[Config, np.ndarray]:
     """The run's settings, and the images that --image names, [b, c, h, w] float32."""
-    from ict_backends.decoding import read_image
+    from ict_backends.data.decode import read_image
     from ict_backends.editing import fit_image
     from ict_backends.images import to_float
 
@@ -249,7 +249,7 @@ def _load(request: Request, *, grey_will_do: bool = False) -> tuple[Config, np.n
 
 def _load_small(request: Request, config: Config, factor: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The images at the model's size, to be shown, and their small versions, to be made larger."""
-    from ict_backends.decoding import describe_shape, read_image
+    from ict_backends.data.decode import describe_shape, read_image
     from ict_backends.editing import enlarge, lower
     from ict_backends.images import to_float
 
@@ -277,7 +277,7 @@ def _load_small(request: Request, config: Config, factor: int | None) -> tuple[n
 
 def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
     """bool [1, h, w]: what stays, the black half of the greys."""
-    from ict_backends.decoding import read_image
+    from ict_backends.data.decode import read_image
     from ict_backends.editing import fit_image, to_grey_pixels
 
     image = read_image(path)

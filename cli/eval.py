@@ -223,7 +223,7 @@ def read_reference(
     data: DataConfig, names: Sequence[str], network: Network | None, *, shape: tuple[int, ...] | None = None
 ) -> Reference:
     """What --data names: images, resampled to a shape where one is given, or statistics where they are enough."""
-    from ict_backends.data import load_data_of
+    from ict_backends.data.dataset import load_data_of
     from ict_backends.evaluation import METRICS, read_moments
 
     source, path = data.source, Path(data.source)
@@ -242,7 +242,7 @@ def read_reference(
 
 def _load_images(data: DataConfig, shape: tuple[int, ...] | None) -> np.ndarray:
     """The images of a source, resampled to a shape where one is given; what cannot be read is named and left out."""
-    from ict_backends.data import load_data
+    from ict_backends.data.dataset import load_data
     from ict_backends.editing import fit_image
 
     def fit(image: np.ndarray) -> np.ndarray:
@@ -268,7 +268,7 @@ def _find_samples(
     names: Sequence[str],
     network: Network | None,
 ) -> Samples:
-    from ict_backends.decoding import describe_shape
+    from ict_backends.data.decode import describe_shape
     from ict_backends.evaluation import in_batches
 
     if config is not None:
@@ -287,7 +287,7 @@ def _find_samples(
 
 def check_shape(config: Config, shape: tuple[int, ...] | None) -> None:
     """Raise DataError unless the model's images have the shape of the data, where that has one."""
-    from ict_backends.decoding import describe_shape
+    from ict_backends.data.decode import describe_shape
 
     if shape not in (None, config.data.shape):
         found, needed = describe_shape(config.data.shape), describe_shape(shape)

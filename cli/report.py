@@ -26,7 +26,7 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     import numpy as np
 
     from ict_backends import load_backend
-    from ict_backends.data import load_data_of
+    from ict_backends.data.dataset import load_data_of
     from ict_backends.errors import UserError
     from ict_backends.files import write_atomically
     from ict_backends.report import build_report

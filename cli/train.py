@@ -24,7 +24,7 @@ from ict_core.config import (
 )
 
 if TYPE_CHECKING:
-    from ict_backends.data import Dataset
+    from ict_backends.data.dataset import Dataset
 
 # What may differ when a run is resumed: it changes what is written or held in memory, not what is computed.
 _FREE_ON_RESUME = {
@@ -165,7 +165,7 @@ def _prepare(out: Path, config: Config, dataset: Dataset, weights: dict[str, Any
 
 def resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
     """The configuration and the data of a new run: what was asked for over the base, shaped by the data."""
-    from ict_backends.data import load_data_of
+    from ict_backends.data.dataset import load_data_of
 
     merged = merge([base, asked])
     dataset = load_data_of(build_sections(merged).get("data", DataConfig()))
@@ -174,7 +174,7 @@ def resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
 
 def _resolve_resumed(out: Path | None, asked: Tree) -> tuple[Config, Dataset]:
     """The configuration and the data of a run to continue, where they are the ones that it was started with."""
-    from ict_backends.data import load_data_of
+    from ict_backends.data.dataset import load_data_of
     from ict_backends.rundir import RunDir, check_same_data
 
     config = _resume_config(out, asked)

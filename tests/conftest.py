@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jaxlib
 import numpy as np
@@ -13,6 +14,9 @@ from helpers import LIBRARIES, Library
 from hypothesis import HealthCheck, settings
 
 from ict_backends.console import show_on_stderr
+from ict_backends.data.dataset import Dataset
+from ict_core import Config
+from ict_core.config import build_config, merge
 
 # What the tests compile is not for later processes.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
@@ -67,3 +71,36 @@ def _load_reference(name: str) -> Mapping[str, np.ndarray]:
         pytest.skip(f"reference fixtures are not here: {path}")
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
+
+
+# The smallest configuration in which every part of training has something to do.
+TINY = {
+    "data": {"shape": [3, 8, 8], "flip": True},
+    "network": {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [4], "dropout": 0.3},
+    "curriculum": {"s0": 2, "s1": 8},
+    "train": {
+        "total_steps": 10,
+        "batch_size": 6,
+        "learning_rate": 1e-3,
+        "ema_decay": 0.9,
+        "log_every": 2,
+        "sample_every": 0,
+        "checkpoint_every": 0,
+    },
+}
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., Config]:
+    """A function from changed sections to a configuration that trains in a moment."""
+
+    def make(**sections: Mapping[str, Any]) -> Config:
+        return build_config(merge([TINY, sections]))
+
+    return make
+
+
+@pytest.fixture
+def tiny_data() -> Dataset:
+    rng = np.random.default_rng(0)
+    return Dataset(rng.integers(0, 256, (10, 3, 8, 8), dtype=np.uint8), np.arange(10) % 4)

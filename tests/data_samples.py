@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ict_backends.data import Dataset, load_data
+from ict_backends.data.dataset import Dataset, load_data
 from ict_backends.errors import UserError
 
 _RNG = np.random.default_rng(0)

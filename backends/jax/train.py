@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from ict_backends.checkpoint import load_newest
 from ict_backends.console import say, warn
-from ict_backends.data import Dataset
+from ict_backends.data.dataset import Dataset
 from ict_backends.environment import check_split, describe_shortage, leave
 from ict_backends.feeding import fed, fits_on_device
 from ict_backends.interruption import Interruption, StoppedError

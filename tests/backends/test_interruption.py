@@ -18,7 +18,7 @@ import pytest
 
 from ict_backends import checkpoint_writer, feeding, load_backend
 from ict_backends.checkpoint import load_checkpoint
-from ict_backends.data import Dataset
+from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, UserError
 from ict_backends.interruption import StoppedError
 from ict_backends.rundir import RunDir, create_run, remove_leftovers

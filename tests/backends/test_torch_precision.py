@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ict_backends.data import load_data
+from ict_backends.data.dataset import load_data
 from ict_backends.images import to_float
 from ict_backends.metrics import frechet_distance, moments
 from ict_backends.plan import plan_step

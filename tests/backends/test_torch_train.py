@@ -170,7 +170,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path, tiny_config, tiny_data):
 
 def test_training_on_digits_learns(tmp_path):
     """A few steps of the real preset bring the samples far closer to the digits."""
-    from ict_backends.data import load_data
+    from ict_backends.data.dataset import load_data
     from ict_backends.images import to_float
     from ict_backends.metrics import frechet_distance, moments
     from ict_backends.sampling import sample_images

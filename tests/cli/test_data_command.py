@@ -23,8 +23,8 @@ from data_samples import (
 from PIL import Image
 from tiny import TINY
 
-from ict_backends import data
-from ict_backends.data import load_data
+from ict_backends.data import dataset
+from ict_backends.data.dataset import load_data
 from ict_backends.rundir import RunDir
 
 
@@ -190,7 +190,7 @@ def test_a_run_keeps_how_its_images_are_made(ict, tmp_path) -> None:
 
 
 def test_training_from_the_cache(ict, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(data, "CACHED_IMAGES", 0)
+    monkeypatch.setattr(dataset, "CACHED_IMAGES", 0)
     source = write_zip(tmp_path / "x.zip", png_files())
     for out in ("one", "two"):
         result = ict("train", "--data", source, "--out", tmp_path / out, "--set=network.num_classes=2", *TINY)

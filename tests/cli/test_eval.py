@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from ict_backends import downloads
-from ict_backends.data import load_data
+from ict_backends.data.dataset import load_data
 from ict_backends.evaluation import in_batches
 from ict_backends.images import save_folder, to_float, to_uint8
 from ict_backends.metrics import frechet_distance, inception_score, kernel_distance, moments, precision_recall

@@ -30,7 +30,7 @@ from twins import (
 import ict_backends.feeding as feeding
 from ict_backends import load_backend
 from ict_backends.checkpoint import Checkpoint, load_checkpoint
-from ict_backends.data import Dataset
+from ict_backends.data.dataset import Dataset
 from ict_backends.errors import NonFiniteError
 from ict_backends.jax import layers as jax_layers
 from ict_backends.jax import step as jax_step

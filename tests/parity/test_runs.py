@@ -12,7 +12,7 @@ from twins import assert_all_close, assert_close, small_config
 
 from ict_backends import load_backend
 from ict_backends.checkpoint import load_checkpoint
-from ict_backends.data import Dataset
+from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.step import train_steps

@@ -20,7 +20,7 @@ from twins import assert_all_close, small_adm_config, small_config
 
 from ict_backends import load_backend
 from ict_backends.checkpoint import Checkpoint, load_checkpoint
-from ict_backends.data import Dataset
+from ict_backends.data.dataset import Dataset
 from ict_backends.errors import UserError
 from ict_backends.rundir import RunDir, create_run
 from ict_core import Config

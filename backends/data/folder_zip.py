@@ -20,11 +20,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from ict_backends.classes import LABELS_FILE, classes_by_file, classes_by_folder, in_order, is_hidden
-from ict_backends.decoding import IMAGE_SUFFIXES, MAX_BYTES
+from ict_backends.data.decode import IMAGE_SUFFIXES, MAX_BYTES
+from ict_backends.data.labels import LABELS_FILE, classes_by_file, classes_by_folder, in_order, is_hidden
+from ict_backends.data.source import Content, Source
+from ict_backends.data.zips import check_directory
 from ict_backends.errors import DataError
-from ict_backends.sources import Content, Source
-from ict_backends.zips import check_directory
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 # What the standard library raises of a damaged archive.

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ict_backends.data import Dataset, find_data, reading_bar
-from ict_backends.decoding import Preparation, describe_shape, from_picture, quiet, resample, to_picture
+from ict_backends.data.dataset import Dataset, find_data, reading_bar
+from ict_backends.data.decode import Preparation, describe_shape, from_picture, quiet, resample, to_picture
+from ict_backends.data.source import Source, decoded
 from ict_backends.errors import DataError
 from ict_backends.images import grid
-from ict_backends.sources import Source, decoded
 
 _SHEET_COLUMNS, _SHEET_ROWS = 10, 10
 _CELL_SMALLEST, _CELL_LARGEST = 32, 96

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ict_backends.archives import read_tar_file, tar_members
+from ict_backends.data.folder_zip import read_tar_file, tar_members
+from ict_backends.data.source import Source
 from ict_backends.errors import DataError
-from ict_backends.sources import Source
 
 _PIXELS = 3 * 32 * 32
 

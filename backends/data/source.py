@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ict_backends.decoding import Preparation, decode, prepare
+from ict_backends.data.decode import Preparation, decode, prepare
 from ict_backends.environment import available_cores
 from ict_backends.errors import DataError
 
@@ -130,7 +130,7 @@ def _chunks(source: Source) -> Iterator[list[tuple[int, str, Content]]]:
 
 
 class DecodingProcesses:
-    """A context with processes of `ict_backends.decode_worker`, each for one thread at a time.
+    """A context with processes of `ict_backends.data.decode_worker`, each for one thread at a time.
 
     They are started by their name and not forked, since this process may have loaded a framework; and not by
     multiprocessing, which would run the user's script in each of them once more.
@@ -143,7 +143,7 @@ class DecodingProcesses:
     def start(self, count: int) -> None:
         """Start so many."""
         # -P: nothing that lies in the working folder is imported. A session of their own: Ctrl-C is for this process.
-        command = [sys.executable, "-P", "-m", "ict_backends.decode_worker"]
+        command = [sys.executable, "-P", "-m", "ict_backends.data.decode_worker"]
         pipe = subprocess.PIPE
         self._all = [subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) for _ in range(count)]
         for process in self._all:

@@ -31,7 +31,7 @@ from data_samples import (
 )
 from PIL import Image
 
-from ict_backends.data import Dataset, load_data
+from ict_backends.data.dataset import Dataset, load_data
 from ict_backends.errors import DataError, UsageError
 
 JPEGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-train-jpeg.tar.xz"
@@ -65,7 +65,7 @@ def is_whole(data: Dataset, classes: tuple[str, ...] = ("a", "b")) -> bool:
 @pytest.mark.parametrize(("top", "held"), [("", 2**28), ("train/", 2**28), ("./set/train/", 100)])
 def test_a_folder_and_its_archives_are_the_same_set(tmp_path, monkeypatch, top, held) -> None:
     """In any order of the members, beneath any number of folders that hold all the rest, read once or twice."""
-    monkeypatch.setattr("ict_backends.archives._HELD", held)
+    monkeypatch.setattr("ict_backends.data.folder_zip._HELD", held)
     files = dict(reversed(png_files(top).items())) | {f"{top}README.txt": b"no image", f"{top}a/.hidden.png": b"none"}
     files[f"{top}__MACOSX/a/._1.png"] = b"none"
     paths = [
@@ -160,7 +160,7 @@ def test_an_encrypted_zip_is_refused(tmp_path) -> None:
 
 
 def test_archives_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("ict_backends.archives.MAX_BYTES", 2**20)
+    monkeypatch.setattr("ict_backends.data.folder_zip.MAX_BYTES", 2**20)
     files = {"a.png": encoded(IMAGES[0]), "b.png": bytes(2**20 + 1)}
     check_refused(write_zip(tmp_path / "x.zip", files), "b.png cannot be read: it unpacks to more than")
     check_refused(write_tar(tmp_path / "x.tar.gz", files, "gz"), "b.png is larger than")
@@ -278,7 +278,7 @@ def listed(labels: object) -> bytes:
 
 @pytest.mark.parametrize("held", [100, 2**28])
 def test_a_labels_file_gives_the_classes(tmp_path, monkeypatch, held) -> None:
-    monkeypatch.setattr("ict_backends.archives._HELD", held)
+    monkeypatch.setattr("ict_backends.data.folder_zip._HELD", held)
     labels = [[name, 5 - i] for i, name in enumerate(png_files())]
     for top in ("", "set/"):
         files = png_files(top) | {f"{top}dataset.json": listed(labels[::-1])}
@@ -432,7 +432,7 @@ def test_a_header_that_claims_more_than_there_is_costs_nothing(tmp_path) -> None
 
 
 def test_an_npz_bomb_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("ict_backends.arrays.LARGE", 2**20)
+    monkeypatch.setattr("ict_backends.data.npz.LARGE", 2**20)
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((700, 3, 32, 32), np.uint8))
     check_refused(tmp_path / "x.npz", "more than 100 times its size")
 
@@ -449,9 +449,9 @@ def test_a_file_larger_than_the_memory_is_read_in_pieces(tmp_path, monkeypatch, 
     else:
         np.save(path, np.ascontiguousarray(images))
     plain = load(path)
-    monkeypatch.setattr("ict_backends.arrays.LARGE", 100)
-    monkeypatch.setattr("ict_backends.arrays._PIECE", 700)
-    monkeypatch.setattr("ict_backends.data.CACHED_BYTES", 100)
+    monkeypatch.setattr("ict_backends.data.npz.LARGE", 100)
+    monkeypatch.setattr("ict_backends.data.npz._PIECE", 700)
+    monkeypatch.setattr("ict_backends.data.dataset.CACHED_BYTES", 100)
     for _ in range(2):
         found = load(path)
         assert isinstance(found.images, np.memmap)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ict_backends import archives, arrays, cifar, tables
 from ict_backends.console import progress_bar
-from ict_backends.data_cache import Room, content_key, read_cached
-from ict_backends.decoding import Preparation, describe_shape, prepare, quiet
+from ict_backends.data import cifar, folder_zip, npz, parquet
+from ict_backends.data.cache import Room, content_key, read_cached
+from ict_backends.data.decode import Preparation, describe_shape, prepare, quiet
+from ict_backends.data.source import Located, Source, decoded
 from ict_backends.errors import DataError, UsageError
-from ict_backends.sources import Located, Source, decoded
 from ict_core.config import DataConfig
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def find_data(source: str) -> Dataset | Located:
     """
     if source == "digits":
         return _load_digits()
-    if source.startswith(tables.HUB):
-        return tables.locate_hub(source)
+    if source.startswith(parquet.HUB):
+        return parquet.locate_hub(source)
     path, name = Path(source), source.lower()
     try:
         if not path.exists():
@@ -110,15 +110,15 @@ def _find_in_file(path: Path, name: str) -> Dataset | Located:
     def located(open_it: Callable[[Path], Source]) -> Located:
         return Located([("", path)], open_it.__name__, lambda: open_it(path))
 
-    if name.endswith((".npz", ".npy")) and arrays.is_too_large(path):
-        return located(arrays.open_array)
+    if name.endswith((".npz", ".npy")) and npz.is_too_large(path):
+        return located(npz.open_array)
     if name.endswith(".npz"):
-        return Dataset(*arrays.read_npz(path))
+        return Dataset(*npz.read_npz(path))
     if name.endswith(".npy"):
-        return Dataset(*arrays.read_npy(path))
+        return Dataset(*npz.read_npy(path))
     if name.endswith(".zip"):
-        return located(archives.open_zip)
-    if name.endswith(archives.TAR_SUFFIXES):
+        return located(folder_zip.open_zip)
+    if name.endswith(folder_zip.TAR_SUFFIXES):
         return located(_open_tar)
     if name.endswith(".parquet"):
         return located(_open_parquet)
@@ -126,34 +126,34 @@ def _find_in_file(path: Path, name: str) -> Dataset | Located:
 
 
 def _open_tar(path: Path) -> Source:
-    listing, content = archives.list_tar(path)
+    listing, content = folder_zip.list_tar(path)
     batches = cifar.find_cifar(listing.files)
-    return archives.open_tar(path, listing, content) if batches is None else cifar.open_cifar_tar(path, batches)
+    return folder_zip.open_tar(path, listing, content) if batches is None else cifar.open_cifar_tar(path, batches)
 
 
 def _open_parquet(path: Path) -> Source:
-    return tables.open_parquet(path, [path])
+    return parquet.open_parquet(path, [path])
 
 
 def _find_in_folder(folder: Path) -> Located:
-    listing = archives.list_folder(folder)
+    listing = folder_zip.list_folder(folder)
     names = sorted(listing.files)
 
     def located(files: Sequence[str], note: str, open_it: Callable[[], Source]) -> Located:
         return Located([(name, folder / name) for name in files], note, open_it)
 
-    if tables.is_saved_dataset(folder):
-        return located(names, "saved", lambda: tables.open_saved(folder))
+    if parquet.is_saved_dataset(folder):
+        return located(names, "saved", lambda: parquet.open_saved(folder))
     if batches := cifar.find_cifar(names):
         return located(names, "cifar", lambda: cifar.open_cifar_folder(folder, batches))
-    if numbered := arrays.imagenet_batches(names):
-        return located(numbered, "imagenet", lambda: arrays.open_imagenet(folder, numbered))
+    if numbered := npz.imagenet_batches(names):
+        return located(numbered, "imagenet", lambda: npz.open_imagenet(folder, numbered))
     parquets = [name for name in names if name.lower().endswith(".parquet")]
     if parquets and not listing.images:
-        return located(parquets, "parquet", lambda: tables.open_parquet(folder, [folder / name for name in parquets]))
+        return located(parquets, "parquet", lambda: parquet.open_parquet(folder, [folder / name for name in parquets]))
     used = [*listing.images, *filter(None, [listing.labels_file])]
     note = f"folder {sorted(listing.folders)}"  # a class without images is an error
-    return located(used, note, lambda: archives.open_folder(folder, listing))
+    return located(used, note, lambda: folder_zip.open_folder(folder, listing))
 
 
 def _unreadable(source: str, error: OSError) -> DataError:

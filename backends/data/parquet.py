@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ict_backends.arrays import check_labels
+from ict_backends.data.npz import check_labels
+from ict_backends.data.source import Content, Located, Source
 from ict_backends.errors import DataError, UsageError
-from ict_backends.sources import Content, Located, Source
 
 if TYPE_CHECKING:
     import pyarrow

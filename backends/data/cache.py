@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ict_backends.arrays import npz_names, read_member
 from ict_backends.console import warn
+from ict_backends.data.npz import npz_names, read_member
 from ict_backends.environment import available_cores
 from ict_backends.errors import DataError
 from ict_backends.files import cache_folder, file_sha256, write_atomically

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from data_samples import IMAGES, LABELS, NAMES, encoded, png_files, write_folder, write_tar, write_zip
 
-from ict_backends import data, data_cache, sources
-from ict_backends.data import Dataset, load_data
+from ict_backends.data import cache as cache_module
+from ict_backends.data import dataset, source
+from ict_backends.data.dataset import Dataset, load_data
 from ict_backends.errors import DataError
 
 
@@ -21,7 +22,7 @@ from ict_backends.errors import DataError
 def cache(tmp_path, monkeypatch) -> Path:
     """The cache's folder, where sets of any size go."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(data, "CACHED_IMAGES", 0)
+    monkeypatch.setattr(dataset, "CACHED_IMAGES", 0)
     return tmp_path / "home" / "ict"
 
 
@@ -29,8 +30,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 def decodings(monkeypatch) -> list[str]:
     """A list that grows by a name with each image that is decoded."""
     seen: list[str] = []
-    decode = sources.decode
-    monkeypatch.setattr(sources, "decode", lambda content, name: (seen.append(name), decode(content, name))[1])
+    decode = source.decode
+    monkeypatch.setattr(source, "decode", lambda content, name: (seen.append(name), decode(content, name))[1])
     return seen
 
 
@@ -57,11 +58,11 @@ def test_the_second_time_nothing_is_decoded(tmp_path, cache, decodings) -> None:
 
 
 def test_small_sets_are_not_kept(tmp_path, cache, monkeypatch) -> None:
-    monkeypatch.setattr(data, "CACHED_IMAGES", 6)
+    monkeypatch.setattr(dataset, "CACHED_IMAGES", 6)
     path = str(write_zip(tmp_path / "x.zip", png_files()))
     assert not isinstance(load_data(path).images, np.memmap)
     assert not cache.exists()
-    monkeypatch.setattr(data, "CACHED_BYTES", 100)
+    monkeypatch.setattr(dataset, "CACHED_BYTES", 100)
     assert isinstance(load_data(path).images, np.memmap)
 
 
@@ -150,7 +151,7 @@ def test_without_room_for_a_cache_it_works_and_warns(tmp_path, cache, monkeypatc
         case "full":
             monkeypatch.setattr(os, "posix_fallocate", full)
         case "full at last":
-            monkeypatch.setattr(data_cache, "write_atomically", full)
+            monkeypatch.setattr(cache_module, "write_atomically", full)
     path = str(write_zip(tmp_path / "x.zip", png_files()))
     for _ in range(2):
         assert is_whole(load_data(path))
@@ -163,8 +164,8 @@ def test_without_room_for_a_cache_it_works_and_warns(tmp_path, cache, monkeypatc
 def test_two_processes_at_once_do_not_disturb_each_other(tmp_path, cache) -> None:
     path = str(write_zip(tmp_path / "x.zip", png_files()))
     script = (
-        "import sys, numpy as np; from ict_backends import data; data.CACHED_IMAGES = 0\n"
-        "print(int(data.load_data(sys.argv[1]).images.astype(int).sum()))"
+        "import sys, numpy as np; from ict_backends.data import dataset; dataset.CACHED_IMAGES = 0\n"
+        "print(int(dataset.load_data(sys.argv[1]).images.astype(int).sum()))"
     )
     command = [sys.executable, "-c", script, path]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -179,8 +180,8 @@ def test_two_processes_at_once_do_not_disturb_each_other(tmp_path, cache) -> Non
 @pytest.fixture
 def processes(monkeypatch) -> None:
     """Sets of any size are decoded by two other processes."""
-    monkeypatch.setattr(sources, "MANY", 0)
-    monkeypatch.setattr(sources, "available_cores", lambda: 2)
+    monkeypatch.setattr(source, "MANY", 0)
+    monkeypatch.setattr(source, "available_cores", lambda: 2)
 
 
 @pytest.mark.usefixtures("processes")
@@ -197,6 +198,6 @@ def test_other_processes_decode_the_same(tmp_path, decodings) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_a_process_that_ends_is_said_in_one_line(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(sources.sys, "executable", shutil.which("true"))
+    monkeypatch.setattr(source.sys, "executable", shutil.which("true"))
     with pytest.raises(DataError, match="^a process that decoded images has ended"):
         load_data(str(write_zip(tmp_path / "x.zip", png_files())))

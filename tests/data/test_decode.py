@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ict_backends import decoding
-from ict_backends.decoding import decode, prepare, read_image
+from ict_backends.data import decode as decode_module
+from ict_backends.data.decode import decode, prepare, read_image
 from ict_backends.editing import fit_image
 from ict_backends.errors import DataError
 
@@ -141,9 +141,9 @@ def test_a_picture_that_unpacks_to_an_enormous_one_is_refused(monkeypatch) -> No
     png = b"\x89PNG\r\n\x1a\n" + b"".join(
         len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks
     )
-    with pytest.raises(DataError, match="cannot be read: .*pixels"), decoding.quiet():
+    with pytest.raises(DataError, match="cannot be read: .*pixels"), decode_module.quiet():
         decode(png, "x")
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 20)
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 20)
     with pytest.raises(DataError, match="its 4x6 pixels are more than the 20 that are read"):
         decode(saved(Image.fromarray(RGB)), "x")
 

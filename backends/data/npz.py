@@ -13,9 +13,9 @@ from typing import IO
 
 import numpy as np
 
+from ict_backends.data.source import Content, Source
+from ict_backends.data.zips import check_directory
 from ict_backends.errors import DataError
-from ict_backends.sources import Content, Source
-from ict_backends.zips import check_directory
 
 _CHANNELS = (1, 3)
 _IMAGENET_CLASSES = 1000

@@ -1,4 +1,4 @@
-"""A process that decodes images for another one: python -m ict_backends.decode_worker.
+"""A process that decodes images for another one: python -m ict_backends.data.decode_worker.
 
 It reads chunks from its standard input and writes what came of each to its standard output, as pickles: both ends are
 of the same program. It ends where its input does.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import pickle
 import sys
 
-from ict_backends.decoding import quiet
-from ict_backends.sources import decode_chunk
+from ict_backends.data.decode import quiet
+from ict_backends.data.source import decode_chunk
 
 
 def main() -> None:

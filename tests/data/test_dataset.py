@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ict_backends.data import load_data
+from ict_backends.data.dataset import load_data
 from ict_backends.errors import DataError, UsageError
 
 RNG = np.random.default_rng(0)
