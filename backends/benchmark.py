@@ -5,8 +5,8 @@ product or one of the network's own three heaviest convolutions does in the same
 operations of a step are those of four forward passes: the teacher's, the student's, and the gradient, which costs as
 much as two; what activation checkpointing computes again is no achievement and does not count.
 
-A fraction of the roofline is the least time of a step (`ict_backends.roofline`), at the rate of the best of these and
-at that of a large copy in the same run, over the time that it takes.
+A fraction of the roofline is the least time of a step (`ict_backends.networks.roofline`), at the rate of the best of
+these and at that of a large copy in the same run, over the time that it takes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ict_backends.cost import forward_flops, heaviest_convolutions, model_flops
 from ict_backends.environment import describe_shortage
 from ict_backends.errors import UserError
 from ict_backends.images import to_uint8
 from ict_backends.machine import describe_commit, describe_machine, describe_versions, process_memory
-from ict_backends.networks import parameter_shapes
+from ict_backends.networks.cost import forward_flops, heaviest_convolutions, model_flops
+from ict_backends.networks.families import parameter_shapes
+from ict_backends.networks.roofline import least_seconds, operations, shares
 from ict_backends.plain_version import PlainVersion
-from ict_backends.roofline import least_seconds, operations, shares
 from ict_backends.sample_files import draw_into, open_sink
 from ict_backends.sampling import Model, sample_batches
 from ict_core import Config

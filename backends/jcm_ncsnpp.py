@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ict_backends.ncsnpp_spec import ncsnpp_parameters, ncsnpp_spec
+from ict_backends.networks.ncsnpp import ncsnpp_parameters, ncsnpp_spec
 from ict_core import NCSNppConfig
 
 _Leaves = tuple[str, str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ict_backends.adm_spec import ADMLevelSpec, adm_parameters, adm_spec
+from ict_backends.networks.adm import ADMLevelSpec, adm_parameters, adm_spec
 from ict_core import ADMConfig
 
 # Our layers of a module -> theirs.

@@ -15,7 +15,7 @@ import numpy as np
 from ict_backends.charts import Mark, Series, line_chart
 from ict_backends.errors import CheckpointError
 from ict_backends.images import encode_png, grid, to_float
-from ict_backends.networks import count_parameters
+from ict_backends.networks.families import count_parameters
 from ict_backends.plan import some_stages
 from ict_backends.progress import band_edges
 from ict_backends.rundir import RunDir

@@ -24,7 +24,7 @@ from ict_backends.benchmark import (
     timed,
     write_samples,
 )
-from ict_backends.cost import forward_flops, heaviest_convolutions, model_flops
+from ict_backends.networks.cost import forward_flops, heaviest_convolutions, model_flops
 from ict_core import Config, load_preset
 from ict_core.config import replace
 
@@ -156,7 +156,7 @@ def block(report: Report, *, compiled: bool) -> dict[str, Any]:
     """Milliseconds of a residual block of the paper's network in bf16, forward and backward, and of its first call."""
     import torch
 
-    from ict_backends.ncsnpp_spec import BlockSpec
+    from ict_backends.networks.ncsnpp import BlockSpec
     from ict_backends.torch.layers import ResidualBlock
 
     b, c, h = (2, 16, 8) if report.rehearse else (128, 256, 32)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from ict_backends.roofline import least_seconds, operations, shares
+from ict_backends.networks.roofline import least_seconds, operations, shares
 from ict_core import Config, load_preset
 from ict_core.config import replace
 

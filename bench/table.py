@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from ict_backends.roofline import least_seconds, operations
+from ict_backends.networks.roofline import least_seconds, operations
 from ict_core import load_preset
 from ict_core.config import replace
 

@@ -27,7 +27,7 @@ def diffusers_command(run: Path, out: Path, weights: str) -> None:
     from ict_backends.checkpoint import check_arrays, load_checkpoint
     from ict_backends.diffusers_adm import check_exportable, nearest_timestep
     from ict_backends.diffusers_folder import write_diffusers
-    from ict_backends.networks import parameter_shapes
+    from ict_backends.networks.families import parameter_shapes
     from ict_backends.rundir import RunDir
 
     config = RunDir(run).load_config()

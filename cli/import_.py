@@ -101,6 +101,6 @@ def _read_config(path: Path) -> Config:
 
 
 def _report(out: Path, config: Config) -> None:
-    from ict_backends.networks import count_parameters
+    from ict_backends.networks.families import count_parameters
 
     click.echo(f"{out}: {count_parameters(config):,} parameters\nMore: ict sample {out} --out samples.png")

@@ -58,8 +58,14 @@ def _find(what: str) -> Config:
 
 def _describe_cost(what: str, config: Config) -> str:
     """Parameters, operations and memory, a line each."""
-    from ict_backends.cost import OFFICIAL_PARAMETERS, forward_flops, forward_passes, step_flops, training_memory
-    from ict_backends.networks import count_parameters
+    from ict_backends.networks.cost import (
+        OFFICIAL_PARAMETERS,
+        forward_flops,
+        forward_passes,
+        step_flops,
+        training_memory,
+    )
+    from ict_backends.networks.families import count_parameters
 
     official = OFFICIAL_PARAMETERS.get(what)
     beside = f"; the authors' network of these sizes: {official:,}" if official else ""

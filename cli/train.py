@@ -143,7 +143,7 @@ def _asked(config_file: Path | None, assignments: Sequence[str], flags: Tree) ->
 
 
 def _announce(what: str, config: Config, dataset: Dataset) -> None:
-    from ict_backends.networks import count_parameters
+    from ict_backends.networks.families import count_parameters
 
     click.echo(f"# {what}: {count_parameters(config):,} parameters, {len(dataset.images):,} images")
     click.echo(config.to_toml())
@@ -196,7 +196,7 @@ def _network_of(run: Path) -> Tree:
 def _averaged_weights(run: Path, config: Config) -> dict[str, Any]:
     """The EMA of another run. Raises CheckpointError, naming both shapes, where they do not fit the configuration."""
     from ict_backends.checkpoint import check_arrays, load_checkpoint
-    from ict_backends.networks import parameter_shapes
+    from ict_backends.networks.families import parameter_shapes
     from ict_backends.rundir import RunDir
 
     folder = RunDir(run).latest_checkpoint()

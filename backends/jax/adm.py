@@ -11,7 +11,6 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from ict_backends.adm_spec import ADMLevelSpec, adm_spec, positional_frequencies
 from ict_backends.jax.layers import (
     CastConv,
     CastGroupNorm,
@@ -23,7 +22,8 @@ from ict_backends.jax.layers import (
     downsample,
     upsample,
 )
-from ict_backends.ncsnpp_spec import BlockSpec
+from ict_backends.networks.adm import ADMLevelSpec, adm_spec, positional_frequencies
+from ict_backends.networks.ncsnpp import BlockSpec
 from ict_core import ADMConfig
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from ict_backends.cost import Convolution
 from ict_backends.environment import check_split
 from ict_backends.jax.device import check_device, float32_as, on_cpu, put, replicated, split, worthwhile
 from ict_backends.jax.sample import Model
@@ -28,6 +27,7 @@ from ict_backends.jax.step import (
 )
 from ict_backends.jax.train import steps_per_dispatch
 from ict_backends.jax.weights import load_arrays
+from ict_backends.networks.cost import Convolution
 from ict_backends.plan import plan_step
 from ict_core import Config
 

@@ -12,10 +12,10 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ict_backends.cost import model_flops
 from ict_backends.environment import available_cores, local_rank
 from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.files import cache_folder
+from ict_backends.networks.cost import model_flops
 from ict_core import Config
 
 _PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "gpu": "gpu", "rocm": "rocm", "tpu": "tpu"}

@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from ict_backends.ncsnpp_spec import BlockSpec, groups, positional_frequencies
+from ict_backends.networks.ncsnpp import BlockSpec, groups, positional_frequencies
 
 Initializer = jax.nn.initializers.Initializer
 # Of the images, the kernels and the results of convolutions.

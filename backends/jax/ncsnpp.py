@@ -21,7 +21,7 @@ from ict_backends.jax.layers import (
     add,
     call,
 )
-from ict_backends.ncsnpp_spec import BlockSpec, DownSpec, UpSpec, ncsnpp_spec
+from ict_backends.networks.ncsnpp import BlockSpec, DownSpec, UpSpec, ncsnpp_spec
 from ict_core import NCSNppConfig
 
 MakeBlock = Callable[[BlockSpec], ResidualBlock]

@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ict_backends.adm_spec import ADMLevelSpec, adm_spec, positional_frequencies
-from ict_backends.ncsnpp_spec import BlockSpec
+from ict_backends.networks.adm import ADMLevelSpec, adm_spec, positional_frequencies
+from ict_backends.networks.ncsnpp import BlockSpec
 from ict_backends.torch.layers import (
     CastConv,
     CastGroupNorm,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ict_backends.cost import Convolution
 from ict_backends.environment import check_split
+from ict_backends.networks.cost import Convolution
 from ict_backends.plan import plan_step
 from ict_backends.torch.device import check_device, float32_as
 from ict_backends.torch.networks import make_network

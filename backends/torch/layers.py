@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from ict_backends.ncsnpp_spec import BlockSpec, groups, positional_frequencies
+from ict_backends.networks.ncsnpp import BlockSpec, groups, positional_frequencies
 
 
 def variance_scaling_(weight: Tensor, *, scale: float = 1.0) -> Tensor:

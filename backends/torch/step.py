@@ -13,7 +13,7 @@ from array_api_compat import torch as xp
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ict_backends.networks import dropped_numbers, mask_shapes
+from ict_backends.networks.families import dropped_numbers, mask_shapes
 from ict_backends.plan import StepPlan
 from ict_backends.torch.device import compiled_on_gpu, keep_freed_memory, upload
 from ict_backends.torch.flat import flatten, in_memory_order, unflatten

@@ -21,7 +21,7 @@ from ict_backends.benchmark import (
 )
 from ict_backends.errors import UserError
 from ict_backends.machine import describe_commit, describe_machine, describe_versions, process_memory
-from ict_backends.networks import parameter_shapes
+from ict_backends.networks.families import parameter_shapes
 from ict_backends.torch import make_model
 from ict_core import load_preset
 

@@ -1,4 +1,4 @@
-"""NCSN++ in torch: what it is made of; tests/backends/test_ncsnpp_fixtures.py compares it with the authors' network."""
+"""NCSN++ in torch: what it is made of; tests/networks/test_ncsnpp_fixtures.py compares it with the authors' network."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ict_backends.ncsnpp_spec import ncsnpp_parameters, ncsnpp_spec
-from ict_backends.networks import count_parameters
+from ict_backends.networks.families import count_parameters
+from ict_backends.networks.ncsnpp import ncsnpp_parameters, ncsnpp_spec
 from ict_backends.torch.layers import NoiseEmbedding
 from ict_backends.torch.ncsnpp import NCSNpp
 from ict_core import Config, ConfigError, NCSNppConfig

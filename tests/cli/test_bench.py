@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ict_backends.torch as engine
-from ict_backends.roofline import least_seconds, operations
+from ict_backends.networks.roofline import least_seconds, operations
 from ict_core.config import build_config
 
 PLAIN = Path(__file__).resolve().parents[2] / "bench" / "plain.py"

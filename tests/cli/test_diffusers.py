@@ -17,7 +17,7 @@ from ict_backends import load_backend
 from ict_backends.checkpoint import load_checkpoint
 from ict_backends.diffusers_adm import nearest_timestep
 from ict_backends.importing import weights_run
-from ict_backends.networks import parameter_shapes
+from ict_backends.networks.families import parameter_shapes
 from ict_backends.rundir import RunDir
 from ict_core import Config, karras_sigmas
 from ict_core.config import build_config, merge

@@ -13,7 +13,7 @@ import torch
 from twins import nchw, small_adm_config, small_config
 
 from ict_backends.jax import step as jax_step
-from ict_backends.networks import mask_shapes
+from ict_backends.networks.families import mask_shapes
 from ict_backends.torch import step as torch_step
 from ict_core import Config, key_words
 from ict_core.config import replace

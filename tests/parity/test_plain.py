@@ -16,7 +16,7 @@ import torch
 from flax import nnx
 from twins import assert_close, nchw, nhwc, numpy_batch, small_adm_config, small_config, torch_batch, torch_network
 
-from ict_backends.networks import count_parameters
+from ict_backends.networks.families import count_parameters
 from ict_backends.torch.networks import Network
 from ict_backends.torch.step import batch_loss
 from ict_backends.torch.weights import to_arrays

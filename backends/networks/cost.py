@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
-from ict_backends.networks import count_parameters, parameter_shapes, trained_shapes
+from ict_backends.networks.families import count_parameters, parameter_shapes, trained_shapes
 from ict_core import Config
 
 # The parameters of the authors' networks at the sizes of each preset, counted from the shapes of their modules, which
-# tests/backends/test_cost.py does again. The released ImageNet networks have 295,899,267, since they scale and shift by
+# tests/networks/test_cost.py does again. The released ImageNet networks have 295,899,267, since they scale and shift by
 # the embedding, where the recipe (and the preset) adds it.
 OFFICIAL_PARAMETERS = {
     "cifar10": 56_395_651,

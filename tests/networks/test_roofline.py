@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from twins import configs, small_config
 
-from ict_backends.cost import model_flops, step_flops
-from ict_backends.networks import mask_shapes, parameter_shapes, trained_shapes
-from ict_backends.roofline import (
+from ict_backends.networks.cost import model_flops, step_flops
+from ict_backends.networks.families import mask_shapes, parameter_shapes, trained_shapes
+from ict_backends.networks.roofline import (
     ATTENTION,
     CONVOLUTIONS,
     IMAGES,

@@ -17,12 +17,12 @@ from safetensors.numpy import load_file
 from twins import adm_configs, assert_close, jax_weights, nchw, nhwc, torch_network
 
 from ict_backends import openai_adm
-from ict_backends.adm_spec import adm_parameters, adm_spec
 from ict_backends.jax import adm as jax_adm
 from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import load_arrays as jax_load
-from ict_backends.ncsnpp_spec import BlockSpec
+from ict_backends.networks.adm import adm_parameters, adm_spec
+from ict_backends.networks.ncsnpp import BlockSpec
 from ict_backends.torch import adm as torch_adm
 from ict_backends.torch import layers as torch_layers
 from ict_core import ADMConfig, Config, ConfigError, consistency_output, karras_sigmas, multistep_sample, scalings

@@ -25,9 +25,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ict_backends.adm_spec import ADMLevelSpec, adm_spec
-from ict_backends.ncsnpp_spec import BlockSpec, ncsnpp_spec
-from ict_backends.networks import mask_shapes, trained_shapes
+from ict_backends.networks.adm import ADMLevelSpec, adm_spec
+from ict_backends.networks.families import mask_shapes, trained_shapes
+from ict_backends.networks.ncsnpp import BlockSpec, ncsnpp_spec
 from ict_core import ADMConfig, Config, NCSNppConfig
 
 # Kinds of operations.

@@ -14,7 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from twins import configs
 
-from ict_backends.cost import (
+from ict_backends.diffusers_adm import unet_settings
+from ict_backends.jcm_ncsnpp import official_names, to_official_shape
+from ict_backends.networks.cost import (
     OFFICIAL_PARAMETERS,
     Convolution,
     forward_flops,
@@ -23,10 +25,8 @@ from ict_backends.cost import (
     step_flops,
     training_memory,
 )
-from ict_backends.diffusers_adm import unet_settings
-from ict_backends.jcm_ncsnpp import official_names, to_official_shape
-from ict_backends.ncsnpp_spec import ncsnpp_parameters
-from ict_backends.networks import count_parameters, parameter_shapes
+from ict_backends.networks.families import count_parameters, parameter_shapes
+from ict_backends.networks.ncsnpp import ncsnpp_parameters
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.step import init_state

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from ict_backends.adm_spec import adm_parameters, adm_spec
-from ict_backends.ncsnpp_spec import Shapes, ncsnpp_parameters, ncsnpp_spec
+from ict_backends.networks.adm import adm_parameters, adm_spec
+from ict_backends.networks.ncsnpp import Shapes, ncsnpp_parameters, ncsnpp_spec
 from ict_core import Config
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ict_backends.ncsnpp_spec import BlockSpec, Shapes, block_shapes, conv_shapes, dense_shapes, norm_shapes
+from ict_backends.networks.ncsnpp import BlockSpec, Shapes, block_shapes, conv_shapes, dense_shapes, norm_shapes
 from ict_core import ADMConfig, ConfigError
 
 
