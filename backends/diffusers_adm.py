@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ict_backends.checkpoint import Arrays, check_arrays, check_finite
 from ict_backends.errors import CheckpointError, UsageError
 from ict_backends.networks.adm import ADMLevelSpec, adm_parameters, adm_spec
+from ict_backends.runs.checkpoint import Arrays, check_arrays, check_finite
 from ict_core import ADMConfig, Config, ConfigError
 from ict_core.config import Tree, build_config
 

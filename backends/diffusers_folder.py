@@ -16,7 +16,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ict_backends.checkpoint import Arrays
 from ict_backends.diffusers_adm import (
     check_exportable,
     from_diffusers,
@@ -27,6 +26,7 @@ from ict_backends.diffusers_adm import (
 )
 from ict_backends.errors import CheckpointError
 from ict_backends.files import whole_folder
+from ict_backends.runs.checkpoint import Arrays
 from ict_core import Config
 
 _PIPELINE, _UNET, _SCHEDULER = "ConsistencyModelPipeline", "UNet2DModel", "CMStochasticIterativeScheduler"

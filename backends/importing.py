@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ict_backends import jcm_ncsnpp
-from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays, check_finite, save_checkpoint
 from ict_backends.errors import CheckpointError
 from ict_backends.networks.families import parameter_shapes, trained_shapes
 from ict_backends.openai_adm import official_names as adm_names
-from ict_backends.rundir import RunDir, create_run
+from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays, check_finite, save_checkpoint
+from ict_backends.runs.folder import RunDir, create_run
 from ict_core import Config, karras_sigmas
 from ict_core.config import Tree, build_config
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ict_backends.checkpoint import Checkpoint
-from ict_backends.checkpoint_writer import CheckpointWriter
 from ict_backends.console import warn
 from ict_backends.errors import UserError
 from ict_backends.evaluator import Evaluator
@@ -18,7 +16,9 @@ from ict_backends.files import write_atomically
 from ict_backends.images import grid, save_grid
 from ict_backends.plan import StepPlan, is_due
 from ict_backends.progress import Progress, ToHost
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import Checkpoint
+from ict_backends.runs.checkpoint_writer import CheckpointWriter
+from ict_backends.runs.folder import RunDir
 from ict_backends.sampling import Model, preview
 from ict_backends.tensorboard import TensorBoard
 from ict_core import Config

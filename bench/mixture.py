@@ -14,7 +14,7 @@ import numpy as np
 
 from ict_backends.data.dataset import Dataset
 from ict_backends.images import to_uint8
-from ict_backends.rundir import RunDir, create_run
+from ict_backends.runs.folder import RunDir, create_run
 from ict_core import Config
 from ict_core.config import build_config, merge
 

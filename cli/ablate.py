@@ -137,7 +137,7 @@ def ablate_command(
     each variant, and in runs/ the runs with what they have printed.
     """
     from ict_backends import load_backend
-    from ict_backends.rundir import free_run_path
+    from ict_backends.runs.folder import free_run_path
     from ict_cli.plot import check_matplotlib
     from ict_cli.train import given_settings
 
@@ -196,7 +196,7 @@ def _runs(study: Study, seeds: int, out: Path) -> list[Run]:
 
 def _check_folder(out: Path, runs: Sequence[Run], *, resume: bool) -> None:
     """Make the folder. Raises UsageError where it is in use, or where a run in it has other settings."""
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
 
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is not an empty folder; choose another one, or go on in it with --resume")
@@ -294,7 +294,7 @@ class _Children:
 
 def _do(study: Study, run: Run, children: _Children) -> Outcome:
     """Train and measure, or only what is missing of it. What fails is told of in the outcome, and tried again later."""
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
 
     known = read_outcome(run.folder)
     if known is not None and (known.metric, known.num) == (study.metric, study.num):

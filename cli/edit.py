@@ -203,7 +203,7 @@ def interpolate_command(
     from ict_backends import load_backend
     from ict_backends.editing import interpolate
     from ict_backends.images import save_grid, to_uint8
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
 
     config = RunDir(run).load_config()
     if first == last:
@@ -222,7 +222,7 @@ def interpolate_command(
 
 def _config(request: Request) -> Config:
     """The run's settings, once the output is known to be possible."""
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
 
     config = RunDir(request.run).load_config()
     if request.out.suffix != ".png":

@@ -89,7 +89,7 @@ def eval_command(
 
     from ict_backends.console import progress_bar
     from ict_backends.evaluation import compare, gather, read_metrics
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
 
     config = RunDir(what).load_config() if (what / "config.toml").is_file() else None
     levels = resolve_sigmas(config, steps, sigmas, run=what) if config else None

@@ -79,7 +79,7 @@ def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run
 
 
 def _found(run: Path | None) -> list[float]:
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
     from ict_backends.search import found_sigmas
 
     return found_sigmas(RunDir(run)) if run else []

@@ -66,7 +66,7 @@ def sample_command(
     """
     from ict_backends import load_backend
     from ict_backends.environment import share_of_work
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
 
     config = RunDir(run).load_config()
     levels = resolve_sigmas(config, steps, sigmas, run=run)
@@ -92,8 +92,8 @@ def _describe(
     run: Path, weights: str, num: int, levels: list[float], seed: int, labels: str | None
 ) -> dict[str, object]:
     """What samples are of: two sets that have the same are the same."""
-    from ict_backends.checkpoint import read_digest
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.checkpoint import read_digest
+    from ict_backends.runs.folder import RunDir
 
     model = {"weights": weights, "sha256": read_digest(RunDir(run).checkpoint_of(weights))}
     return model | {"num": num, "sigmas": levels, "seed": seed, "labels": labels}

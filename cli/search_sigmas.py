@@ -67,7 +67,7 @@ def search_sigmas_command(
     """
     from ict_backends import load_backend
     from ict_backends.evaluation import read_metrics
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
     from ict_backends.search import save_search, search_sigmas
     from ict_cli.eval import data_of, default_number, load_network
 

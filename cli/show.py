@@ -51,7 +51,7 @@ def _find(what: str) -> Config:
         return load_preset(what)
     if not Path(what).exists():
         load_preset(what)  # raises, suggesting the nearest name
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
 
     return RunDir(Path(what)).load_config()
 

@@ -104,7 +104,7 @@ def train_command(
     together.
     """
     from ict_backends import load_backend
-    from ict_backends.rundir import RunDir, free_run_path
+    from ict_backends.runs.folder import RunDir, free_run_path
 
     if resume and init:
         raise UsageError("--resume and --init exclude each other")
@@ -152,7 +152,7 @@ def _announce(what: str, config: Config, dataset: Dataset) -> None:
 def _prepare(out: Path, config: Config, dataset: Dataset, weights: dict[str, Any] | None, *, resume: bool) -> None:
     """Make the run's folder, or make it ready to go on."""
     from ict_backends.importing import start_from
-    from ict_backends.rundir import RunDir, create_run, remember_data, remove_leftovers
+    from ict_backends.runs.folder import RunDir, create_run, remember_data, remove_leftovers
 
     if resume:
         remove_leftovers(RunDir(out))
@@ -175,7 +175,7 @@ def resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
 def _resolve_resumed(out: Path | None, asked: Tree) -> tuple[Config, Dataset]:
     """The configuration and the data of a run to continue, where they are the ones that it was started with."""
     from ict_backends.data.dataset import load_data_of
-    from ict_backends.rundir import RunDir, check_same_data
+    from ict_backends.runs.folder import RunDir, check_same_data
 
     config = _resume_config(out, asked)
     dataset = load_data_of(config.data)
@@ -188,16 +188,16 @@ def _resolve_resumed(out: Path | None, asked: Tree) -> tuple[Config, Dataset]:
 
 
 def _network_of(run: Path) -> Tree:
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
 
     return {"network": dataclasses.asdict(RunDir(run).load_config().network)}
 
 
 def _averaged_weights(run: Path, config: Config) -> dict[str, Any]:
     """The EMA of another run. Raises CheckpointError, naming both shapes, where they do not fit the configuration."""
-    from ict_backends.checkpoint import check_arrays, load_checkpoint
     from ict_backends.networks.families import parameter_shapes
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
+    from ict_backends.runs.folder import RunDir
 
     folder = RunDir(run).latest_checkpoint()
     weights = load_checkpoint(folder).ema
@@ -229,7 +229,7 @@ def fit_to_data(tree: Tree, asked: Tree, shape: tuple[int, int, int]) -> Config:
 
 def _resume_config(out: Path | None, asked: Tree) -> Config:
     """The configuration of the run to resume, where nothing that was asked for contradicts it."""
-    from ict_backends.rundir import RunDir
+    from ict_backends.runs.folder import RunDir
 
     if out is None:
         raise UsageError("--resume needs --out RUN, the folder of the run to continue")

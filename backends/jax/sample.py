@@ -14,11 +14,11 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from ict_backends.checkpoint import load_checkpoint
 from ict_backends.jax.device import check_device, float32_as, out_of_memory, split, worthwhile
 from ict_backends.jax.step import abstract_network, consistency_function, merge_network
 from ict_backends.jax.weights import load_arrays
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.runs.folder import RunDir
 from ict_backends.sampling import compiled_size, padded
 from ict_core import Config, multistep_sample
 

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ict_backends.checkpoint import load_newest
 from ict_backends.console import say, warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.environment import check_split, describe_shortage, leave
@@ -25,7 +24,8 @@ from ict_backends.jax.step import StepResult, TrainState, init_state, to_device,
 from ict_backends.jax.weights import averaged_network, from_checkpoint, to_checkpoint
 from ict_backends.plan import StepPlan
 from ict_backends.recorder import Recorder
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import load_newest
+from ict_backends.runs.folder import RunDir
 from ict_core import Config
 
 # More steps in one dispatch would delay the log and gain nothing measurable. On the CPU, where a dispatch costs a

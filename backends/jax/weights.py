@@ -15,7 +15,6 @@ from flax import nnx, serialization
 from jax import Array
 from jax.sharding import Mesh
 
-from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays
 from ict_backends.errors import CheckpointError
 from ict_backends.jax.device import put, replicated
 from ict_backends.jax.parallel import Processes
@@ -26,6 +25,7 @@ from ict_backends.jax.step import (
     make_optimizer,
     state_shardings,
 )
+from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays
 from ict_core import Config, LossScale
 
 # A layer's arrays in flax -> in checkpoints.

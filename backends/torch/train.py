@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from ict_backends.checkpoint import load_newest
 from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.environment import check_split, describe_shortage, leave
@@ -15,7 +14,8 @@ from ict_backends.feeding import fed, fits_on_device
 from ict_backends.interruption import Interruption, StoppedError
 from ict_backends.plan import StepPlan
 from ict_backends.recorder import Recorder
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import load_newest
+from ict_backends.runs.folder import RunDir
 from ict_backends.torch.device import float32_as, free_bytes, out_of_memory, upload
 from ict_backends.torch.parallel import Processes, joined
 from ict_backends.torch.sample import Model

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from ict_backends.checkpoint import Arrays, Checkpoint, check_arrays
 from ict_backends.errors import CheckpointError
+from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.parallel import Processes, fill, full
 from ict_backends.torch.step import TrainState, make_state

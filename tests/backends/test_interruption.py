@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ict_backends import checkpoint_writer, feeding, load_backend
-from ict_backends.checkpoint import load_checkpoint
+from ict_backends import feeding, load_backend
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, UserError
 from ict_backends.interruption import StoppedError
-from ict_backends.rundir import RunDir, create_run, remove_leftovers
+from ict_backends.runs import checkpoint_writer
+from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.runs.folder import RunDir, create_run, remove_leftovers
 from ict_core import Config
 from ict_core.config import build_config
 

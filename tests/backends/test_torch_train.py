@@ -8,11 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from ict_backends import checkpoint_writer, load_backend
-from ict_backends.checkpoint import load_checkpoint
+from ict_backends import load_backend
 from ict_backends.errors import NonFiniteError
 from ict_backends.plan import plan_step
-from ict_backends.rundir import RunDir, create_run
+from ict_backends.runs import checkpoint_writer
+from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.runs.folder import RunDir, create_run
 
 torch_backend = load_backend("torch")
 

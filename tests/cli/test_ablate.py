@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ict_backends.checkpoint import load_checkpoint
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.runs.folder import RunDir
 from ict_cli.main import run
 
 PLAN = """

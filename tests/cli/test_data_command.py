@@ -25,7 +25,7 @@ from tiny import TINY
 
 from ict_backends.data import dataset
 from ict_backends.data.dataset import load_data
-from ict_backends.rundir import RunDir
+from ict_backends.runs.folder import RunDir
 
 
 @pytest.fixture(autouse=True)

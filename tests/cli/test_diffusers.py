@@ -14,11 +14,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from ict_backends import load_backend
-from ict_backends.checkpoint import load_checkpoint
 from ict_backends.diffusers_adm import nearest_timestep
 from ict_backends.importing import weights_run
 from ict_backends.networks.families import parameter_shapes
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.runs.folder import RunDir
 from ict_core import Config, karras_sigmas
 from ict_core.config import build_config, merge
 
@@ -119,7 +119,7 @@ def test_raw_weights_can_be_exported(ict, tmp_path) -> None:
     make_run(tmp_path / "run")
     folder = RunDir(tmp_path / "run").latest_checkpoint()
     checkpoint = load_checkpoint(folder)
-    from ict_backends.checkpoint import save_checkpoint
+    from ict_backends.runs.checkpoint import save_checkpoint
 
     doubled = checkpoint._replace(params={name: 2 * a for name, a in checkpoint.params.items()})
     save_checkpoint(RunDir(tmp_path / "run"), doubled, keep=0)

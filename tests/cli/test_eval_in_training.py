@@ -9,9 +9,9 @@ import pytest
 from tiny import TINY
 
 from ict_backends import load_backend
-from ict_backends.checkpoint import load_checkpoint
 from ict_backends.evaluator import evaluation_size
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.runs.folder import RunDir
 from ict_core import load_preset
 from ict_core.config import replace
 

@@ -17,9 +17,9 @@ import pytest
 from tiny import TINY
 
 from ict_backends import feeding
-from ict_backends.checkpoint import load_checkpoint
 from ict_backends.errors import LostProcessError
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.runs.folder import RunDir
 
 LONG = [*TINY[:-1], "--steps=100000", "--set=train.checkpoint_every=3", "--set=train.sample_every=0"]
 

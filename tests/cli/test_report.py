@@ -20,7 +20,7 @@ from ict_backends.charts import Mark, Series, line_chart
 from ict_backends.plan import plan_step
 from ict_backends.progress import BANDS, band_edges
 from ict_backends.report import nearest_images
-from ict_backends.rundir import RunDir
+from ict_backends.runs.folder import RunDir
 from ict_core import stages
 
 VOID = {"meta", "img", "input", "line", "polyline", "br"}

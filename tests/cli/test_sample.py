@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from ict_backends import load_backend, sample_files
-from ict_backends.checkpoint import read_digest
 from ict_backends.environment import local_rank, share_of_work
 from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.randomness import image_labels
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import read_digest
+from ict_backends.runs.folder import RunDir
 from ict_backends.sampling import sample_batches, trajectory
 from ict_core import multistep_sample
 

@@ -15,13 +15,13 @@ from twins import small_adm_config, small_config
 
 from ict_backends import load_backend
 from ict_backends.benchmark import random_arrays
-from ict_backends.checkpoint import load_checkpoint
 from ict_backends.data.dataset import Dataset
 from ict_backends.importing import weights_run
 from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.plan import plan_step
-from ict_backends.rundir import create_run
+from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.runs.folder import create_run
 from ict_backends.torch.device import float32_as
 from ict_core import Config
 from ict_core.config import replace

@@ -29,7 +29,6 @@ from twins import (
 
 import ict_backends.feeding as feeding
 from ict_backends import load_backend
-from ict_backends.checkpoint import Checkpoint, load_checkpoint
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import NonFiniteError
 from ict_backends.jax import layers as jax_layers
@@ -38,7 +37,8 @@ from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
 from ict_backends.jax.weights import to_checkpoint as jax_to_checkpoint
 from ict_backends.plan import StepPlan
-from ict_backends.rundir import RunDir, create_run
+from ict_backends.runs.checkpoint import Checkpoint, load_checkpoint
+from ict_backends.runs.folder import RunDir, create_run
 from ict_backends.torch import layers as torch_layers
 from ict_backends.torch import step as torch_step
 from ict_backends.torch.parallel import Processes

@@ -11,14 +11,14 @@ import pytest
 from twins import assert_all_close, assert_close, small_config
 
 from ict_backends import load_backend
-from ict_backends.checkpoint import load_checkpoint
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.step import train_steps
 from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
 from ict_backends.randomness import image_noises
-from ict_backends.rundir import RunDir, create_run
+from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.runs.folder import RunDir, create_run
 from ict_backends.sampling import sample_images
 
 BACKENDS = ["torch", "jax"]

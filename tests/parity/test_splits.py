@@ -19,10 +19,10 @@ import pytest
 from twins import assert_all_close, small_adm_config, small_config
 
 from ict_backends import load_backend
-from ict_backends.checkpoint import Checkpoint, load_checkpoint
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import UserError
-from ict_backends.rundir import RunDir, create_run
+from ict_backends.runs.checkpoint import Checkpoint, load_checkpoint
+from ict_backends.runs.folder import RunDir, create_run
 from ict_core import Config
 from ict_core.config import replace
 

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterator
 from types import TracebackType
 
-from ict_backends.checkpoint import Checkpoint, save_checkpoint
 from ict_backends.console import warn
 from ict_backends.errors import CheckpointError, NonFiniteError
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import Checkpoint, save_checkpoint
+from ict_backends.runs.folder import RunDir
 from ict_core import Config
 
 # After a failure, as on a full disk, until training hands over the next checkpoint; and at the end, and how often.

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ict_backends.checkpoint import Checkpoint, check_arrays, load_checkpoint, save_checkpoint
 from ict_backends.errors import CheckpointError, NonFiniteError
-from ict_backends.rundir import RunDir
+from ict_backends.runs.checkpoint import Checkpoint, check_arrays, load_checkpoint, save_checkpoint
+from ict_backends.runs.folder import RunDir
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}
 
@@ -46,7 +46,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_nothing_half_written
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ict_backends.checkpoint.save_file", full)
+    monkeypatch.setattr("ict_backends.runs.checkpoint.save_file", full)
     for step in (1, 2):
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(run, checkpoint(step), keep=1)

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from ict_backends.errors import CheckpointError, NonFiniteError
 from ict_backends.files import file_sha256, remove_folder, whole_folder
-from ict_backends.rundir import RunDir, step_of
+from ict_backends.runs.folder import RunDir, step_of
 
 Arrays = dict[str, np.ndarray]
 FORMAT = "ict-checkpoint-1"
