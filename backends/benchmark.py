@@ -32,8 +32,8 @@ from ict_backends.networks.cost import forward_flops, heaviest_convolutions, mod
 from ict_backends.networks.families import parameter_shapes
 from ict_backends.networks.roofline import least_seconds, operations, shares
 from ict_backends.plain_version import PlainVersion
-from ict_backends.sample_files import draw_into, open_sink
-from ict_backends.sampling import Model, sample_batches
+from ict_backends.sampling.batches import Model, sample_batches
+from ict_backends.sampling.files import draw_into, open_sink
 from ict_core import Config
 from ict_core.config import replace
 

@@ -14,7 +14,7 @@ from ict_backends.files import remove_folder, write_atomically
 from ict_backends.images import to_uint8
 from ict_backends.runs.checkpoint import Checkpoint, write_checkpoint
 from ict_backends.runs.folder import RunDir, step_of
-from ict_backends.sampling import Model, sample_images
+from ict_backends.sampling.batches import Model, sample_images
 from ict_core import Config
 
 

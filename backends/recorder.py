@@ -19,7 +19,7 @@ from ict_backends.progress import Progress, ToHost
 from ict_backends.runs.checkpoint import Checkpoint
 from ict_backends.runs.checkpoint_writer import CheckpointWriter
 from ict_backends.runs.folder import RunDir
-from ict_backends.sampling import Model, preview
+from ict_backends.sampling.batches import Model, preview
 from ict_backends.tensorboard import TensorBoard
 from ict_core import Config
 

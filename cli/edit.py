@@ -23,8 +23,8 @@ from ict_cli.options import (
 from ict_core import Config
 
 if TYPE_CHECKING:
-    from ict_backends.editing import Editor
-    from ict_backends.sampling import Model
+    from ict_backends.sampling.batches import Model
+    from ict_backends.sampling.editing import Editor
 
 
 @click.group("edit")
@@ -133,7 +133,7 @@ def super_resolve_command(request: Request, factor: int | None, steps: int, sigm
 
     Images of the model's own size are made smaller first, by --factor.
     """
-    from ict_backends.editing import enlarge
+    from ict_backends.sampling.editing import enlarge
 
     config = _config(request)
     images, small = _load_small(request, config, factor)
@@ -162,7 +162,7 @@ def denoise_command(request: Request, sigma: float, add_noise: bool) -> None:
 @click.option("--steps", type=click.IntRange(min=1), default=40, show_default=True, help="Evaluations of the model.")
 def stroke_command(request: Request, sigma: float, steps: int) -> None:
     """Make images of coarse drawings."""
-    from ict_backends.editing import edit_levels
+    from ict_backends.sampling.editing import edit_levels
 
     config, images = _load(request)
     _check_level(config, sigma)
@@ -201,9 +201,9 @@ def interpolate_command(
     Of a conditional model, all are of one class: --label, or else 0.
     """
     from ict_backends import load_backend
-    from ict_backends.editing import interpolate
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.runs.folder import RunDir
+    from ict_backends.sampling.editing import interpolate
 
     config = RunDir(run).load_config()
     if first == last:
@@ -234,8 +234,8 @@ def _config(request: Request) -> Config:
 def _load(request: Request, *, grey_will_do: bool = False) -> tuple[Config, np.ndarray]:
     """The run's settings, and the images that --image names, [b, c, h, w] float32."""
     from ict_backends.data.decode import read_image
-    from ict_backends.editing import fit_image
     from ict_backends.images import to_float
+    from ict_backends.sampling.editing import fit_image
 
     config = _config(request)
     found = []
@@ -250,8 +250,8 @@ def _load(request: Request, *, grey_will_do: bool = False) -> tuple[Config, np.n
 def _load_small(request: Request, config: Config, factor: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The images at the model's size, to be shown, and their small versions, to be made larger."""
     from ict_backends.data.decode import describe_shape, read_image
-    from ict_backends.editing import enlarge, lower
     from ict_backends.images import to_float
+    from ict_backends.sampling.editing import enlarge, lower
 
     channels, height, _ = config.data.shape
     found = {path: read_image(path) for path in request.images}
@@ -278,7 +278,7 @@ def _load_small(request: Request, config: Config, factor: int | None) -> tuple[n
 def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
     """bool [1, h, w]: what stays, the black half of the greys."""
     from ict_backends.data.decode import read_image
-    from ict_backends.editing import fit_image, to_grey_pixels
+    from ict_backends.sampling.editing import fit_image, to_grey_pixels
 
     image = read_image(path)
     grey = to_grey_pixels(image)
@@ -289,7 +289,7 @@ def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
 
 
 def _levels(config: Config, steps: int, sigmas: str | None) -> list[float]:
-    from ict_backends.editing import edit_levels
+    from ict_backends.sampling.editing import edit_levels
 
     given = click.get_current_context().get_parameter_source("steps") != click.core.ParameterSource.DEFAULT
     if sigmas is not None and given:
@@ -305,7 +305,7 @@ def _check_level(config: Config, sigma: float) -> None:
 
 def _editor(request: Request, config: Config, levels: list[float]) -> Editor:
     from ict_backends import load_backend
-    from ict_backends.editing import Editor
+    from ict_backends.sampling.editing import Editor
 
     labels = resolve_labels(config, request.labels, len(request.images))
     model: Model = load_backend(request.backend).load_model(request.run, weights=request.weights, device=request.device)
@@ -316,9 +316,9 @@ def _write(request: Request, images: np.ndarray, seen: np.ndarray, result: np.nd
     """The result, one image as it is and several as a grid, and the picture of input, what was seen, and result."""
     from einops import rearrange
 
-    from ict_backends.editing import side_by_side
     from ict_backends.files import write_atomically
     from ict_backends.images import encode_png, save_grid, to_uint8
+    from ict_backends.sampling.editing import side_by_side
 
     request.out.parent.mkdir(parents=True, exist_ok=True)
     if len(result) == 1:

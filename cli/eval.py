@@ -243,7 +243,7 @@ def read_reference(
 def _load_images(data: DataConfig, shape: tuple[int, ...] | None) -> np.ndarray:
     """The images of a source, resampled to a shape where one is given; what cannot be read is named and left out."""
     from ict_backends.data.dataset import load_data
-    from ict_backends.editing import fit_image
+    from ict_backends.sampling.editing import fit_image
 
     def fit(image: np.ndarray) -> np.ndarray:
         return fit_image(image, shape, resize=True, what=data.source)
@@ -336,7 +336,7 @@ def _draw(
     """The model's images in batches, uint8."""
     from ict_backends import load_backend
     from ict_backends.images import to_uint8
-    from ict_backends.sampling import sample_batches
+    from ict_backends.sampling.batches import sample_batches
 
     model = load_backend(backend).load_model(run, weights=weights, device=device)
     labels = resolve_labels(config, None, num)

@@ -80,7 +80,7 @@ def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run
 
 def _found(run: Path | None) -> list[float]:
     from ict_backends.runs.folder import RunDir
-    from ict_backends.search import found_sigmas
+    from ict_backends.sampling.search_sigmas import found_sigmas
 
     return found_sigmas(RunDir(run)) if run else []
 

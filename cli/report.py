@@ -31,7 +31,7 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     from ict_backends.files import write_atomically
     from ict_backends.report import build_report
     from ict_backends.runs.folder import RunDir
-    from ict_backends.sampling import preview
+    from ict_backends.sampling.batches import preview
 
     config = RunDir(run).load_config()
     out = out or run / "report.html"

@@ -26,7 +26,7 @@ from ict_cli.options import (
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from ict_backends.sampling import Model
+    from ict_backends.sampling.batches import Model
 
 
 @click.command("sample")
@@ -101,7 +101,7 @@ def _describe(
 
 def _check_output(out: Path, what: dict[str, object], trajectory: bool, *, create: bool) -> None:
     """Refuse an output that cannot be."""
-    from ict_backends.sample_files import check_sink
+    from ict_backends.sampling.files import check_sink
 
     if trajectory and out.suffix != ".png":
         raise UsageError(f"--out {out} must end in .png for --trajectory")
@@ -117,7 +117,7 @@ def _write_grid(
     model: Model, out: Path, num: int, levels: list[float], seed: int, labels: np.ndarray | None, batch: int
 ) -> None:
     from ict_backends.images import save_grid, to_uint8
-    from ict_backends.sampling import sample_images
+    from ict_backends.sampling.batches import sample_images
 
     with _bar(num) as bar:
         images = sample_images(model, num, sigmas=levels, seed=seed, labels=labels, batch=batch, on_batch=bar.update)
@@ -131,7 +131,7 @@ def _write_trajectory(
     from einops import rearrange
 
     from ict_backends.images import save_grid, to_uint8
-    from ict_backends.sampling import trajectory
+    from ict_backends.sampling.batches import trajectory
 
     seen = trajectory(model, num, sigmas=levels, seed=seed, labels=labels, batch=batch)
     for i, level in enumerate(levels):
@@ -150,8 +150,8 @@ def _write_many(
     world: int,
 ) -> None:
     from ict_backends.images import to_uint8
-    from ict_backends.sample_files import draw_into, open_sink, share
-    from ict_backends.sampling import sample_batches
+    from ict_backends.sampling.batches import sample_batches
+    from ict_backends.sampling.files import draw_into, open_sink, share
 
     sink = open_sink(out, what["num"], what, rank=rank)
     if sink is None:

@@ -23,7 +23,7 @@ from ict_core import Config, DataConfig
 
 if TYPE_CHECKING:
     from ict_backends.evaluation import Network
-    from ict_backends.search import Point, Step
+    from ict_backends.sampling.search_sigmas import Point, Step
 
 
 @click.command("search-sigmas")
@@ -68,7 +68,7 @@ def search_sigmas_command(
     from ict_backends import load_backend
     from ict_backends.evaluation import read_metrics
     from ict_backends.runs.folder import RunDir
-    from ict_backends.search import save_search, search_sigmas
+    from ict_backends.sampling.search_sigmas import save_search, search_sigmas
     from ict_cli.eval import data_of, default_number, load_network
 
     config = RunDir(run).load_config()

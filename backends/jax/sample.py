@@ -19,7 +19,7 @@ from ict_backends.jax.step import abstract_network, consistency_function, merge_
 from ict_backends.jax.weights import load_arrays
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
-from ict_backends.sampling import compiled_size, padded
+from ict_backends.sampling.batches import compiled_size, padded
 from ict_core import Config, multistep_sample
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
-from ict_backends.sampling import compiled_size, padded
+from ict_backends.sampling.batches import compiled_size, padded
 from ict_backends.torch.device import check_device, float32_as, other_devices, out_of_memory
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.step import consistency_function

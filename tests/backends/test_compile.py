@@ -19,7 +19,7 @@ from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
-from ict_backends.sampling import sample_images
+from ict_backends.sampling.batches import sample_images
 from ict_core import Config
 from ict_core.config import replace
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ict_backends import load_backend, sample_files
+from ict_backends import load_backend
 from ict_backends.environment import local_rank, share_of_work
 from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.randomness import image_labels
 from ict_backends.runs.checkpoint import read_digest
 from ict_backends.runs.folder import RunDir
-from ict_backends.sampling import sample_batches, trajectory
+from ict_backends.sampling import files
+from ict_backends.sampling.batches import sample_batches, trajectory
 from ict_core import multistep_sample
 
 FAST = ("--num", 10, "--batch-size", 3, "--device", "cpu")
@@ -48,7 +49,7 @@ def interrupt(monkeypatch):
                 left -= 1
                 yield images
 
-        monkeypatch.setattr("ict_backends.sampling.sample_batches", draw)
+        monkeypatch.setattr("ict_backends.sampling.batches.sample_batches", draw)
 
     return after
 
@@ -121,13 +122,13 @@ def test_each_process_draws_its_share_and_the_first_finishes(tmp_path, monkeypat
         return one
 
     def begin(name: str, num: int, rank: int, seed: int = 0):
-        return sample_files.open_sink(tmp_path / name, num, {"seed": seed}, rank=rank)
+        return files.open_sink(tmp_path / name, num, {"seed": seed}, rank=rank)
 
     for name in ("x.npz", "folder"):
         late, first = begin(name, 7, 1), begin(name, 7, 0)
-        assert not sample_files.draw_into(late, draw(1), None, batch=2, rank=1, world=2)
+        assert not files.draw_into(late, draw(1), None, batch=2, rank=1, world=2)
         assert first.missing() == [0, 1, 4, 5]
-        assert sample_files.draw_into(first, draw(0), None, batch=2, rank=0, world=2)
+        assert files.draw_into(first, draw(0), None, batch=2, rank=0, world=2)
         assert drawn == {0: [0, 1, 4, 5], 1: [2, 3, 6]}
         assert begin(name, 7, 1) is None  # it came when all was done
         assert begin("other.npz", 7, 1) is not None
@@ -135,8 +136,8 @@ def test_each_process_draws_its_share_and_the_first_finishes(tmp_path, monkeypat
             numbers.clear()
     np.testing.assert_array_equal(samples(tmp_path / "x.npz")[:, 0, 0, 0], [0, 0, 1, 1, 0, 0, 1])
     # What another process was to draw and did not, the first draws.
-    monkeypatch.setattr(sample_files, "_PATIENCE_SECONDS", 0.0)
-    assert sample_files.draw_into(begin("y.npz", 9, 0), draw(0), None, batch=3, rank=0, world=2)
+    monkeypatch.setattr(files, "_PATIENCE_SECONDS", 0.0)
+    assert files.draw_into(begin("y.npz", 9, 0), draw(0), None, batch=3, rank=0, world=2)
     assert drawn[0] == [0, 1, 2, 6, 7, 8, 3, 4, 5]
     # The mark of a finished run stops no process of another.
     assert begin("y.npz", 9, 1, seed=1) is not None

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ict_backends import load_backend
 from ict_backends.images import to_uint8
-from ict_backends.sampling import sample_images
-from ict_backends.search import search_sigmas
+from ict_backends.sampling.batches import sample_images
+from ict_backends.sampling.search_sigmas import search_sigmas
 from ict_core import Config
 from ict_core.config import replace
 

@@ -19,7 +19,7 @@ from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
 from ict_backends.randomness import image_noises
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
-from ict_backends.sampling import sample_images
+from ict_backends.sampling.batches import sample_images
 
 BACKENDS = ["torch", "jax"]
 OTHER = {"torch": "jax", "jax": "torch"}

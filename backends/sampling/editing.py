@@ -12,7 +12,7 @@ from ict_backends.data.decode import describe_shape, from_picture, middle_square
 from ict_backends.errors import DataError, UsageError
 from ict_backends.images import to_uint8
 from ict_backends.randomness import image_noises
-from ict_backends.sampling import Model
+from ict_backends.sampling.batches import Model
 from ict_core import Config, editing, karras_sigmas
 from ict_core.loss import ConsistencyFunction
 

@@ -15,7 +15,7 @@ from ict_backends.images import to_uint8
 from ict_backends.randomness import image_noises
 from ict_backends.runs.checkpoint import read_step
 from ict_backends.runs.folder import RunDir
-from ict_backends.sampling import Model, consistency_in_batches
+from ict_backends.sampling.batches import Model, consistency_in_batches
 from ict_core.sampling import check_falling_sigmas
 
 
