@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import click
 import numpy as np
 
-from ict_backends.evaluation import compare, gather
+from ict_backends.measuring.evaluation import compare, gather
 
 GIB = 2**30
 BATCH = 256

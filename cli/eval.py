@@ -26,8 +26,8 @@ from ict_cli.options import (
 from ict_core import Config, DataConfig
 
 if TYPE_CHECKING:
-    from ict_backends.evaluation import Gathered, Network, Result
-    from ict_backends.metrics import Moments
+    from ict_backends.measuring.distances import Moments
+    from ict_backends.measuring.evaluation import Gathered, Network, Result
 
 
 @click.command("eval")
@@ -88,7 +88,7 @@ def eval_command(
     """
 
     from ict_backends.console import progress_bar
-    from ict_backends.evaluation import compare, gather, read_metrics
+    from ict_backends.measuring.evaluation import compare, gather, read_metrics
     from ict_backends.runs.folder import RunDir
 
     config = RunDir(what).load_config() if (what / "config.toml").is_file() else None
@@ -157,8 +157,8 @@ class Reference(NamedTuple):
 
     def gather(self, names: Sequence[str], network: Network | None) -> Gathered:
         """What the metrics need of it."""
-        from ict_backends.evaluation import Gathered, cached_moments, gather, in_batches
-        from ict_backends.metrics import moments
+        from ict_backends.measuring.distances import moments
+        from ict_backends.measuring.evaluation import Gathered, cached_moments, gather, in_batches
 
         if self.images is None:
             return Gathered(self.count, moments=self.moments, pixel_moments=self.moments)
@@ -211,7 +211,7 @@ def _check_source(what: Path, config: Config | None, data: str | None) -> None:
 def load_network(features: str | None, device: str) -> Network | None:
     """The feature network that --features names; None for pixels."""
     from ict_backends import load_backend
-    from ict_backends.downloads import INCEPTION, fetch_inception
+    from ict_backends.measuring.inception import INCEPTION, fetch_inception
 
     if features in (None, "pixels"):
         return None
@@ -224,7 +224,7 @@ def read_reference(
 ) -> Reference:
     """What --data names: images, resampled to a shape where one is given, or statistics where they are enough."""
     from ict_backends.data.dataset import load_data_of
-    from ict_backends.evaluation import METRICS, read_moments
+    from ict_backends.measuring.evaluation import METRICS, read_moments
 
     source, path = data.source, Path(data.source)
     moments = read_moments(path) if path.suffix == ".npz" and path.is_file() else None
@@ -269,7 +269,7 @@ def _find_samples(
     network: Network | None,
 ) -> Samples:
     from ict_backends.data.decode import describe_shape
-    from ict_backends.evaluation import in_batches
+    from ict_backends.measuring.evaluation import in_batches
 
     if config is not None:
         check_shape(config, shape)
@@ -296,7 +296,7 @@ def check_shape(config: Config, shape: tuple[int, ...] | None) -> None:
 
 def default_number(names: Sequence[str], network: Network | None, shape: tuple[int, ...]) -> int:
     """How many samples are drawn where it is not said: 2,000, or as many as the metrics need."""
-    from ict_backends.evaluation import images_needed
+    from ict_backends.measuring.evaluation import images_needed
 
     features, pixels = _dimensions(network, shape), int(np.prod(shape))
     return max(2000, *(images_needed(name, features, pixels) for name in names))
@@ -309,7 +309,7 @@ def _dimensions(network: Network | None, shape: tuple[int, ...]) -> int | None:
 
 def check_sizes(names: Sequence[str], samples: Samples, reference: Reference, network: Network | None) -> None:
     """Refuse now what would fail after the work: too few images, statistics of another number of values."""
-    from ict_backends.evaluation import check_counts
+    from ict_backends.measuring.evaluation import check_counts
 
     pixels, features = int(np.prod(samples.shape)), _dimensions(network, samples.shape)
     check_counts(names, samples.count, features, pixels, samples.name)
@@ -346,7 +346,7 @@ def _draw(
 
 def _halves(images: np.ndarray) -> str:
     from ict_backends.images import to_float
-    from ict_backends.metrics import halves_distances
+    from ict_backends.measuring.distances import halves_distances
 
     flat = to_float(images).reshape(len(images), -1)
     # Each takes a root of a matrix of that size, which of thousands of pixels is many seconds.

@@ -13,8 +13,8 @@ import numpy as np
 from einops import rearrange
 
 from ict_backends.errors import UsageError
-from ict_backends.evaluation import METRICS
 from ict_backends.files import write_atomically
+from ict_backends.measuring.evaluation import METRICS
 from ict_backends.plan import grid_of, some_stages, stages_of
 from ict_core import Config
 

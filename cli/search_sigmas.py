@@ -22,7 +22,7 @@ from ict_cli.options import (
 from ict_core import Config, DataConfig
 
 if TYPE_CHECKING:
-    from ict_backends.evaluation import Network
+    from ict_backends.measuring.evaluation import Network
     from ict_backends.sampling.search_sigmas import Point, Step
 
 
@@ -66,7 +66,7 @@ def search_sigmas_command(
     and `ict eval --steps N` use them from then on.
     """
     from ict_backends import load_backend
-    from ict_backends.evaluation import read_metrics
+    from ict_backends.measuring.evaluation import read_metrics
     from ict_backends.runs.folder import RunDir
     from ict_backends.sampling.search_sigmas import save_search, search_sigmas
     from ict_cli.eval import data_of, default_number, load_network
@@ -98,7 +98,7 @@ def _measure(
     name: str, network: Network | None, data: DataConfig, num: int, config: Config
 ) -> Callable[[np.ndarray], float]:
     """The metric of images against the data."""
-    from ict_backends.evaluation import compare, gather, in_batches, read_metrics
+    from ict_backends.measuring.evaluation import compare, gather, in_batches, read_metrics
     from ict_cli.eval import Samples, check_shape, check_sizes, read_reference
 
     if name in ("is", "pr"):

@@ -10,7 +10,7 @@ import torch
 
 from ict_backends.data.dataset import load_data
 from ict_backends.images import to_float
-from ict_backends.metrics import frechet_distance, moments
+from ict_backends.measuring.distances import frechet_distance, moments
 from ict_backends.plan import plan_step
 from ict_backends.sampling.batches import sample_images
 from ict_backends.torch.parallel import Processes

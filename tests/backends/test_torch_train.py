@@ -173,7 +173,7 @@ def test_training_on_digits_learns(tmp_path):
     """A few steps of the real preset bring the samples far closer to the digits."""
     from ict_backends.data.dataset import load_data
     from ict_backends.images import to_float
-    from ict_backends.metrics import frechet_distance, moments
+    from ict_backends.measuring.distances import frechet_distance, moments
     from ict_backends.sampling.batches import sample_images
     from ict_core import load_preset
     from ict_core.config import replace

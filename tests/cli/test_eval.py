@@ -13,11 +13,17 @@ import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from ict_backends import downloads
 from ict_backends.data.dataset import load_data
-from ict_backends.evaluation import in_batches
 from ict_backends.images import save_folder, to_float, to_uint8
-from ict_backends.metrics import frechet_distance, inception_score, kernel_distance, moments, precision_recall
+from ict_backends.measuring import inception
+from ict_backends.measuring.distances import (
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    moments,
+    precision_recall,
+)
+from ict_backends.measuring.evaluation import in_batches
 from ict_backends.torch import load_features
 
 
@@ -275,17 +281,17 @@ def test_the_inception_network_is_downloaded_once_and_its_hash_checked(tmp_path,
     content = (networks / "inception.pt").read_bytes()
     source = tmp_path / "there.pt"
     source.write_bytes(content)
-    with pytest.raises(downloads.DataError, match="is another file"):
-        downloads.fetch_inception(source.as_uri())
+    with pytest.raises(inception.DataError, match="is another file"):
+        inception.fetch_inception(source.as_uri())
     assert not cache.exists()
-    monkeypatch.setattr(downloads, "_SHA256", hashlib.sha256(content).hexdigest())
-    kept = downloads.fetch_inception(source.as_uri())
+    monkeypatch.setattr(inception, "_SHA256", hashlib.sha256(content).hexdigest())
+    kept = inception.fetch_inception(source.as_uri())
     assert kept.read_bytes() == content
     source.unlink()
-    assert downloads.fetch_inception(source.as_uri()) == kept
+    assert inception.fetch_inception(source.as_uri()) == kept
     kept.write_bytes(content[:-1])  # damaged: it is not used
-    with pytest.raises(downloads.DataError, match="cannot be downloaded from file"):
-        downloads.fetch_inception(source.as_uri())
+    with pytest.raises(inception.DataError, match="cannot be downloaded from file"):
+        inception.fetch_inception(source.as_uri())
 
 
 def test_batches_are_the_images(sets) -> None:

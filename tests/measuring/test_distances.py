@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ict_backends.metrics import (
+from ict_backends.measuring.distances import (
     MomentsSum,
     frechet_distance,
     halves_distances,
@@ -175,7 +175,7 @@ def test_precision_and_recall_are_those_of_brute_force(seed: int, d: int, k: int
 def test_precision_and_recall_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = normal(0, 40, 3), normal(1, 30, 3, shift=0.5)
     whole = precision_recall(real, fake)
-    monkeypatch.setattr("ict_backends.metrics._BLOCK", 64)
+    monkeypatch.setattr("ict_backends.measuring.distances._BLOCK", 64)
     assert precision_recall(real, fake) == whole
     assert precision_recall(real, real) == (1.0, 1.0)
     assert precision_recall(real, fake + 100) == (0.0, 0.0)

@@ -14,7 +14,7 @@ from ict_backends.data.npz import npz_names, read_member
 from ict_backends.errors import DataError, UsageError
 from ict_backends.files import cache_folder, write_atomically
 from ict_backends.images import encode_npz, to_float
-from ict_backends.metrics import (
+from ict_backends.measuring.distances import (
     Estimate,
     Moments,
     MomentsSum,
