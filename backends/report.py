@@ -16,9 +16,9 @@ from ict_backends.charts import Mark, Series, line_chart
 from ict_backends.errors import CheckpointError
 from ict_backends.images import encode_png, grid, to_float
 from ict_backends.networks.families import count_parameters
-from ict_backends.plan import some_stages
-from ict_backends.progress import band_edges
 from ict_backends.runs.folder import RunDir
+from ict_backends.training.metrics_log import band_edges
+from ict_backends.training.step_plan import some_stages
 from ict_core import Config
 
 _NEIGHBOURS = 4

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import click
 
-from ict_backends.plan import plan_step
+from ict_backends.training.step_plan import plan_step
 from ict_core import Config
 from ict_core.config import build_config, merge, preset_tree
 

@@ -106,9 +106,9 @@ def check_masks(backend: str, config: Config, device: str) -> dict[str, Any]:
 def _torch_equal_levels(config: Config, device: str) -> dict[str, Any]:
     import torch
 
-    from ict_backends.plan import plan_step
     from ict_backends.torch.step import batch_loss, make_batch, to_device
     from ict_backends.torch.weights import load_arrays, make_network
+    from ict_backends.training.step_plan import plan_step
 
     where = torch.device(device)
     network = make_network(config)
@@ -144,7 +144,7 @@ def _jax_equal_levels(config: Config, device: str) -> dict[str, Any]:
     from ict_backends.jax.device import check_device
     from ict_backends.jax.step import abstract_network, batch_loss, draw_noise, make_batch, merge_network, to_device
     from ict_backends.jax.weights import load_arrays
-    from ict_backends.plan import plan_step
+    from ict_backends.training.step_plan import plan_step
     from ict_core import key_words
 
     mesh = check_device(device)
@@ -321,10 +321,10 @@ def check_processes(config: Config, report: Report) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from ict_backends.plan import plan_step
     from ict_backends.torch.parallel import copied, full, sharded
     from ict_backends.torch.step import batch_loss, make_batch, to_device
     from ict_backends.torch.weights import load_arrays, make_network
+    from ict_backends.training.step_plan import plan_step
 
     where = torch.device(report.device, 0) if report.device == "cuda" else torch.device("cpu")
     engine = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"

@@ -121,7 +121,7 @@ def jax_compile(report: Report) -> None:
 def compile_jax(report: Report, config: Config) -> float:
     """GiB of intermediate results of the compiled step."""
     from ict_backends.jax.step import to_device, train_steps
-    from ict_backends.plan import plan_step
+    from ict_backends.training.step_plan import plan_step
 
     images = random_images(config)
     trainer = load_backend("jax").make_trainer(config, images, None, report.device)

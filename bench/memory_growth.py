@@ -17,8 +17,8 @@ import click
 
 from ict_backends import load_backend
 from ict_backends.data.dataset import load_data_of
-from ict_backends.recorder import Recorder
 from ict_backends.runs.folder import RunDir, create_run
+from ict_backends.training.recorder import Recorder
 from ict_core import Config
 from ict_core.config import build_config
 

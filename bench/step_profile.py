@@ -67,7 +67,7 @@ def jax_times(trainer: Any, steps: int) -> list[tuple[str, float]]:
     import jax
 
     from ict_backends.jax.step import to_device, train_steps
-    from ict_backends.plan import plan_step
+    from ict_backends.training.step_plan import plan_step
 
     config, images = trainer.config, trainer.images
     draws = to_device([plan_step(config, 0, len(images))], trainer.mesh)

@@ -214,7 +214,7 @@ def _carry_out(study: Study, runs: Sequence[Run], jobs: int) -> dict[str, Outcom
 
     Raises StoppedError where a signal has come; the trainings that were under way have kept their states.
     """
-    from ict_backends.interruption import Interruption, StoppedError
+    from ict_backends.training.interruption import Interruption, StoppedError
 
     outcomes: dict[str, Outcome] = {}
     children = _Children()

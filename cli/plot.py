@@ -15,7 +15,7 @@ from einops import rearrange
 from ict_backends.errors import UsageError
 from ict_backends.files import write_atomically
 from ict_backends.measuring.evaluation import METRICS
-from ict_backends.plan import grid_of, some_stages, stages_of
+from ict_backends.training.step_plan import grid_of, some_stages, stages_of
 from ict_core import Config
 
 if TYPE_CHECKING:

@@ -100,7 +100,7 @@ def _amount(number: float) -> str:
 
 
 def _stage_table(config: Config) -> str:
-    from ict_backends.plan import some_stages, stages_of
+    from ict_backends.training.step_plan import some_stages, stages_of
 
     every = stages_of(config)
     shown = some_stages(config, _MOST_STAGES)

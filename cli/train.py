@@ -257,8 +257,8 @@ def _resume_config(out: Path | None, asked: Tree) -> Config:
 def check_data(config: Config, dataset: Dataset) -> None:
     """Raise DataError unless there are the labels that the network needs, and images enough for the evaluations;
     UsageError where TensorBoard is asked for and not there."""
-    from ict_backends.evaluator import evaluation_size
-    from ict_backends.tensorboard import check_tensorboard
+    from ict_backends.training.evaluator import evaluation_size
+    from ict_backends.training.tensorboard import check_tensorboard
 
     if config.train.tensorboard:
         check_tensorboard()

@@ -21,11 +21,11 @@ from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import load_arrays as jax_load_arrays
 from ict_backends.jax.weights import to_arrays as jax_to_arrays
-from ict_backends.plan import plan_step
 from ict_backends.torch import step as torch_step
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.weights import to_arrays as torch_to_arrays
+from ict_backends.training.step_plan import plan_step
 from ict_core import Config
 from ict_core.config import build_config, merge
 

@@ -28,7 +28,7 @@ from ict_backends.jax.step import (
 from ict_backends.jax.train import steps_per_dispatch
 from ict_backends.jax.weights import load_arrays
 from ict_backends.networks.cost import Convolution
-from ict_backends.plan import plan_step
+from ict_backends.training.step_plan import plan_step
 from ict_core import Config
 
 

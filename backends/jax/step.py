@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ict_backends.jax.device import float32_as, put, replicated, sharded, split
 from ict_backends.jax.networks import Network, make_network
 from ict_backends.networks.families import dropped_numbers, mask_shapes
-from ict_backends.plan import StepPlan
+from ict_backends.training.step_plan import StepPlan
 from ict_core import (
     Config,
     ConsistencyLoss,

@@ -15,17 +15,17 @@ from jax.sharding import Mesh
 from ict_backends.console import say, warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.environment import check_split, describe_shortage, leave
-from ict_backends.feeding import fed, fits_on_device
-from ict_backends.interruption import Interruption, StoppedError
 from ict_backends.jax.device import free_bytes, on_cpu, out_of_memory, put, replicated, worthwhile
 from ict_backends.jax.parallel import Processes, joined
 from ict_backends.jax.sample import Model
 from ict_backends.jax.step import StepResult, TrainState, init_state, to_device, train_step_in_parts, train_steps
 from ict_backends.jax.weights import averaged_network, from_checkpoint, to_checkpoint
-from ict_backends.plan import StepPlan
-from ict_backends.recorder import Recorder
 from ict_backends.runs.checkpoint import load_newest
 from ict_backends.runs.folder import RunDir
+from ict_backends.training.interruption import Interruption, StoppedError
+from ict_backends.training.prefetch import fed, fits_on_device
+from ict_backends.training.recorder import Recorder
+from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
 
 # More steps in one dispatch would delay the log and gain nothing measurable. On the CPU, where a dispatch costs a

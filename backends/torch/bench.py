@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from ict_backends.environment import check_split
 from ict_backends.networks.cost import Convolution
-from ict_backends.plan import plan_step
 from ict_backends.torch.device import check_device, float32_as
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
@@ -27,6 +26,7 @@ from ict_backends.torch.step import (
     train_step,
 )
 from ict_backends.torch.weights import load_arrays
+from ict_backends.training.step_plan import plan_step
 from ict_core import Config
 
 

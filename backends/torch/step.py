@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ict_backends.networks.families import dropped_numbers, mask_shapes
-from ict_backends.plan import StepPlan
 from ict_backends.torch.device import compiled_on_gpu, keep_freed_memory, upload
 from ict_backends.torch.flat import flatten, in_memory_order, unflatten
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.parallel import Processes, accumulating, full, local
+from ict_backends.training.step_plan import StepPlan
 from ict_core import (
     Config,
     ConsistencyLoss,

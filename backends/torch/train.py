@@ -10,10 +10,6 @@ import torch
 from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.environment import check_split, describe_shortage, leave
-from ict_backends.feeding import fed, fits_on_device
-from ict_backends.interruption import Interruption, StoppedError
-from ict_backends.plan import StepPlan
-from ict_backends.recorder import Recorder
 from ict_backends.runs.checkpoint import load_newest
 from ict_backends.runs.folder import RunDir
 from ict_backends.torch.device import float32_as, free_bytes, out_of_memory, upload
@@ -21,6 +17,10 @@ from ict_backends.torch.parallel import Processes, joined
 from ict_backends.torch.sample import Model
 from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, to_device, train_step
 from ict_backends.torch.weights import averaged_network, from_checkpoint, to_checkpoint
+from ict_backends.training.interruption import Interruption, StoppedError
+from ict_backends.training.prefetch import fed, fits_on_device
+from ict_backends.training.recorder import Recorder
+from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ict_backends.plan import plan_step
 from ict_backends.randomness import batch_indices, image_noises, step_generator
+from ict_backends.training.step_plan import plan_step
 from ict_core import discretization_steps, karras_sigmas
 
 SEEDS = st.integers(0, 2**63 - 1)

@@ -11,11 +11,11 @@ import torch
 from ict_backends.data.dataset import load_data
 from ict_backends.images import to_float
 from ict_backends.measuring.distances import frechet_distance, moments
-from ict_backends.plan import plan_step
 from ict_backends.sampling.batches import sample_images
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.sample import Model
 from ict_backends.torch.step import init_state, make_batch, to_device, train_step
+from ict_backends.training.step_plan import plan_step
 from ict_core import load_preset
 from ict_core.config import replace
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from ict_backends.plan import plan_step
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.step import (
     batch_loss,
@@ -17,6 +16,7 @@ from ict_backends.torch.step import (
     to_device,
     train_step,
 )
+from ict_backends.training.step_plan import plan_step
 from ict_core import pseudo_huber
 
 DEVICES = [

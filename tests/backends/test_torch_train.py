@@ -10,10 +10,10 @@ import pytest
 
 from ict_backends import load_backend
 from ict_backends.errors import NonFiniteError
-from ict_backends.plan import plan_step
 from ict_backends.runs import checkpoint_writer
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
+from ict_backends.training.step_plan import plan_step
 
 torch_backend = load_backend("torch")
 
@@ -125,7 +125,7 @@ def test_a_nan_in_the_middle_of_a_logging_interval_is_traced_to_its_step_and_lev
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, tiny_config, tiny_data, monkeypatch, capfd):
     """With an infinite loss in step 5, by the noise level of one image."""
-    import ict_backends.feeding as feeding
+    import ict_backends.training.prefetch as feeding
 
     original = feeding.plan_step
 
@@ -148,7 +148,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, tiny_config
 
 
 def test_a_spike_is_counted_in_its_stretch_of_the_log(tmp_path, tiny_config, tiny_data, monkeypatch):
-    import ict_backends.feeding as feeding
+    import ict_backends.training.prefetch as feeding
 
     original = feeding.plan_step
 

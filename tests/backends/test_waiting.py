@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ict_backends.plan import plan_step
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.step import TrainState, init_state, make_batch, to_device, train_step
+from ict_backends.training.step_plan import plan_step
 from ict_core import Config
 
 # What bool(), float(), int(), .item() and .tolist() of a tensor come down to, and what looks for its nonzero elements.

@@ -9,9 +9,9 @@ import pytest
 from tiny import TINY
 
 from ict_backends import load_backend
-from ict_backends.evaluator import evaluation_size
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
+from ict_backends.training.evaluator import evaluation_size
 from ict_core import load_preset
 from ict_core.config import replace
 
@@ -72,7 +72,7 @@ def test_what_goes_wrong_is_said_and_training_goes_on(ict, tmp_path, monkeypatch
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ict_backends.evaluator.write_checkpoint", fail)
+    monkeypatch.setattr("ict_backends.training.evaluator.write_checkpoint", fail)
     done = train(ict, tmp_path / "run", *EVAL)
     assert done.code == 0
     assert "no evaluation after step 2" in done.err

@@ -16,10 +16,10 @@ import jax
 import pytest
 from tiny import TINY
 
-from ict_backends import feeding
 from ict_backends.errors import LostProcessError
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
+from ict_backends.training import prefetch
 
 LONG = [*TINY[:-1], "--steps=100000", "--set=train.checkpoint_every=3", "--set=train.sample_every=0"]
 
@@ -62,14 +62,14 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(ict, tmp_path, mo
     assert not second.communicate()[0]  # only the first process prints
 
     done = load_checkpoint(run.latest_checkpoint()).step
-    original = feeding.plan_step
+    original = prefetch.plan_step
 
     def plan_step(config, step, count):
         if step == done + 1:
             signal.raise_signal(signal.SIGTERM)
         return original(config, step, count)
 
-    monkeypatch.setattr(feeding, "plan_step", plan_step)
+    monkeypatch.setattr(prefetch, "plan_step", plan_step)
     resumed = ict("train", "--resume", "--out", run.path, "--device=cpu")
     assert resumed.code == 143
     assert f"Error: stopped by SIGTERM after step {done + 2}; go on with: ict train --out {run.path}" in resumed.err

@@ -17,10 +17,10 @@ from PIL import Image
 from tiny import TINY
 
 from ict_backends.charts import Mark, Series, line_chart
-from ict_backends.plan import plan_step
-from ict_backends.progress import BANDS, band_edges
 from ict_backends.report import nearest_images
 from ict_backends.runs.folder import RunDir
+from ict_backends.training.metrics_log import BANDS, band_edges
+from ict_backends.training.step_plan import plan_step
 from ict_core import stages
 
 VOID = {"meta", "img", "input", "line", "polyline", "br"}

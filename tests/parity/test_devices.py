@@ -21,8 +21,8 @@ from ict_backends.jax.sample import Model
 from ict_backends.jax.step import init_state, to_device, train_steps
 from ict_backends.jax.train import steps_per_dispatch
 from ict_backends.jax.weights import to_arrays
-from ict_backends.plan import plan_step
 from ict_backends.sampling.batches import sample_images
+from ict_backends.training.step_plan import plan_step
 from ict_core import load_preset
 from ict_core.config import replace
 

@@ -19,10 +19,10 @@ from ict_backends.data.dataset import Dataset
 from ict_backends.importing import weights_run
 from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
-from ict_backends.plan import plan_step
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import create_run
 from ict_backends.torch.device import float32_as
+from ict_backends.training.step_plan import plan_step
 from ict_core import Config
 from ict_core.config import replace
 

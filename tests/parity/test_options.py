@@ -16,12 +16,12 @@ from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
 from ict_backends.jax.weights import to_checkpoint as jax_to_checkpoint
-from ict_backends.plan import plan_step
 from ict_backends.runs.checkpoint import Checkpoint
 from ict_backends.torch import step as torch_step
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
 from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
+from ict_backends.training.step_plan import plan_step
 from ict_core import Config, key_words
 
 STEPS = 8

@@ -27,7 +27,7 @@ from twins import (
     twins,
 )
 
-import ict_backends.feeding as feeding
+import ict_backends.training.prefetch as feeding
 from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import NonFiniteError
@@ -36,7 +36,6 @@ from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
 from ict_backends.jax.weights import to_checkpoint as jax_to_checkpoint
-from ict_backends.plan import StepPlan
 from ict_backends.runs.checkpoint import Checkpoint, load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
 from ict_backends.torch import layers as torch_layers
@@ -44,6 +43,7 @@ from ict_backends.torch import step as torch_step
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
 from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
+from ict_backends.training.step_plan import StepPlan
 from ict_core import Config, LossScale
 from ict_core.config import replace
 from ict_core.loss_scale import FIRST_FACTOR

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ict_backends.plan import StepPlan, plan_step
+from ict_backends.training.step_plan import StepPlan, plan_step
 from ict_core import Config
 
 # The rest of a device's memory is for training.

@@ -11,16 +11,16 @@ import numpy as np
 
 from ict_backends.console import warn
 from ict_backends.errors import UserError
-from ict_backends.evaluator import Evaluator
 from ict_backends.files import write_atomically
 from ict_backends.images import grid, save_grid
-from ict_backends.plan import StepPlan, is_due
-from ict_backends.progress import Progress, ToHost
 from ict_backends.runs.checkpoint import Checkpoint
 from ict_backends.runs.checkpoint_writer import CheckpointWriter
 from ict_backends.runs.folder import RunDir
 from ict_backends.sampling.batches import Model, preview
-from ict_backends.tensorboard import TensorBoard
+from ict_backends.training.evaluator import Evaluator
+from ict_backends.training.metrics_log import Progress, ToHost
+from ict_backends.training.step_plan import StepPlan, is_due
+from ict_backends.training.tensorboard import TensorBoard
 from ict_core import Config
 
 

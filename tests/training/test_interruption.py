@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ict_backends import feeding, load_backend
+from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, UserError
-from ict_backends.interruption import StoppedError
 from ict_backends.runs import checkpoint_writer
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run, remove_leftovers
+from ict_backends.training import prefetch
+from ict_backends.training.interruption import StoppedError
 from ict_core import Config
 from ict_core.config import build_config
 
@@ -59,14 +60,14 @@ def contents(run: RunDir) -> bytes:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
     """Do something when the plan of a step is made."""
-    original = feeding.plan_step
+    original = prefetch.plan_step
 
     def plan_step(config: Config, number: int, count: int):
         if number == step:
             act()
         return original(config, number, count)
 
-    monkeypatch.setattr(feeding, "plan_step", plan_step)
+    monkeypatch.setattr(prefetch, "plan_step", plan_step)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypat
     def fail(model: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr("ict_backends.recorder.preview", fail)
+    monkeypatch.setattr("ict_backends.training.recorder.preview", fail)
     run = start(tmp_path / "run", make_config(total_steps=4, sample_every=2))
     error = capfd.readouterr().err
     assert "no sample picture after step 2: CUDA out of memory" in error

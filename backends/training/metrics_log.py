@@ -14,8 +14,8 @@ from tqdm import tqdm
 from ict_backends.console import progress_bar, say, warn
 from ict_backends.errors import NonFiniteError
 from ict_backends.files import write_atomically
-from ict_backends.plan import StepPlan
 from ict_backends.runs.folder import RunDir
+from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
 
 # One sees a consistency model fail at some levels before it fails at all of them.
