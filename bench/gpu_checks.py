@@ -14,9 +14,9 @@ import numpy as np
 from gpu import CARRIED, ROOT, Report
 
 from ict_backends import load_backend
-from ict_backends.benchmark import labels_of, random_arrays, random_images
 from ict_backends.data.dataset import Dataset
 from ict_backends.importing import import_jcm, import_openai_adm, weights_run
+from ict_backends.reports.benchmark import labels_of, random_arrays, random_images
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
 from ict_core import Config

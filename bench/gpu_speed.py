@@ -14,7 +14,8 @@ from gpu import ROOT, Report
 from step_profile import by_kind
 
 from ict_backends import load_backend
-from ict_backends.benchmark import (
+from ict_backends.networks.cost import forward_flops, heaviest_convolutions, model_flops
+from ict_backends.reports.benchmark import (
     alternate,
     check_images,
     check_losses,
@@ -24,7 +25,6 @@ from ict_backends.benchmark import (
     timed,
     write_samples,
 )
-from ict_backends.networks.cost import forward_flops, heaviest_convolutions, model_flops
 from ict_core import Config, load_preset
 from ict_core.config import replace
 
@@ -262,7 +262,7 @@ KINDS = {
 
 def plain(report: Report, backend: str) -> dict[str, Any]:
     """The plain version of bench/plain.py, by a batch that fits its float32."""
-    from ict_backends.plain_version import PlainVersion
+    from ict_backends.reports.plain_version import PlainVersion
 
     config = config_of(report, "cifar10", batch_size=8 if report.rehearse else 128)
     version = PlainVersion(ROOT / "bench" / "plain.py", backend)

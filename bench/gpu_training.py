@@ -15,10 +15,10 @@ from gpu_speed import seconds_a_step
 from PIL import Image
 
 from ict_backends import load_backend
-from ict_backends.benchmark import random_images
 from ict_backends.data.dataset import Dataset, load_data
 from ict_backends.images import to_float, to_uint8
 from ict_backends.measuring.distances import frechet_distance, moments
+from ict_backends.reports.benchmark import random_images
 from ict_backends.runs.folder import RunDir, create_run
 from ict_backends.sampling.batches import sample_images
 from ict_core import Config, load_preset

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from ict_backends import load_backend
-from ict_backends.benchmark import labels_of, random_images
+from ict_backends.reports.benchmark import labels_of, random_images
 from ict_core import Config
 from ict_core.config import build_config, merge, parse_assignment, preset_tree
 

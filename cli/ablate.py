@@ -18,8 +18,17 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from ict_backends.ablation import Outcome, Plan, Summary, Variant, assignments, read_outcome, read_plan, write_outcome
 from ict_backends.errors import UsageError
+from ict_backends.reports.ablation import (
+    Outcome,
+    Plan,
+    Summary,
+    Variant,
+    assignments,
+    read_outcome,
+    read_plan,
+    write_outcome,
+)
 from ict_cli.options import (
     DATA_HELP,
     backend_option,
@@ -323,9 +332,9 @@ def _write_results(
     study: Study, runs: Sequence[Run], outcomes: Mapping[str, Outcome], out: Path, about: Mapping[str, Any]
 ) -> list[Summary]:
     """The table, the pictures, and all figures as JSON."""
-    from ict_backends.ablation import markdown, summarize, to_json
     from ict_backends.files import write_atomically
-    from ict_backends.machine import describe_machine, describe_versions
+    from ict_backends.reports.ablation import markdown, summarize, to_json
+    from ict_backends.reports.host import describe_machine, describe_versions
     from ict_cli.plot import plot_ablation, plot_rows
 
     plan, seeds = study.plan, sorted({run.seed for run in runs})

@@ -60,9 +60,9 @@ def bench_command(
     arithmetic, at that limit, and of the bytes that it moves, at the rate of a large copy, in all and by kind.
     """
     from ict_backends import load_backend
-    from ict_backends.benchmark import Request, Run, describe_figures, describe_run, to_json
     from ict_backends.files import write_atomically
-    from ict_backends.plain_version import PlainVersion
+    from ict_backends.reports.benchmark import Request, Run, describe_figures, describe_run, to_json
+    from ict_backends.reports.plain_version import PlainVersion
 
     config = build_config(merge([preset_tree(preset), *map(parse_assignment, assignments)]))
     if plain is None and plain_batch is not None:

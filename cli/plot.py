@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ict_backends.ablation import Plan, Summary
+    from ict_backends.reports.ablation import Plan, Summary
 
 _MOST_STAGES = 8
 

@@ -29,7 +29,7 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     from ict_backends.data.dataset import load_data_of
     from ict_backends.errors import UserError
     from ict_backends.files import write_atomically
-    from ict_backends.report import build_report
+    from ict_backends.reports.page import build_report
     from ict_backends.runs.folder import RunDir
     from ict_backends.sampling.batches import preview
 

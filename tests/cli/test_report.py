@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import TINY
 
-from ict_backends.charts import Mark, Series, line_chart
-from ict_backends.report import nearest_images
+from ict_backends.reports.charts import Mark, Series, line_chart
+from ict_backends.reports.page import nearest_images
 from ict_backends.runs.folder import RunDir
 from ict_backends.training.metrics_log import BANDS, band_edges
 from ict_backends.training.step_plan import plan_step

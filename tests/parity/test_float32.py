@@ -14,11 +14,11 @@ import torch
 from twins import small_adm_config, small_config
 
 from ict_backends import load_backend
-from ict_backends.benchmark import random_arrays
 from ict_backends.data.dataset import Dataset
 from ict_backends.importing import weights_run
 from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
+from ict_backends.reports.benchmark import random_arrays
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import create_run
 from ict_backends.torch.device import float32_as

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ict_backends.errors import UserError
-from ict_backends.plain_version import PlainVersion
+from ict_backends.reports.plain_version import PlainVersion
 from ict_core import Config, ConfigError
 
 STEPS = """

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ict_backends.charts import Mark, Series, line_chart
 from ict_backends.errors import CheckpointError
 from ict_backends.images import encode_png, grid, to_float
 from ict_backends.networks.families import count_parameters
+from ict_backends.reports.charts import Mark, Series, line_chart
 from ict_backends.runs.folder import RunDir
 from ict_backends.training.metrics_log import band_edges
 from ict_backends.training.step_plan import some_stages

@@ -1,8 +1,8 @@
 """Training steps from a Python file that ours are measured against: what `ict bench --plain FILE.py` times.
 
-On the CPU they run in a process of their own, python -m ict_backends.plain_version, as whoever wrote the file would run
-them. In ours they would have what a backend sets for its whole process: torch's allocator keeping freed memory
-makes `bench/plain_torch.py` a fifth to a third faster than it is.
+On the CPU they run in a process of their own, python -m ict_backends.reports.plain_version, as whoever wrote the file
+would run them. In ours they would have what a backend sets for its whole process: torch's allocator keeping freed
+memory makes `bench/plain_torch.py` a fifth to a third faster than it is.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PlainVersion:
             UserError: it has ended by itself.
             RuntimeError: something that is no error of ours was raised there.
         """
-        command, pipe = [sys.executable, "-P", "-m", "ict_backends.plain_version"], subprocess.PIPE
+        command, pipe = [sys.executable, "-P", "-m", "ict_backends.reports.plain_version"], subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # Ctrl-C is for ours
 
         def ask(message: Any) -> Any:

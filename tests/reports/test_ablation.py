@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ict_backends.ablation import (
+from ict_backends.errors import CheckpointError, UserError
+from ict_backends.reports.ablation import (
     Outcome,
     Plan,
     Variant,
@@ -21,7 +22,6 @@ from ict_backends.ablation import (
     to_json,
     write_outcome,
 )
-from ict_backends.errors import CheckpointError, UserError
 from ict_core import ConfigError, load_preset
 from ict_core.config import build_config, merge, parse_assignment
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from twins import small_adm_config, small_config
 
-from ict_backends.benchmark import (
+from ict_backends.errors import UserError
+from ict_backends.networks.families import parameter_shapes
+from ict_backends.reports.benchmark import (
     Spread,
     alternate,
     check_images,
@@ -19,9 +21,7 @@ from ict_backends.benchmark import (
     times_of_stretch,
     to_json,
 )
-from ict_backends.errors import UserError
-from ict_backends.machine import describe_commit, describe_machine, describe_versions, process_memory
-from ict_backends.networks.families import parameter_shapes
+from ict_backends.reports.host import describe_commit, describe_machine, describe_versions, process_memory
 from ict_backends.torch import make_model
 from ict_core import load_preset
 

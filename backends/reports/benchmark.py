@@ -27,11 +27,11 @@ import numpy as np
 from ict_backends.environment import describe_shortage
 from ict_backends.errors import UserError
 from ict_backends.images import to_uint8
-from ict_backends.machine import describe_commit, describe_machine, describe_versions, process_memory
 from ict_backends.networks.cost import forward_flops, heaviest_convolutions, model_flops
 from ict_backends.networks.families import parameter_shapes
 from ict_backends.networks.roofline import least_seconds, operations, shares
-from ict_backends.plain_version import PlainVersion
+from ict_backends.reports.host import describe_commit, describe_machine, describe_versions, process_memory
+from ict_backends.reports.plain_version import PlainVersion
 from ict_backends.sampling.batches import Model, sample_batches
 from ict_backends.sampling.files import draw_into, open_sink
 from ict_core import Config
