@@ -15,7 +15,7 @@ from gpu import CARRIED, ROOT, Report
 
 from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset
-from ict_backends.importing import import_jcm, import_openai_adm, weights_run
+from ict_backends.exchange.importing import import_jcm, import_openai_adm, weights_run
 from ict_backends.reports.benchmark import labels_of, random_arrays, random_images
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir

@@ -24,8 +24,8 @@ def diffusers_command(run: Path, out: Path, weights: str) -> None:
 
     Networks of the family "adm" only: diffusers has no twin of NCSN++.
     """
-    from ict_backends.diffusers_adm import check_exportable, nearest_timestep
-    from ict_backends.diffusers_folder import write_diffusers
+    from ict_backends.exchange.diffusers_folder import write_diffusers
+    from ict_backends.exchange.diffusers_names import check_exportable, nearest_timestep
     from ict_backends.networks.families import parameter_shapes
     from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
     from ict_backends.runs.folder import RunDir

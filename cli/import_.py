@@ -35,7 +35,7 @@ def openai_adm_command(file: Path, out: Path, config_file: Path | None) -> None:
     The released files are known by their names, such as cd_imagenet64_l2.pt; others need --config.
     """
     from ict_backends import load_backend
-    from ict_backends.importing import import_openai_adm, released_config
+    from ict_backends.exchange.importing import import_openai_adm, released_config
 
     _check_file(file)
     config = _read_config(config_file) if config_file else released_config(file)
@@ -58,7 +58,7 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
     import numpy as np
 
     from ict_backends import load_backend
-    from ict_backends.importing import RELEASED_CIFAR10, import_jcm
+    from ict_backends.exchange.importing import RELEASED_CIFAR10, import_jcm
 
     _check_file(file)
     config = _read_config(config_file) if config_file else build_config(RELEASED_CIFAR10)
@@ -80,8 +80,8 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
 def diffusers_command(folder: Path, out: Path) -> None:
     """The folder of a ConsistencyModelPipeline of the diffusers library, which describes its network itself."""
     from ict_backends import load_backend
-    from ict_backends.diffusers_folder import read_diffusers
-    from ict_backends.importing import weights_run
+    from ict_backends.exchange.diffusers_folder import read_diffusers
+    from ict_backends.exchange.importing import weights_run
 
     arrays, config = read_diffusers(folder, lambda file: load_backend("torch").read_state_dict(file))
     _report(weights_run(arrays, config, out).path, config)

@@ -151,7 +151,7 @@ def _announce(what: str, config: Config, dataset: Dataset) -> None:
 
 def _prepare(out: Path, config: Config, dataset: Dataset, weights: dict[str, Any] | None, *, resume: bool) -> None:
     """Make the run's folder, or make it ready to go on."""
-    from ict_backends.importing import start_from
+    from ict_backends.exchange.importing import start_from
     from ict_backends.runs.folder import RunDir, create_run, remember_data, remove_leftovers
 
     if resume:

@@ -14,8 +14,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from ict_backends import load_backend
-from ict_backends.diffusers_adm import nearest_timestep
-from ict_backends.importing import weights_run
+from ict_backends.exchange.diffusers_names import nearest_timestep
+from ict_backends.exchange.importing import weights_run
 from ict_backends.networks.families import parameter_shapes
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir

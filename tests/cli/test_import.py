@@ -12,7 +12,7 @@ import torch
 from tiny import TINY
 
 from ict_backends import load_backend
-from ict_backends.importing import released_config
+from ict_backends.exchange.importing import released_config
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
 from ict_core import karras_sigmas

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import load_file
 from twins import adm_configs, assert_close, jax_weights, nchw, nhwc, torch_network
 
-from ict_backends import openai_adm
+from ict_backends.exchange import openai_adm
 from ict_backends.jax import adm as jax_adm
 from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from twins import configs
 
-from ict_backends.diffusers_adm import unet_settings
-from ict_backends.jcm_ncsnpp import official_names, to_official_shape
+from ict_backends.exchange.diffusers_names import unet_settings
+from ict_backends.exchange.jcm import official_names, to_official_shape
 from ict_backends.networks.cost import (
     OFFICIAL_PARAMETERS,
     Convolution,

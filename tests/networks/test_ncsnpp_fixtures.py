@@ -16,11 +16,11 @@ import torch
 from flax import nnx
 from twins import assert_close, jax_weights, nchw, nhwc, torch_network
 
+from ict_backends.exchange.jcm import from_official, official_names
 from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.step import merge_network
 from ict_backends.jax.weights import load_arrays as jax_load
-from ict_backends.jcm_ncsnpp import from_official, official_names
 from ict_backends.networks.ncsnpp import BlockSpec
 from ict_backends.torch import layers as torch_layers
 from ict_backends.torch.networks import Network

@@ -15,7 +15,7 @@ from twins import small_adm_config, small_config
 
 from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset
-from ict_backends.importing import weights_run
+from ict_backends.exchange.importing import weights_run
 from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.reports.benchmark import random_arrays

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ict_backends import jcm_ncsnpp
 from ict_backends.errors import CheckpointError
+from ict_backends.exchange import jcm
+from ict_backends.exchange.openai_adm import official_names as adm_names
 from ict_backends.networks.families import parameter_shapes, trained_shapes
-from ict_backends.openai_adm import official_names as adm_names
 from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays, check_finite, save_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
 from ict_core import Config, karras_sigmas
@@ -97,15 +97,15 @@ def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str)
     """
     if config.network.family != "ncsnpp":
         raise CheckpointError(f'{what} holds an NCSN++ network, but network.family is "{config.network.family}"')
-    flat = {name: np.asarray(value) for name, value in jcm_ncsnpp.flatten(tree)}
+    flat = {name: np.asarray(value) for name, value in jcm.flatten(tree)}
     group = next((g for g in ("params_ema/", "params/") if any(name.startswith(g) for name in flat)), "")
     flat = {name.removeprefix(group): value for name, value in flat.items() if name.startswith(group)}
-    shapes, names = parameter_shapes(config), jcm_ncsnpp.official_names(config.network, config.data.shape)
-    expected = {names[ours]: jcm_ncsnpp.to_official_shape(shape, names[ours]) for ours, shape in shapes.items()}
+    shapes, names = parameter_shapes(config), jcm.official_names(config.network, config.data.shape)
+    expected = {names[ours]: jcm.to_official_shape(shape, names[ours]) for ours, shape in shapes.items()}
     check_arrays(what, expected, flat)
     check_finite(what, flat)
     return weights_run(
-        {ours: jcm_ncsnpp.from_official(flat[names[ours]], shape) for ours, shape in shapes.items()}, config, out
+        {ours: jcm.from_official(flat[names[ours]], shape) for ours, shape in shapes.items()}, config, out
     )
 
 

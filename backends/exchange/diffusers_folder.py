@@ -16,7 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ict_backends.diffusers_adm import (
+from ict_backends.errors import CheckpointError
+from ict_backends.exchange.diffusers_names import (
     check_exportable,
     from_diffusers,
     read_settings,
@@ -24,7 +25,6 @@ from ict_backends.diffusers_adm import (
     to_diffusers,
     unet_settings,
 )
-from ict_backends.errors import CheckpointError
 from ict_backends.files import whole_folder
 from ict_backends.runs.checkpoint import Arrays
 from ict_core import Config
