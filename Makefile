@@ -19,7 +19,7 @@ demo: .venv/installed-$(BACKEND)
 test: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/parity tests
 
-lint: .venv/installed-test
+lint: .venv/installed-test .venv/types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -29,6 +29,13 @@ clean:
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
+
+# The packages under the names that they are installed by, for mypy.
+.venv/types: | .venv/bin/python
+	mkdir -p $@
+	ln -sfn ../../ict_core $@/ict_core
+	ln -sfn ../../backends $@/ict_backends
+	ln -sfn ../../cli $@/ict_cli
 
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
