@@ -1,22 +1,22 @@
-"""The backends: `load_backend(name)` gives one; the other modules are what they share, NumPy in and NumPy out."""
+"""The backends, and the rooms that they share: `load_backend(name)` gives one; all else is NumPy in, NumPy out."""
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from ict_backends.errors import UsageError
+
+if TYPE_CHECKING:
+    from ict_backends.protocols import Backend, FeatureNetwork
 
 # The frameworks that each backend needs, under the names that Python imports them by.
 BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 
 
-def load_backend(name: str) -> ModuleType:
-    """The module of a backend.
-
-    It has `train(config, dataset, run, *, device, resume)`, `load_model(path, *, weights, device)`,
-    `check_device(name)` and `joined(name)`, the context in which several processes train together; what it takes and
-    gives is NumPy, NCHW, float32 in [-1, 1].
+def load_backend(name: str) -> Backend[Any, Any]:
+    """A backend, whose members `ict_backends.protocols.Backend` describes.
 
     Args:
         name: a key of `BACKENDS`.
@@ -31,7 +31,19 @@ def load_backend(name: str) -> ModuleType:
             importlib.import_module(framework)
     except ImportError as error:
         raise UsageError(f"backend {name!r} is not installed ({error}): pip install 'ict[{name}]'") from error
-    return importlib.import_module(f"ict_backends.{name}")
+    return cast("Backend[Any, Any]", importlib.import_module(f"ict_backends.{name}"))
 
 
-__all__ = ["BACKENDS", "load_backend"]
+def load_features(path: Path, *, device: str = "auto") -> FeatureNetwork:
+    """The feature network of a file of torch's, whichever backend draws the samples.
+
+    Raises:
+        CheckpointError: it is neither TorchScript nor a .pt2 file of torch.export.
+        UsageError: torch is not installed, or there is no such device.
+    """
+    load_backend("torch")  # with one line where it is not installed
+    features = importlib.import_module("ict_backends.torch.features")
+    return cast("FeatureNetwork", features.load_features(path, device=device))
+
+
+__all__ = ["BACKENDS", "load_backend", "load_features"]

@@ -10,7 +10,15 @@ from typing import Any
 import click
 
 from ict_backends.errors import UsageError
-from ict_cli.options import backend_option, batch_option, check_output, command_line, debug_option, device_option
+from ict_cli.options import (
+    backend_option,
+    batch_option,
+    check_output,
+    command_line,
+    debug_option,
+    device_option,
+    open_backend,
+)
 from ict_core.config import build_config, merge, parse_assignment, preset_tree
 
 
@@ -59,7 +67,6 @@ def bench_command(
     The roofline is the least time that a step could take: for each of its operations the larger of the times of its
     arithmetic, at that limit, and of the bytes that it moves, at the rate of a large copy, in all and by kind.
     """
-    from ict_backends import load_backend
     from ict_backends.files import write_atomically
     from ict_backends.reports.benchmark import Request, Run, describe_figures, describe_run, to_json
     from ict_backends.reports.plain_version import PlainVersion
@@ -70,8 +77,7 @@ def bench_command(
     version = None if plain is None else PlainVersion(plain, backend)
     if version is not None:
         version.check(config)
-    engine = load_backend(backend)
-    engine.check_device(device)
+    engine = open_backend(backend, device)
     if out is not None:
         _check_out(out)
     request = Request(config, steps, repeats, images, batch_size, product, copy, device)

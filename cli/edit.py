@@ -15,6 +15,7 @@ from ict_cli.options import (
     check_output,
     debug_option,
     device_option,
+    open_backend,
     resolve_labels,
     resolve_sigmas,
     seed_option,
@@ -200,7 +201,6 @@ def interpolate_command(
 
     Of a conditional model, all are of one class: --label, or else 0.
     """
-    from ict_backends import load_backend
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.runs.folder import RunDir
     from ict_backends.sampling.editing import interpolate
@@ -213,7 +213,7 @@ def interpolate_command(
         chosen = np.zeros_like(chosen)
     levels = resolve_sigmas(config, None, sigmas)
     check_output(out, (".png",), create=True)
-    model = load_backend(backend).load_model(run, weights=weights, device=device)
+    model = open_backend(backend, device).load_model(run, weights=weights, device=device)
     only = None if chosen is None else int(chosen[0])
     images = interpolate(model, first, last, num, sigmas=levels, seed=seed, label=only)
     save_grid(out, to_uint8(images), columns=num)
@@ -304,11 +304,12 @@ def _check_level(config: Config, sigma: float) -> None:
 
 
 def _editor(request: Request, config: Config, levels: list[float]) -> Editor:
-    from ict_backends import load_backend
     from ict_backends.sampling.editing import Editor
 
     labels = resolve_labels(config, request.labels, len(request.images))
-    model: Model = load_backend(request.backend).load_model(request.run, weights=request.weights, device=request.device)
+    model: Model = open_backend(request.backend, request.device).load_model(
+        request.run, weights=request.weights, device=request.device
+    )
     return Editor(model, levels, seed=request.seed, labels=labels)
 
 

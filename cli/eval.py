@@ -17,6 +17,7 @@ from ict_cli.options import (
     batch_option,
     debug_option,
     device_option,
+    open_backend,
     resolve_labels,
     resolve_sigmas,
     seed_option,
@@ -210,13 +211,13 @@ def _check_source(what: Path, config: Config | None, data: str | None) -> None:
 
 def load_network(features: str | None, device: str) -> Network | None:
     """The feature network that --features names; None for pixels."""
-    from ict_backends import load_backend
+    from ict_backends import load_features
     from ict_backends.measuring.inception import INCEPTION, fetch_inception
 
     if features in (None, "pixels"):
         return None
     path = fetch_inception() if features == INCEPTION else Path(features)
-    return load_backend("torch").load_features(path, device=device)
+    return load_features(path, device=device)
 
 
 def read_reference(
@@ -334,11 +335,10 @@ def _draw(
     batch_size: int,
 ) -> Iterator[np.ndarray]:
     """The model's images in batches, uint8."""
-    from ict_backends import load_backend
     from ict_backends.images import to_uint8
     from ict_backends.sampling.batches import sample_batches
 
-    model = load_backend(backend).load_model(run, weights=weights, device=device)
+    model = open_backend(backend, device).load_model(run, weights=weights, device=device)
     labels = resolve_labels(config, None, num)
     batches = sample_batches(model, range(num), sigmas=levels, seed=seed, labels=labels, batch=batch_size)
     return (to_uint8(images) for images in batches)

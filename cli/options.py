@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -12,6 +13,9 @@ import numpy as np
 from ict_backends.errors import UsageError
 from ict_core import Config
 from ict_core.sampling import check_falling_sigmas
+
+if TYPE_CHECKING:
+    from ict_backends.protocols import Backend
 
 backend_option = click.option("--backend", default="torch", show_default=True, help="What computes.")
 device_option = click.option(
@@ -42,6 +46,16 @@ crop_option = click.option(
 )
 # Read by `ict_cli.main.run` from the arguments; declared so that every command takes and documents it.
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+
+
+def open_backend(name: str, device: str) -> Backend[Any, Any]:
+    """A backend, for which this process is set up. Raises UsageError where it or the device is not available."""
+    from ict_backends import load_backend
+
+    engine = load_backend(name)
+    engine.tune_process(device)
+    engine.check_device(device)
+    return engine
 
 
 def steps_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ict_backends.errors import UsageError
-from ict_cli.options import backend_option, check_output, debug_option, device_option
+from ict_cli.options import backend_option, check_output, debug_option, device_option, open_backend
 
 _SHOWN = 8
 
@@ -25,7 +25,6 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     """
     import numpy as np
 
-    from ict_backends import load_backend
     from ict_backends.data.dataset import load_data_of
     from ict_backends.errors import UserError
     from ict_backends.files import write_atomically
@@ -38,7 +37,7 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     if out.suffix != ".html":
         raise UsageError(f"--out {out} must end in .html")
     check_output(out, (".html",), create=False)
-    model = load_backend(backend).load_model(run, device=device)
+    model = open_backend(backend, device).load_model(run, device=device)
     images: np.ndarray | None
     try:
         images = load_data_of(config.data).images

@@ -16,6 +16,7 @@ from ict_cli.options import (
     check_output,
     debug_option,
     device_option,
+    open_backend,
     resolve_labels,
     resolve_sigmas,
     seed_option,
@@ -64,7 +65,6 @@ def sample_command(
     interrupted goes on where the same command is given again: a folder's missing files, an .npz's missing part. Under
     torchrun, or wherever RANK and WORLD_SIZE are set, processes share the work.
     """
-    from ict_backends import load_backend
     from ict_backends.environment import share_of_work
     from ict_backends.runs.folder import RunDir
 
@@ -74,7 +74,7 @@ def sample_command(
     rank, world = share_of_work()
     what = _describe(run, weights, num, levels, seed, labels)
     _check_output(out, what, trajectory, create=not dry_run)
-    model = load_backend(backend).load_model(run, weights=weights, device=device)
+    model = open_backend(backend, device).load_model(run, weights=weights, device=device)
     if dry_run:
         click.echo(f"would draw {num} images at sigmas {', '.join(f'{s:g}' for s in levels)} into {out}")
         return

@@ -15,6 +15,7 @@ from ict_cli.options import (
     batch_option,
     debug_option,
     device_option,
+    open_backend,
     resolve_labels,
     seed_option,
     weights_option,
@@ -65,7 +66,6 @@ def search_sigmas_command(
     The second level is found first, then with it the third, and so on, each by ternary search. `ict sample --steps N`
     and `ict eval --steps N` use them from then on.
     """
-    from ict_backends import load_backend
     from ict_backends.measuring.evaluation import read_metrics
     from ict_backends.runs.folder import RunDir
     from ict_backends.sampling.search_sigmas import save_search, search_sigmas
@@ -78,7 +78,7 @@ def search_sigmas_command(
     name = metric or ("fid" if network else "pixel-fd")
     num = num or default_number(read_metrics(name, network), network, config.data.shape)
     measure = _measure(name, network, data_of(config, data), num, config)
-    model = load_backend(backend).load_model(run, weights=weights, device=device)
+    model = open_backend(backend, device).load_model(run, weights=weights, device=device)
     labels = resolve_labels(config, None, num)
 
     def show(step: int, point: Point) -> None:

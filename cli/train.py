@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ict_backends.errors import DataError, UsageError
-from ict_cli.options import DATA_HELP, backend_option, crop_option, debug_option, device_option, size_option
+from ict_cli.options import (
+    DATA_HELP,
+    backend_option,
+    crop_option,
+    debug_option,
+    device_option,
+    open_backend,
+    size_option,
+)
 from ict_core import Config
 from ict_core.config import (
     DataConfig,
@@ -103,14 +111,13 @@ def train_command(
     leaves at once. Under torchrun, or wherever RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, processes train
     together.
     """
-    from ict_backends import load_backend
     from ict_backends.runs.folder import RunDir, free_run_path
 
     if resume and init:
         raise UsageError("--resume and --init exclude each other")
     flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
     asked = _asked(config_file, assignments, given_settings(data=data, size=size, crop=crop, steps=steps, **flags))
-    engine = load_backend(backend)
+    engine = open_backend(backend, device)
     with engine.joined(device) as processes:
         if processes.world > 1 and out is None:
             raise UsageError("--out RUN is needed where several processes train together")

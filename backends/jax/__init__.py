@@ -13,14 +13,11 @@ from ict_backends.jax.bench import (
     peak_memory,
     product_size,
 )
-from ict_backends.jax.device import check_device, describe_device, keep_compiled, offer_cores, out_of_memory
+from ict_backends.jax.device import check_device, describe_device, out_of_memory, tune_process
 from ict_backends.jax.parallel import joined
 from ict_backends.jax.sample import Model, load_model
 from ict_backends.jax.train import train
-from ict_backends.jax.weights import read_flax_checkpoint
-
-keep_compiled()
-offer_cores()
+from ict_backends.jax.weights import read_arrays
 
 __all__ = [
     "Model",
@@ -40,6 +37,7 @@ __all__ = [
     "out_of_memory",
     "peak_memory",
     "product_size",
-    "read_flax_checkpoint",
+    "read_arrays",
     "train",
+    "tune_process",
 ]

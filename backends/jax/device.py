@@ -28,6 +28,13 @@ _WORTHWHILE_FLOPS = 4e9
 _MOST_CPU_DEVICES = 8
 
 
+def tune_process(device: str) -> None:
+    """Set up this process for training and sampling on a device, by name; for commands to call."""
+    keep_compiled()
+    if device.partition(":")[0] in ("auto", "cpu"):
+        offer_cores()
+
+
 def keep_compiled() -> None:
     """Let XLA keep what takes it a second or more to compile in CACHE/jax, for later processes.
 

@@ -37,11 +37,11 @@ class Processes:
     world: int = 1
     _asked: Array | None = field(default=None, repr=False)
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is so in one of the processes. All of them ask.
+    def agree(self, flag: bool) -> bool:
+        """True in all processes alike if one of them has passed True; must be called by every process.
 
-        Among several processes the answer is the one to the question before: it has been worked out meanwhile, and
-        no device is waited for that has work to do.
+        Among several processes the answer is the one to the call before: it has been worked out meanwhile, and no
+        device is waited for that has work to do.
         """
         if self.world == 1:
             return flag

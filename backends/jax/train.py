@@ -65,7 +65,7 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
             for plans, gathered in feed:
                 state, results = advance(state, plans, gathered)
                 done += stride
-                stopping = processes.any(interruption.number is not None)
+                stopping = processes.agree(interruption.number is not None)
                 recorder.after(
                     [(done - stride + i, plan, _row(results, i)) for i, plan in enumerate(plans)],
                     partial(_model, config, state, processes),

@@ -80,7 +80,7 @@ def load_arrays(states: Sequence[nnx.State], arrays: Arrays, mesh: Mesh, what: s
     return [nnx.from_flat_state([(path, filled(path, variable)) for path, variable in state]) for state in flat]
 
 
-def read_flax_checkpoint(path: Path) -> dict[str, Any]:
+def read_arrays(path: Path) -> dict[str, Any]:
     """The tree of a Flax msgpack checkpoint. The format holds data alone: there is no code to execute.
 
     Raises:

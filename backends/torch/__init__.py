@@ -13,12 +13,11 @@ from ict_backends.torch.bench import (
     peak_memory,
     product_size,
 )
-from ict_backends.torch.device import check_device, describe_device, out_of_memory
-from ict_backends.torch.features import load_features
+from ict_backends.torch.device import check_device, describe_device, out_of_memory, tune_process
 from ict_backends.torch.parallel import joined
 from ict_backends.torch.sample import Model, load_model
 from ict_backends.torch.train import train
-from ict_backends.torch.weights import read_state_dict
+from ict_backends.torch.weights import read_arrays
 
 __all__ = [
     "Model",
@@ -27,7 +26,6 @@ __all__ = [
     "describe_device",
     "device_name",
     "joined",
-    "load_features",
     "load_model",
     "make_convolution",
     "make_copy",
@@ -39,6 +37,7 @@ __all__ = [
     "out_of_memory",
     "peak_memory",
     "product_size",
-    "read_state_dict",
+    "read_arrays",
     "train",
+    "tune_process",
 ]

@@ -33,6 +33,12 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def tune_process(device: str) -> None:
+    """Set up this process for training and sampling on a device, by name; for commands to call."""
+    if check_device(device).type == "cpu":
+        keep_freed_memory()
+
+
 def check_device(name: str) -> torch.device:
     """The device of a name: "auto" for the GPU of this process (the first, or of its number LOCAL_RANK, as torchrun
     sets it) or else the CPU; or torch's own name.

@@ -48,8 +48,8 @@ class Processes:
             return network
         return sharded(network, self.device, self.world) if shard else copied(network, self.device)
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is so in one of the processes. All of them ask."""
+    def agree(self, flag: bool) -> bool:
+        """True in all processes alike if one of them has passed True; must be called by every process."""
         if self.world == 1:
             return flag
         found = torch.tensor([flag], dtype=torch.int32)  # on the host: no device is waited for
@@ -58,7 +58,7 @@ class Processes:
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
-        self.any(False)
+        self.agree(False)
 
     def gather(self, losses: Tensor) -> np.ndarray:
         """[k, b] of each process to [k, world b] on the host, in the order of the processes. All of them ask."""
@@ -124,10 +124,11 @@ def joined(name: str) -> Iterator[Processes]:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"process {rank} of {world} cannot join the others at {where}: {_first_line(error)}") from error
     leave_at_once()  # gloo was seen to hang at exit where the others had left
-    # Arrays of 1x1 convolutions are in both memory layouts at once, and either is copied at no cost worth a warning.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     try:
-        yield Processes(device, rank, world)
+        with warnings.catch_warnings():
+            # Arrays of 1x1 convolutions are in both memory layouts at once: copying either is not worth a warning.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            yield Processes(device, rank, world)
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ict_backends.networks.families import dropped_numbers, mask_shapes
-from ict_backends.torch.device import compiled_on_gpu, keep_freed_memory, upload
+from ict_backends.torch.device import compiled_on_gpu, upload
 from ict_backends.torch.flat import flatten, in_memory_order, unflatten
 from ict_backends.torch.networks import Network, make_network
 from ict_backends.torch.parallel import Processes, accumulating, full, local
@@ -97,8 +97,6 @@ def make_state(
     Args:
         teacher: the teacher's network where its weights are not the student's (`teacher.decay` > 0).
     """
-    if processes.device.type == "cpu":
-        keep_freed_memory()
     followers = [network for network in (ema, teacher) if network is not None]
     for network in (params, *followers):
         network.to(processes.device).requires_grad_(network is params)

@@ -51,7 +51,7 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
         ) as recorder:
             for plan, batches in feed:
                 result = train_step(state, config, batches, parts=parts, teacher_decay=plan.teacher_decay)
-                stopping = processes.any(interruption.number is not None)
+                stopping = processes.agree(interruption.number is not None)
                 recorder.after(
                     [(state.step - 1, plan, result)],
                     lambda: Model(config, averaged_network(config, state)),

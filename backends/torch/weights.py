@@ -35,7 +35,7 @@ def load_arrays(network: Network, arrays: Arrays, what: str) -> None:
     network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def read_state_dict(path: Path) -> Arrays:
+def read_arrays(path: Path) -> Arrays:
     """The arrays of a file that torch has written, whatever module they are of. Code in the file is never executed.
 
     Raises:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 
+from ict_backends import load_features
 from ict_backends.data.dataset import load_data
 from ict_backends.images import save_folder, to_float, to_uint8
 from ict_backends.measuring import inception
@@ -24,7 +25,6 @@ from ict_backends.measuring.distances import (
     precision_recall,
 )
 from ict_backends.measuring.evaluation import in_batches
-from ict_backends.torch import load_features
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,8 @@ if sys.argv[1]:
 import jax
 if sys.argv[2]:
     jax.devices()
-import ict_backends.jax
+from ict_backends.jax import tune_process
+tune_process("auto")
 print(jax.device_count("cpu"))
 """
 
@@ -107,7 +108,7 @@ def test_a_step_takes_the_devices_that_pay(on_four_devices: dict, name: str) -> 
 
 
 def offered(*arguments: str, **variables: str) -> int:
-    """The devices that JAX has in a process of its own, after the backend was imported."""
+    """The devices that JAX has in a process of its own, once the backend has tuned it."""
     names = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "WORLD_SIZE")
     environment = {k: v for k, v in os.environ.items() if k not in names} | {"JAX_PLATFORMS": "cpu"} | variables
     command = [sys.executable, "-c", OFFERED, *arguments]

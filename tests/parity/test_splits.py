@@ -145,7 +145,12 @@ def test_an_environment_half_set_is_refused(monkeypatch, backend, variables, tra
         monkeypatch.setenv(name, value)
     if message is None:
         with load_backend(backend).joined("cpu") as processes:
-            assert (processes.rank, processes.world, processes.any(True), processes.any(False)) == (0, 1, True, False)
+            assert (processes.rank, processes.world, processes.agree(True), processes.agree(False)) == (
+                0,
+                1,
+                True,
+                False,
+            )
         return
     with pytest.raises(UserError, match=message) as error, load_backend(backend).joined("cpu"):
         pass

@@ -69,8 +69,6 @@ ASYMMETRIES = {
     ("step.py", "jax", "train_steps"): "several steps are compiled into one dispatch",
     ("features.py", "torch", "FeatureNetwork"): "the field's feature networks are torch's files",
     ("features.py", "torch", "load_features"): "the field's feature networks are torch's files",
-    ("weights.py", "jax", "read_flax_checkpoint"): "each framework reads its own files",
-    ("weights.py", "torch", "read_state_dict"): "each framework reads its own files",
     ("train.py", "jax", "steps_per_dispatch"): "several steps are compiled into one dispatch",
 }
 
