@@ -17,7 +17,7 @@ import click
 
 from ict_backends.training.step_plan import plan_step
 from ict_core import Config
-from ict_core.config import build_config, merge, preset_tree
+from ict_core.settings import build_config, merge, preset_tree
 
 MIB = 2**20
 IMAGES = 512

@@ -20,7 +20,7 @@ from ict_backends.reports.benchmark import labels_of, random_arrays, random_imag
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
 from ict_core import Config
-from ict_core.config import build_config, replace
+from ict_core.settings import build_config, replace
 
 # Where the authors' outputs are, if anywhere.
 FIXTURES = (CARRIED / "fixtures", ROOT.parent / "shared" / "fixtures")

@@ -26,7 +26,7 @@ from ict_backends.reports.benchmark import (
     write_samples,
 )
 from ict_core import Config, load_preset
-from ict_core.config import replace
+from ict_core.settings import replace
 
 # What the paper's network keeps in bf16 for the gradient of an image, with room to spare: torch was seen to need 0.11.
 GIB_AN_IMAGE = 0.13

@@ -22,7 +22,7 @@ from ict_backends.reports.benchmark import random_images
 from ict_backends.runs.folder import RunDir, create_run
 from ict_backends.sampling.batches import sample_images
 from ict_core import Config, load_preset
-from ict_core.config import replace
+from ict_core.settings import replace
 
 ARCHIVES = (CARRIED / "cifar10-train-jpeg.tar.xz", ROOT.parent / "shared" / "data" / "cifar10-train-jpeg.tar.xz")
 

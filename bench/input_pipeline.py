@@ -20,7 +20,7 @@ from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, m
 from ict_backends.torch.train import _feed
 from ict_backends.training.step_plan import plan_step
 from ict_core import Config
-from ict_core.config import build_config, merge, preset_tree
+from ict_core.settings import build_config, merge, preset_tree
 
 
 def constant_batches(config: Config, device: torch.device) -> Iterator[Batch]:

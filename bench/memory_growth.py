@@ -20,7 +20,7 @@ from ict_backends.data.dataset import load_data_of
 from ict_backends.runs.folder import RunDir, create_run
 from ict_backends.training.recorder import Recorder
 from ict_core import Config
-from ict_core.config import build_config
+from ict_core.settings import build_config
 
 MIB = 2**20
 POINTS = 10

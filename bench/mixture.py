@@ -16,7 +16,7 @@ from ict_backends.data.dataset import Dataset
 from ict_backends.images import to_uint8
 from ict_backends.runs.folder import RunDir, create_run
 from ict_core import Config
-from ict_core.config import build_config, merge
+from ict_core.settings import build_config, merge
 
 # Above the distance of two grey levels, 2 / 255: under this much noise the rounding to uint8 is not seen.
 SIGMA_MIN, SIGMA_MAX = 0.01, 80.0

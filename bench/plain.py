@@ -114,6 +114,6 @@ def noise_levels(config: Config, n: int) -> np.ndarray:
 
 def level_probabilities(config: Config, sigmas: np.ndarray) -> np.ndarray:
     """[n - 1] probabilities of the intervals: differences of erf of log sigma."""
-    z = (np.log(sigmas) - config.noise.noise_mean) / (math.sqrt(2) * config.noise.noise_std)
+    z = (np.log(sigmas) - config.noise.p_mean) / (math.sqrt(2) * config.noise.p_std)
     p = np.diff([math.erf(v) for v in z])
     return p / p.sum()

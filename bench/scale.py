@@ -9,7 +9,7 @@ import click
 
 from ict_backends.networks.roofline import least_seconds, operations, shares
 from ict_core import Config, load_preset
-from ict_core.config import replace
+from ict_core.settings import replace
 
 # The presets of the paper's runs, and how many images a device computes at a time.
 MICRO_BATCHES = {"cifar10": 128, "cifar10-deep": 128, "imagenet64": 32, "imagenet64-deep": 32}

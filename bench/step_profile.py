@@ -21,7 +21,7 @@ import click
 from ict_backends import load_backend
 from ict_backends.reports.benchmark import labels_of, random_images
 from ict_core import Config
-from ict_core.config import build_config, merge, parse_assignment, preset_tree
+from ict_core.settings import build_config, merge, parse_assignment, preset_tree
 
 # Kind of operation -> what names of it contain, the first that fits.
 TORCH = {

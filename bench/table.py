@@ -14,7 +14,7 @@ import click
 
 from ict_backends.networks.roofline import least_seconds, operations
 from ict_core import load_preset
-from ict_core.config import replace
+from ict_core.settings import current_name, replace
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- bench table -->", "<!-- end of bench table -->"
@@ -163,7 +163,8 @@ def changes(record: Mapping[str, Any]) -> list[str]:
     """The settings that differ from the preset's and have no column."""
     shown = {"train.batch_size", "train.micro_batch", "train.precision"}
     preset = json.loads(json.dumps(load_preset(record["preset"]).flat()))
-    return [f"`{k}={v}`" for k, v in record["settings"].items() if k not in shown and v != preset.get(k)]
+    settings = {current_name(k): v for k, v in record["settings"].items()}
+    return [f"`{k}={v}`" for k, v in settings.items() if k not in shown and v != preset.get(k)]
 
 
 def row(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from ict_cli.options import (
     size_option,
 )
 from ict_core import Config
-from ict_core.config import Tree, merge, parse_assignment, replace
+from ict_core.settings import Tree, merge, parse_assignment, replace
 
 PLANS = Path(__file__).parent / "plans"
 # Images of each variant in the picture of samples.

@@ -19,7 +19,7 @@ from ict_cli.options import (
     device_option,
     open_backend,
 )
-from ict_core.config import build_config, merge, parse_assignment, preset_tree
+from ict_core.settings import build_config, merge, parse_assignment, preset_tree
 
 
 @click.command("bench")

@@ -9,7 +9,7 @@ import click
 from ict_backends.errors import CheckpointError, UsageError
 from ict_cli.options import debug_option
 from ict_core import Config
-from ict_core.config import build_config, merge, read_toml
+from ict_core.settings import build_config, merge, read_toml
 
 
 @click.group("import")

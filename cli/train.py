@@ -20,16 +20,8 @@ from ict_cli.options import (
     size_option,
 )
 from ict_core import Config
-from ict_core.config import (
-    DataConfig,
-    Tree,
-    build_sections,
-    merge,
-    parse_assignment,
-    preset_tree,
-    read_toml,
-    replace,
-)
+from ict_core.config import DataConfig
+from ict_core.settings import Tree, build_sections, merge, parse_assignment, preset_tree, read_toml, replace
 
 if TYPE_CHECKING:
     from ict_backends.data.dataset import Dataset

@@ -6,12 +6,14 @@ noise_law          interval_probabilities
 grid               make_grid: one stage's levels, law and weights, and the draw from them
 parameterization   scalings, consistency_output
 loss               pseudo_huber, huber_constant, loss_weight, consistency_loss; squared_l2, l1 to compare with
+objective          batch_loss: from a network and a Batch to the loss; consistency_function, distance_of
 teacher            adaptive_decay: of a teacher with a moving average, to compare with
 loss_scale         LossScale, next_loss_scale: for float16
 threefry           normal_noise, dropout_bytes: a function of keys, the same in every library; key_words, threefry
 sampling           multistep_sample
-editing            inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise, and their transforms
-config             the settings of a run, and the presets
+editing            linear_edit, inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise; transforms
+config             the settings of a run, with their ranges
+settings           load_config, load_preset, preset_names: settings from TOML, and the presets
 """
 
 from ict_core.config import (
@@ -27,8 +29,6 @@ from ict_core.config import (
     SampleConfig,
     TeacherConfig,
     TrainConfig,
-    load_preset,
-    preset_names,
 )
 from ict_core.curriculum import Stage, discretization_steps, stages
 from ict_core.editing import (
@@ -36,6 +36,7 @@ from ict_core.editing import (
     denoise,
     inpaint,
     interpolate_noise,
+    linear_edit,
     mix_colors,
     mix_patches,
     patch_means,
@@ -57,14 +58,17 @@ from ict_core.loss import (
 )
 from ict_core.loss_scale import LossScale, next_loss_scale
 from ict_core.noise_law import interval_probabilities
+from ict_core.objective import Batch, MaskedNetwork, batch_loss, consistency_function, distance_of
 from ict_core.parameterization import Scalings, consistency_output, scalings
 from ict_core.sampling import multistep_sample
 from ict_core.schedule import karras_sigmas
+from ict_core.settings import load_config, load_preset, preset_names
 from ict_core.teacher import adaptive_decay
 from ict_core.threefry import dropout_bytes, key_words, normal_noise, threefry
 
 __all__ = [
     "ADMConfig",
+    "Batch",
     "Config",
     "ConfigError",
     "ConsistencyLoss",
@@ -75,6 +79,7 @@ __all__ = [
     "Levels",
     "LossConfig",
     "LossScale",
+    "MaskedNetwork",
     "NCSNppConfig",
     "NoiseConfig",
     "SampleConfig",
@@ -83,11 +88,14 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "adaptive_decay",
+    "batch_loss",
     "colorize",
+    "consistency_function",
     "consistency_loss",
     "consistency_output",
     "denoise",
     "discretization_steps",
+    "distance_of",
     "dropout_bytes",
     "huber_constant",
     "inpaint",
@@ -96,6 +104,8 @@ __all__ = [
     "karras_sigmas",
     "key_words",
     "l1",
+    "linear_edit",
+    "load_config",
     "load_preset",
     "loss_weight",
     "make_grid",

@@ -1,42 +1,105 @@
-"""The settings of a run: frozen dataclasses, their ranges, and the presets.
+"""The settings of a run: frozen dataclasses, each with its range, and what they must agree on.
 
-A configuration is made of sections of plain values, so that every value has one dotted name
-(`train.learning_rate`), in TOML files, on the command line and in the printed result alike.
+A configuration is made of sections of plain values, so that every value has one dotted name (`train.learning_rate`) in
+TOML files, on the command line and in the printed result alike. `ict_core.settings` reads and writes them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import math
-import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from ict_core.curriculum import SCHEDULES
 from ict_core.loss import DISTANCES, WEIGHTINGS
 from ict_core.noise_law import LAWS
-
-PRESETS = Path(__file__).parent / "presets"
 
 
 class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type or out of range; the message is one line."""
 
 
-def _require_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    known = list(choices)
-    allowed = f"{', '.join(map(_literal, known[:-1]))} or {_literal(known[-1])}"
-    _require(value in known, name, value, allowed)
+class Rule(NamedTuple):
+    """The range of a setting.
+
+    Attributes:
+        words: what is allowed, as errors and docs/settings.md say it.
+        holds: whether a value of the setting's type is allowed.
+        choices: all values there are, for a setting that is one of several words.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
 
 
-def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+def above(bound: float) -> Rule:
+    """Numbers > bound."""
+    return Rule(f"> {bound:g}", lambda value: value > bound)
+
+
+def at_least(bound: int, *, zero: str = "") -> Rule:
+    """Integers >= bound; `zero` says what 0 means where that is something else."""
+    if bound == 0 or not zero:
+        return Rule(f">= {bound}" + (f" (0: {zero})" if zero else ""), lambda value: value >= bound)
+    return Rule(f">= {bound} (or 0: {zero})", lambda value: value == 0 or value >= bound)
+
+
+def below_one() -> Rule:
+    """Numbers in [0, 1)."""
+    return Rule("in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def one_of(choices: Iterable[str]) -> Rule:
+    """One of several words."""
+    words = tuple(choices)
+    *others, last = map(literal, words)
+    return Rule(f"{', '.join(others)} or {last}" if others else last, lambda value: value in words, words)
+
+
+def integers(*, empty: bool) -> Rule:
+    """Lists of integers >= 1."""
+    return Rule("a list of integers >= 1", lambda values: (empty or len(values) > 0) and all(v >= 1 for v in values))
+
+
+def rules_of(section: type[object]) -> dict[str, Rule]:
+    """The range of each field of a section that has one of its own, by name."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    metadata = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: rule for name, rules in metadata.items() for rule in rules if isinstance(rule, Rule)}
+
+
+def require(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ConfigError, naming the setting, what is allowed and the value, unless `ok`."""
     if not ok:
-        raise ConfigError(f"{name} must be {allowed}, not {_literal(value)}")
+        raise ConfigError(f"{name} must be {allowed}, not {literal(value)}")
+
+
+def literal(value: object) -> str:
+    """A value as TOML has it, whose notation for these types is JSON's, as long as a number is finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, tuple):
+        value = list(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def check_ranges(name: str, section: object) -> None:
+    """Raise ConfigError where a value of a section, called `name`, is out of its range."""
+    for key, rule in rules_of(type(section)).items():
+        value = getattr(section, key)
+        require(rule.holds(value), f"{name}.{key}", value, rule.words)
+
+
+IMAGE_SHAPE = Rule("[channels, height, width], each >= 1", lambda shape: len(shape) == 3 and all(s >= 1 for s in shape))
+FIR_KERNEL = Rule(
+    "empty, or of even length with a positive sum",
+    lambda taps: len(taps) == 0 or (len(taps) % 2 == 0 and sum(taps) > 0),
+)
+BETAS = Rule("two numbers in [0, 1)", lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +116,15 @@ class DataConfig:
             while the one before is computed, or "auto": on the device if they take a third of its free memory at most.
     """
 
-    source: str = "digits"
-    shape: tuple[int, ...] = (1, 8, 8)
-    size: int = 0
-    crop: str = "none"
+    source: Annotated[str, Rule('"digits" or a path', lambda source: source != "")] = "digits"
+    shape: Annotated[tuple[int, ...], IMAGE_SHAPE] = (1, 8, 8)
+    size: Annotated[int, at_least(2, zero="as they are")] = 0
+    crop: Annotated[str, one_of(("none", "center"))] = "none"
     flip: bool = False
-    hold: str = "auto"
+    hold: Annotated[str, one_of(("auto", "device", "host"))] = "auto"
 
     def __post_init__(self) -> None:
-        _require(self.source != "", "data.source", self.source, '"digits" or a path')
-        ok = len(self.shape) == 3 and all(s >= 1 for s in self.shape)
-        _require(ok, "data.shape", self.shape, "[channels, height, width], each >= 1")
-        _require(self.size == 0 or self.size >= 2, "data.size", self.size, ">= 2 (or 0: as they are)")
-        _require(self.crop in ("none", "center"), "data.crop", self.crop, '"none" or "center"')
-        ok = self.hold in ("auto", "device", "host")
-        _require(ok, "data.hold", self.hold, '"auto", "device" or "host"')
+        check_ranges("data", self)
 
     @property
     def dim(self) -> int:
@@ -97,36 +154,22 @@ class NCSNppConfig:
             again: less memory, the same gradient, about a fifth more time.
     """
 
-    family: str = "ncsnpp"
-    channels: int = 128
-    channel_mult: tuple[int, ...] = (2, 2, 2)
-    blocks: int = 4
-    attention_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.3
-    embedding: str = "fourier"
-    embedding_scale: float = 0.02
-    fir_kernel: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
+    family: Annotated[str, one_of(("ncsnpp",))] = "ncsnpp"
+    channels: Annotated[int, Rule("a multiple of 4, >= 4", lambda n: n >= 4 and n % 4 == 0)] = 128
+    channel_mult: Annotated[tuple[int, ...], integers(empty=False)] = (2, 2, 2)
+    blocks: Annotated[int, at_least(1)] = 4
+    attention_resolutions: Annotated[tuple[int, ...], integers(empty=True)] = (16,)
+    dropout: Annotated[float, below_one()] = 0.3
+    embedding: Annotated[str, one_of(("fourier", "positional"))] = "fourier"
+    embedding_scale: Annotated[float, above(0)] = 0.02
+    fir_kernel: Annotated[tuple[float, ...], FIR_KERNEL] = (1.0, 3.0, 3.0, 1.0)
     input_pyramid: bool = True
     skip_rescale: bool = True
-    num_classes: int = 0
+    num_classes: Annotated[int, at_least(0, zero="unconditional")] = 0
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.family == "ncsnpp", "network.family", self.family, '"ncsnpp"')
-        ok = self.channels >= 4 and self.channels % 4 == 0
-        _require(ok, "network.channels", self.channels, "a multiple of 4, >= 4")
-        ok = len(self.channel_mult) > 0 and all(m >= 1 for m in self.channel_mult)
-        _require(ok, "network.channel_mult", self.channel_mult, "a list of integers >= 1")
-        _require(self.blocks >= 1, "network.blocks", self.blocks, ">= 1")
-        ok = all(r >= 1 for r in self.attention_resolutions)
-        _require(ok, "network.attention_resolutions", self.attention_resolutions, "a list of integers >= 1")
-        _require(0 <= self.dropout < 1, "network.dropout", self.dropout, "in [0, 1)")
-        ok = self.embedding in ("fourier", "positional")
-        _require(ok, "network.embedding", self.embedding, '"fourier" or "positional"')
-        _require(self.embedding_scale > 0, "network.embedding_scale", self.embedding_scale, "> 0")
-        ok = len(self.fir_kernel) == 0 or (len(self.fir_kernel) % 2 == 0 and sum(self.fir_kernel) > 0)
-        _require(ok, "network.fir_kernel", self.fir_kernel, "empty, or of even length with a positive sum")
-        _require(self.num_classes >= 0, "network.num_classes", self.num_classes, ">= 0 (0: unconditional)")
+        check_ranges("network", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,39 +195,30 @@ class ADMConfig:
             again: less memory, the same gradient, about a fifth more time.
     """
 
-    family: str = "adm"
-    channels: int = 192
+    family: Annotated[str, one_of(("adm",))] = "adm"
+    channels: Annotated[int, at_least(2)] = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    blocks: int = 3
-    attention_resolutions: tuple[int, ...] = (32, 16, 8)
-    head_channels: int = 64
-    dropout: float = 0.2
-    dropout_resolution: int = 16
+    blocks: Annotated[int, at_least(1)] = 3
+    attention_resolutions: Annotated[tuple[int, ...], integers(empty=True)] = (32, 16, 8)
+    head_channels: Annotated[int, at_least(1)] = 64
+    dropout: Annotated[float, below_one()] = 0.2
+    dropout_resolution: Annotated[int, at_least(0)] = 16
     scale_shift: bool = False
     resblock_updown: bool = True
-    embedding_scale: float = 1000.0
-    num_classes: int = 0
+    embedding_scale: Annotated[float, above(0)] = 1000.0
+    num_classes: Annotated[int, at_least(0)] = 0
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.family == "adm", "network.family", self.family, '"adm"')
-        _require(self.channels >= 2, "network.channels", self.channels, ">= 2")
+        check_ranges("network", self)
         ok = len(self.channel_mult) > 0 and all(m >= 1 and m * self.channels % 32 == 0 for m in self.channel_mult)
         allowed = f"a list of integers >= 1 that make network.channels = {self.channels} multiples of 32"
-        _require(ok, "network.channel_mult", self.channel_mult, allowed)
-        _require(self.blocks >= 1, "network.blocks", self.blocks, ">= 1")
-        ok = all(r >= 1 for r in self.attention_resolutions)
-        _require(ok, "network.attention_resolutions", self.attention_resolutions, "a list of integers >= 1")
-        _require(self.head_channels >= 1, "network.head_channels", self.head_channels, ">= 1")
-        _require(0 <= self.dropout < 1, "network.dropout", self.dropout, "in [0, 1)")
-        _require(self.dropout_resolution >= 0, "network.dropout_resolution", self.dropout_resolution, ">= 0")
-        _require(self.embedding_scale > 0, "network.embedding_scale", self.embedding_scale, "> 0")
-        _require(self.num_classes >= 0, "network.num_classes", self.num_classes, ">= 0")
+        require(ok, "network.channel_mult", self.channel_mult, allowed)
 
 
 NetworkConfig = NCSNppConfig | ADMConfig
 # network.family -> the settings of that network
-_FAMILIES: dict[str, type[NCSNppConfig] | type[ADMConfig]] = {"ncsnpp": NCSNppConfig, "adm": ADMConfig}
+FAMILIES: dict[str, type[NCSNppConfig] | type[ADMConfig]] = {"ncsnpp": NCSNppConfig, "adm": ADMConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,25 +229,21 @@ class NoiseConfig:
         sigma_min, sigma_max, rho: of `karras_sigmas`.
         sigma_data: standard deviation of the data that `scalings` assumes.
         law: of the interval between two levels, "lognormal" or "uniform" (original consistency training).
-        noise_mean, noise_std: of log sigma, the `p_mean` and `p_std` of the lognormal law.
+        p_mean, p_std: mean and standard deviation of log sigma in the lognormal law.
     """
 
-    sigma_min: float = 0.002
+    sigma_min: Annotated[float, above(0)] = 0.002
     sigma_max: float = 80.0
-    rho: float = 7.0
-    sigma_data: float = 0.5
-    law: str = "lognormal"
-    noise_mean: float = -1.1
-    noise_std: float = 2.0
+    rho: Annotated[float, above(0)] = 7.0
+    sigma_data: Annotated[float, above(0)] = 0.5
+    law: Annotated[str, one_of(LAWS)] = "lognormal"
+    p_mean: float = -1.1
+    p_std: Annotated[float, above(0)] = 2.0
 
     def __post_init__(self) -> None:
-        _require(self.sigma_min > 0, "noise.sigma_min", self.sigma_min, "> 0")
+        check_ranges("noise", self)
         allowed = f"> noise.sigma_min = {self.sigma_min}"
-        _require(self.sigma_max > self.sigma_min, "noise.sigma_max", self.sigma_max, allowed)
-        _require(self.rho > 0, "noise.rho", self.rho, "> 0")
-        _require(self.sigma_data > 0, "noise.sigma_data", self.sigma_data, "> 0")
-        _require_choice("noise.law", self.law, LAWS)
-        _require(self.noise_std > 0, "noise.noise_std", self.noise_std, "> 0")
+        require(self.sigma_max > self.sigma_min, "noise.sigma_max", self.sigma_max, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,14 +255,13 @@ class CurriculumConfig:
         s0, s1: the first and the last number of intervals.
     """
 
-    schedule: str = "doubling"
-    s0: int = 10
+    schedule: Annotated[str, one_of(SCHEDULES)] = "doubling"
+    s0: Annotated[int, at_least(1)] = 10
     s1: int = 1280
 
     def __post_init__(self) -> None:
-        _require_choice("curriculum.schedule", self.schedule, SCHEDULES)
-        _require(self.s0 >= 1, "curriculum.s0", self.s0, ">= 1")
-        _require(self.s1 >= self.s0, "curriculum.s1", self.s1, f">= curriculum.s0 = {self.s0}")
+        check_ranges("curriculum", self)
+        require(self.s1 >= self.s0, "curriculum.s1", self.s1, f">= curriculum.s0 = {self.s0}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,14 +274,12 @@ class LossConfig:
         weighting: "inverse_gap"; of the level alone "one", "snr", "snr_plus_one", "truncated_snr" or "edm".
     """
 
-    distance: str = "pseudo_huber"
-    huber_factor: float = 0.00054
-    weighting: str = "inverse_gap"
+    distance: Annotated[str, one_of(DISTANCES)] = "pseudo_huber"
+    huber_factor: Annotated[float, above(0)] = 0.00054
+    weighting: Annotated[str, one_of(WEIGHTINGS)] = "inverse_gap"
 
     def __post_init__(self) -> None:
-        _require_choice("loss.distance", self.distance, DISTANCES)
-        _require_choice("loss.weighting", self.weighting, WEIGHTINGS)
-        _require(self.huber_factor > 0, "loss.huber_factor", self.huber_factor, "> 0")
+        check_ranges("loss", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,15 +293,15 @@ class TeacherConfig:
         share_dropout: give both the same dropout masks.
     """
 
-    decay: float = 0.0
-    schedule: str = "constant"
+    decay: Annotated[float, below_one()] = 0.0
+    schedule: Annotated[str, one_of(("constant", "adaptive"))] = "constant"
     share_dropout: bool = True
 
     def __post_init__(self) -> None:
-        _require_choice("teacher.schedule", self.schedule, ("constant", "adaptive"))
         adaptive = self.schedule == "adaptive"
-        allowed = 'in (0, 1) with teacher.schedule = "adaptive"' if adaptive else "in [0, 1)"
-        _require(0 <= self.decay < 1 and (self.decay > 0 or not adaptive), "teacher.decay", self.decay, allowed)
+        allowed = 'in (0, 1) with teacher.schedule = "adaptive"'
+        require(not adaptive or 0 < self.decay < 1, "teacher.decay", self.decay, allowed)
+        check_ranges("teacher", self)
 
     @property
     def averaged(self) -> bool:
@@ -309,45 +336,31 @@ class TrainConfig:
         tensorboard: write scalars and sample pictures for TensorBoard, too.
     """
 
-    seed: int = 0
-    total_steps: int = 400_000
-    batch_size: int = 1024
+    seed: Annotated[int, Rule("in [0, 2^63)", lambda seed: 0 <= seed < 2**63)] = 0
+    total_steps: Annotated[int, at_least(1)] = 400_000
+    batch_size: Annotated[int, at_least(1)] = 1024
     micro_batch: int = 0
-    precision: str = "float32"
+    precision: Annotated[str, one_of(("float32", "tf32", "bf16", "fp16"))] = "float32"
     compile: bool = False
     shard_weights: bool = False
-    learning_rate: float = 1e-4
-    betas: tuple[float, ...] = (0.9, 0.999)
-    ema_decay: float = 0.99993
-    on_nonfinite: str = "stop"
-    log_every: int = 50
-    sample_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    keep_every: int = 0
+    learning_rate: Annotated[float, above(0)] = 1e-4
+    betas: Annotated[tuple[float, ...], BETAS] = (0.9, 0.999)
+    ema_decay: Annotated[float, below_one()] = 0.99993
+    on_nonfinite: Annotated[str, one_of(("stop", "skip"))] = "stop"
+    log_every: Annotated[int, at_least(1)] = 50
+    sample_every: Annotated[int, at_least(0, zero="never")] = 1000
+    checkpoint_every: Annotated[int, at_least(0, zero="never")] = 1000
+    keep_checkpoints: Annotated[int, at_least(0, zero="all")] = 2
+    keep_every: Annotated[int, at_least(0, zero="none")] = 0
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**63, "train.seed", self.seed, "in [0, 2^63)")
-        _require(self.total_steps >= 1, "train.total_steps", self.total_steps, ">= 1")
-        _require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        check_ranges("train", self)
         ok = self.micro_batch == 0 or (self.micro_batch > 0 and self.batch_size % self.micro_batch == 0)
         allowed = f"a divisor of train.batch_size = {self.batch_size} (or 0: all)"
-        _require(ok, "train.micro_batch", self.micro_batch, allowed)
-        _require_choice("train.precision", self.precision, ("float32", "tf32", "bf16", "fp16"))
+        require(ok, "train.micro_batch", self.micro_batch, allowed)
         allowed = "false with train.shard_weights = true"
-        _require(not (self.compile and self.shard_weights), "train.compile", self.compile, allowed)
-        _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "> 0")
-        ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
-        _require(ok, "train.betas", self.betas, "two numbers in [0, 1)")
-        _require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "in [0, 1)")
-        ok = self.on_nonfinite in ("stop", "skip")
-        _require(ok, "train.on_nonfinite", self.on_nonfinite, '"stop" or "skip"')
-        _require(self.log_every >= 1, "train.log_every", self.log_every, ">= 1")
-        zeros = {"sample_every": "never", "checkpoint_every": "never", "keep_checkpoints": "all", "keep_every": "none"}
-        for name, zero in zeros.items():
-            value = getattr(self, name)
-            _require(value >= 0, f"train.{name}", value, f">= 0 (0: {zero})")
+        require(not (self.compile and self.shard_weights), "train.compile", self.compile, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,10 +371,10 @@ class SampleConfig:
         second_sigma: the second level of two-step sampling, which the literature tunes per data set.
     """
 
-    second_sigma: float = 0.821
+    second_sigma: Annotated[float, above(0)] = 0.821
 
     def __post_init__(self) -> None:
-        _require(self.second_sigma > 0, "sample.second_sigma", self.second_sigma, "> 0")
+        check_ranges("sample", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,16 +388,12 @@ class EvalConfig:
             checkpoint where it is smallest is kept.
     """
 
-    every: int = 0
-    num: int = 0
-    metric: str = "pixel-fd"
+    every: Annotated[int, at_least(0, zero="never")] = 0
+    num: Annotated[int, at_least(2, zero="as many as are needed")] = 0
+    metric: Annotated[str, one_of(("pixel-fd", "kid", "sw"))] = "pixel-fd"
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, "eval.every", self.every, ">= 0 (0: never)")
-        ok = self.num == 0 or self.num >= 2
-        _require(ok, "eval.num", self.num, ">= 2 (or 0: as many as are needed)")
-        ok = self.metric in ("pixel-fd", "kid", "sw")
-        _require(ok, "eval.metric", self.metric, '"pixel-fd", "kid" or "sw"')
+        check_ranges("eval", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,29 +412,24 @@ class Config:
 
     def __post_init__(self) -> None:
         _, height, width = self.data.shape
-        _require(height == width, "data.shape", self.data.shape, "square")
+        require(height == width, "data.shape", self.data.shape, "square")
         factor = 2 ** (len(self.network.channel_mult) - 1)
         levels = len(self.network.channel_mult)
         allowed = f"of a size that divides by {factor}, since network.channel_mult has {levels} levels"
-        _require(height % factor == 0, "data.shape", self.data.shape, allowed)
+        require(height % factor == 0, "data.shape", self.data.shape, allowed)
         lo, hi = self.noise.sigma_min, self.noise.sigma_max
-        _require(
+        require(
             lo <= self.sample.second_sigma < hi, "sample.second_sigma", self.sample.second_sigma, f"in [{lo:g}, {hi:g})"
         )
 
     def to_toml(self) -> str:
-        """The configuration as a TOML document that `Config.load` reads back to an equal one."""
+        """The configuration as a TOML document that `load_config` reads back to an equal one."""
         blocks = []
         for section in fields(self):
             value = getattr(self, section.name)
-            lines = [f"{f.name} = {_literal(getattr(value, f.name))}" for f in fields(value)]
+            lines = [f"{f.name} = {literal(getattr(value, f.name))}" for f in fields(value)]
             blocks.append("\n".join([f"[{section.name}]", *lines]))
         return "\n\n".join(blocks) + "\n"
-
-    @staticmethod
-    def load(path: Path) -> Config:
-        """The configuration that a TOML file holds over the defaults."""
-        return build_config(read_toml(path))
 
     def flat(self) -> dict[str, Any]:
         """Every value under its dotted name."""
@@ -434,135 +438,3 @@ class Config:
             for section in fields(self)
             for f in fields(getattr(self, section.name))
         }
-
-
-Tree = Mapping[str, Mapping[str, Any]]
-
-
-def preset_names() -> list[str]:
-    """The names that `load_preset` takes."""
-    return sorted(p.stem for p in PRESETS.glob("*.toml"))
-
-
-def load_preset(name: str) -> Config:
-    """A preset's configuration. Raises ConfigError, naming the presets there are."""
-    return build_config(preset_tree(name))
-
-
-def preset_tree(name: str) -> Tree:
-    """A preset's TOML as nested dicts, to be merged with others before `build_config`."""
-    if name not in preset_names():
-        raise ConfigError(
-            f"unknown preset {_literal(name)}{_suggest(name, preset_names())}; there are {', '.join(preset_names())}"
-        )
-    return read_toml(PRESETS / f"{name}.toml")
-
-
-def read_toml(path: Path) -> Tree:
-    """A TOML file of sections as nested dicts. Raises ConfigError where it is no such file."""
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}") from None
-    for name, section in tree.items():
-        if not isinstance(section, dict):
-            raise ConfigError(f"{path}: {name} must stand in a section such as [train]")
-    return tree
-
-
-def parse_assignment(text: str) -> Tree:
-    """The `a.b=value` of the command line; the value is TOML, or else a bare string."""
-    name, equals, value = text.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not (equals and dot and section and key):
-        raise ConfigError(f"--set {_literal(text)} must be SECTION.KEY=VALUE, such as train.batch_size=64")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    return {section: {key: parsed}}
-
-
-def merge(trees: Iterable[Tree]) -> Tree:
-    """One tree in which later values replace earlier ones."""
-    merged: dict[str, dict[str, Any]] = {}
-    for tree in trees:
-        for section, values in tree.items():
-            merged.setdefault(section, {}).update(values)
-    return merged
-
-
-def build_config(tree: Tree) -> Config:
-    """The configuration of nested dicts: names, types and ranges checked, defaults filled in.
-
-    Raises:
-        ConfigError: for an unknown name (with the nearest known one), a wrong type, a bad value.
-    """
-    return Config(**build_sections(tree))
-
-
-def build_sections(tree: Tree) -> dict[str, Any]:
-    """The sections that `tree` names, each checked by itself; `Config` checks what they must agree on."""
-    types = typing.get_type_hints(Config)
-    for section in tree:
-        if section not in types:
-            raise ConfigError(f"unknown section [{section}]{_suggest(section, types)}")
-    if "network" in tree:
-        types["network"] = _network_type(tree["network"].get("family", "ncsnpp"))
-    return {name: _build_section(name, types[name], tree[name]) for name in tree}
-
-
-def _network_type(family: object) -> type[NCSNppConfig] | type[ADMConfig]:
-    """The class of settings of a network family. Raises ConfigError, naming the families there are."""
-    if not isinstance(family, str) or family not in _FAMILIES:
-        allowed = " or ".join(map(_literal, _FAMILIES))
-        raise ConfigError(f"network.family must be {allowed}, not {_literal(family)}")
-    return _FAMILIES[family]
-
-
-def _build_section(section: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
-    types = typing.get_type_hints(kind)
-    sections = typing.get_type_hints(Config) | {section: kind}
-    every_name = [f"{s}.{f.name}" for s, t in sections.items() if dataclasses.is_dataclass(t) for f in fields(t)]
-    for key in values:
-        if key not in types:
-            name = f"{section}.{key}"
-            raise ConfigError(f"unknown key {name}{_suggest(name, every_name)}")
-    return kind(**{key: _coerce(f"{section}.{key}", types[key], value) for key, value in values.items()})
-
-
-def _coerce(name: str, kind: Any, value: Any) -> Any:
-    """`value` as `kind`; integers become floats and lists become tuples, nothing else is converted."""
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        _require(isinstance(value, (list, tuple)), name, value, f"a list of {_KINDS[item]}s")
-        return tuple(_coerce(name, item, v) for v in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    _require(type(value) is kind, name, value, f"a{'n' if kind is int else ''} {_KINDS[kind]}")
-    if kind is float:
-        _require(math.isfinite(value), name, value, "finite")
-    return value
-
-
-_KINDS = {int: "integer", float: "number", str: "string", bool: "boolean (true or false)"}
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _literal(value: object) -> str:
-    """A TOML literal: JSON's notation for these types, where the number is finite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if isinstance(value, tuple):
-        value = list(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def replace(config: Config, **sections: Mapping[str, Any]) -> Config:
-    """A copy with some values changed: `replace(config, train={"seed": 1})`."""
-    changed = {s: dataclasses.replace(getattr(config, s), **values) for s, values in sections.items()}
-    return dataclasses.replace(config, **changed)

@@ -1,14 +1,15 @@
 """Zero-shot editing: what is known of an image stays as it is while sampling fills in the rest.
 
-Each function takes any consistency function f(x [b, c, h, w], sigma [b]) and noise that is given, as `multistep_sample`
-does. What is known are some of the coordinates of an orthogonal transform A of the image: pixels (A = I), the
-luma of each pixel, or the mean of each patch.
+Like `multistep_sample`, each function takes any consistency function f(x [b, c, h, w], sigma [b]) and noise that the
+caller has drawn. What is known of an image are some coordinates of an orthogonal transform A of it: pixels (A = I),
+the luma of each pixel, or the mean of each patch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ict_core._arrays import (
     Array,
@@ -73,6 +74,43 @@ def mix_patches(x: Array, *, size: int, xp: Namespace | None = None) -> Array:
     return xp.reshape(xp.permute_dims(mixed, (0, 1, 2, 4, 3, 5)), (b, c, h, w))
 
 
+def linear_edit(
+    f: ConsistencyFunction,
+    start: Array,
+    known: Array,
+    target: Array,
+    noises: Array | Sequence[Array],
+    sigmas: Sequence[float],
+    *,
+    transform: Callable[[Array], Array] = lambda x: x,
+    sigma_min: float = 0.002,
+    xp: Namespace | None = None,
+) -> Array:
+    """Sample on from images while the known coordinates of their transform stay as they are.
+
+        x <- A^-1 [ known target + (1 - known) A f(x + noise) ]                              CM algorithm 4
+
+    Args:
+        f: the consistency function.
+        start: [b, c, h, w] what the first noise is added to.
+        known: bool, of a shape that broadcasts to that of `target`: the coordinates to keep.
+        target: [b, c, h, w] the coordinates A y of the images that are known in part.
+        noises: one [b, c, h, w] a level.
+        sigmas: falling levels, each one evaluation of f.
+        transform: A, orthogonal and its own inverse; the coordinates are the pixels when it is omitted.
+        sigma_min, xp: as for `multistep_sample`.
+
+    Returns:
+        [b, c, h, w], not clipped.
+    """
+    xp = namespace("start", start, xp)
+
+    def keep(x: Array) -> Array:
+        return transform(xp.where(known, target, transform(x)))
+
+    return _sample_on(f, start, noises, sigmas, keep=keep, sigma_min=sigma_min, xp=xp)
+
+
 def inpaint(
     f: ConsistencyFunction,
     y: Array,
@@ -101,13 +139,8 @@ def inpaint(
     if tuple(known.shape) != tuple(y.shape):
         raise ValueError(f"known must have the shape of y, {tuple(y.shape)}, not {tuple(known.shape)}")
     start = xp.where(known, y, constant(0.0, y, xp))
-
-    def keep(x: Array) -> Array:
-        """x with what is known of y."""
-        return xp.where(known, y, x)
-
-    x = _edit(f, start, keep, noises, sigmas, sigma_min, xp)
-    return keep(_clip(x, xp))
+    x = linear_edit(f, start, known, y, noises, sigmas, sigma_min=sigma_min, xp=xp)
+    return xp.where(known, y, _clip(x, xp))
 
 
 def colorize(
@@ -131,17 +164,12 @@ def colorize(
     """
     xp = namespace("y", y, xp)
     _check_images("y", y, xp, channels=3)
-    grey = to_grey(y, xp=xp)
-    first = _first_channel(y, xp)
-
-    def keep(x: Array) -> Array:
-        """x with what is known of y."""
-        return mix_colors(xp.where(first, mix_colors(y, xp=xp), mix_colors(x, xp=xp)), xp=xp)
-
-    start = mix_colors(xp.where(first, mix_colors(y, xp=xp), constant(0.0, y, xp)), xp=xp)
-    x = _edit(f, start, keep, noises, sigmas, sigma_min, xp)
+    transform = partial(mix_colors, xp=xp)
+    luma, target = _first_channel(y, xp), transform(y)
+    start = transform(xp.where(luma, target, constant(0.0, y, xp)))
+    x = linear_edit(f, start, luma, target, noises, sigmas, transform=transform, sigma_min=sigma_min, xp=xp)
     # A colour outside of [-1, 1] moves towards the grey of its luma until it is inside.
-    return _shrink(x, grey, (1,), xp)
+    return _shrink(x, to_grey(y, xp=xp), (1,), xp)
 
 
 def super_resolve(
@@ -170,14 +198,9 @@ def super_resolve(
     _check_images("y", y, xp)
     check_count("size", size, at_least=1)
     blocks = repeat_pixels(y, size=size, xp=xp)
-    first = _first_of_patch(blocks, size, xp)
-    mixed = mix_patches(blocks, size=size, xp=xp)
-
-    def keep(x: Array) -> Array:
-        """x with what is known of y."""
-        return mix_patches(xp.where(first, mixed, mix_patches(x, size=size, xp=xp)), size=size, xp=xp)
-
-    x = _edit(f, blocks, keep, noises, sigmas, sigma_min, xp)
+    transform = partial(mix_patches, size=size, xp=xp)
+    means, target = _first_of_patch(blocks, size, xp), transform(blocks)
+    x = linear_edit(f, blocks, means, target, noises, sigmas, transform=transform, sigma_min=sigma_min, xp=xp)
     # A patch that leaves [-1, 1] moves towards its mean until it is inside.
     b, c, h, w = blocks.shape
     shape = (b, c, h // size, size, w // size, size)
@@ -224,7 +247,7 @@ def stroke(
     """
     xp = namespace("y", y, xp)
     _check_images("y", y, xp)
-    return _clip(_edit(f, y, lambda x: x, noises, sigmas, sigma_min, xp), xp)
+    return _clip(_sample_on(f, y, noises, sigmas, keep=lambda x: x, sigma_min=sigma_min, xp=xp), xp)
 
 
 def interpolate_noise(a: Array, b: Array, fractions: Sequence[float], *, xp: Namespace | None = None) -> Array:
@@ -274,16 +297,17 @@ def repeat_pixels(x: Array, *, size: int, xp: Namespace | None = None) -> Array:
     return xp.reshape(spread, (b, c, h * size, w * size))
 
 
-def _edit(
+def _sample_on(
     f: ConsistencyFunction,
     start: Array,
-    keep: Callable[[Array], Array],
     noises: Array | Sequence[Array],
     sigmas: Sequence[float],
+    *,
+    keep: Callable[[Array], Array],
     sigma_min: float,
     xp: Namespace,
 ) -> Array:
-    """CM algorithm 4: noise, clean, and put back what is known, at each level."""
+    """Noise the images, clean them, and put back what is to be kept, at each level."""
     levels, zs = check_falling_sigmas(sigmas, sigma_min=sigma_min), unstack(noises)
     if len(zs) != len(levels):
         raise ValueError(f"noises must hold one array a level: {len(levels)}, not {len(zs)}")

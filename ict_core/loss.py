@@ -1,10 +1,11 @@
-"""The training objective: Pseudo-Huber distance between neighbouring levels, weighted by their gap; and the distances
-and weights that it is compared with."""
+"""The loss between neighbouring levels: the Pseudo-Huber distance, weighted by the gap; and the distances and weights
+that are there to compare with."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from ict_core._arrays import (
@@ -94,7 +95,7 @@ def l1(a: Array, b: Array, /, *, xp: Namespace | None = None) -> Array:
 
 
 def pseudo_huber_elementwise(a: Array, b: Array, /, *, c: float, xp: Namespace | None = None) -> Array:
-    """A fault, to be shown and not to be used: the Pseudo-Huber distance of each element by itself, summed.
+    """The sum of the Pseudo-Huber distances of single elements: a known fault, which is here to be shown, not used.
 
         d(a, b) = sum_j ( sqrt((a_j - b_j)^2 + c^2) - c )                            in no paper
 
@@ -119,19 +120,19 @@ def _differences(a: Array, b: Array, xp: Namespace) -> Array:
 
 
 class Distance(Protocol):
-    """d(a, b): two [b, *event] in, [b] out."""
+    """d(a, b) per sample: two [b, *event] in, [b] out."""
 
-    def __call__(self, a: Array, b: Array, /, *, c: float, xp: Namespace | None = None) -> Array:
-        """d(a, b); c is of the Pseudo-Huber distances alone."""
+    def __call__(self, a: Array, b: Array, /, *, xp: Namespace | None = None) -> Array:
+        """d(a, b)."""
         ...
 
 
-# `loss.distance` of the settings -> the function.
-DISTANCES: dict[str, Distance] = {
-    "pseudo_huber": pseudo_huber,
-    "l2": lambda a, b, /, *, c, xp=None: squared_l2(a, b, xp=xp),
-    "l1": lambda a, b, /, *, c, xp=None: l1(a, b, xp=xp),
-    "pseudo_huber_elementwise": pseudo_huber_elementwise,
+# `loss.distance` of the settings -> d(a, b), made of the Pseudo-Huber constant c, which the others do not have.
+DISTANCES: dict[str, Callable[[float], Distance]] = {
+    "pseudo_huber": lambda c: partial(pseudo_huber, c=c),
+    "l2": lambda c: squared_l2,
+    "l1": lambda c: l1,
+    "pseudo_huber_elementwise": lambda c: partial(pseudo_huber_elementwise, c=c),
 }
 
 
@@ -148,15 +149,39 @@ def huber_constant(dim: int, *, factor: float = 0.00054) -> float:
     return check_number("factor", factor, above=0.0) * math.sqrt(dim)
 
 
-# `loss.weighting` of the settings -> the weight of the student's signal-to-noise ratio, snr = 1 / sigma^2.
-_OF_SNR: dict[str, Callable[[Array, float, Namespace], Array]] = {
-    "one": lambda snr, sigma_data, xp: xp.ones_like(snr),
-    "snr": lambda snr, sigma_data, xp: snr,
-    "snr_plus_one": lambda snr, sigma_data, xp: snr + 1.0,
-    "truncated_snr": lambda snr, sigma_data, xp: xp.where(snr > 1.0, snr, xp.ones_like(snr)),
-    "edm": lambda snr, sigma_data, xp: snr + 1.0 / sigma_data**2,
+def inverse_gap(sigma_lo: Array, sigma_hi: Array, /) -> Array:
+    """The recipe's weight of an interval, which falls with the noise level: lambda(s_i) = 1 / (s_{i+1} - s_i).
+
+    iCT sec. 3.1
+    """
+    return 1.0 / (sigma_hi - sigma_lo)
+
+
+def snr(sigma: Array, /) -> Array:
+    """The signal-to-noise ratio of data of variance 1 at a level: 1 / s^2."""
+    return 1.0 / sigma**2
+
+
+def truncated_snr(sigma: Array, /, *, xp: Namespace) -> Array:
+    """max(1 / s^2, 1).                                                              CM, released code"""
+    ratio = snr(sigma)
+    return xp.where(ratio > 1.0, ratio, xp.ones_like(ratio))
+
+
+def edm_weight(sigma: Array, /, *, sigma_data: float) -> Array:
+    """1 / s^2 + 1 / sd^2 = (s^2 + sd^2) / (s sd)^2.                                 EDM table 1"""
+    return snr(sigma) + 1.0 / sigma_data**2
+
+
+# `loss.weighting` of the settings -> the weight of an interval, from (sigma_lo, sigma_hi, sigma_data, xp).
+WEIGHTINGS: dict[str, Callable[[Array, Array, float, Namespace], Array]] = {
+    "inverse_gap": lambda lo, hi, sigma_data, xp: inverse_gap(lo, hi),
+    "one": lambda lo, hi, sigma_data, xp: xp.ones_like(hi),
+    "snr": lambda lo, hi, sigma_data, xp: snr(hi),
+    "snr_plus_one": lambda lo, hi, sigma_data, xp: snr(hi) + 1.0,
+    "truncated_snr": lambda lo, hi, sigma_data, xp: truncated_snr(hi, xp=xp),
+    "edm": lambda lo, hi, sigma_data, xp: edm_weight(hi, sigma_data=sigma_data),
 }
-WEIGHTINGS = ("inverse_gap", *_OF_SNR)
 
 
 def loss_weight(
@@ -168,7 +193,7 @@ def loss_weight(
     sigma_data: float = 0.5,
     xp: Namespace | None = None,
 ) -> Array:
-    """The weight of an interval. The recipe's falls with the noise level; the others are what it is compared with.
+    """The weight of an interval, by the name that it has in settings; all but the first are there to compare with.
 
         inverse_gap     lambda(s_i) = 1 / (s_{i+1} - s_i)                            iCT sec. 3.1
         one             1                                                            CM
@@ -177,8 +202,8 @@ def loss_weight(
         truncated_snr   max(1 / s^2, 1)                                              CM, released code
         edm             1 / s^2 + 1 / sd^2 = (s^2 + sd^2) / (s sd)^2                 EDM table 1
 
-    The papers write the weight as one of s_i, the teacher's level, which is smin in the first interval whatever
-    is drawn. The authors' released code takes s = s_{i+1}, the student's, and so do those of s here.
+    The papers write the weight as a function of s_i, the teacher's level, which is smin in the first interval whatever
+    is drawn. The authors' released code takes s = s_{i+1}, the student's level, and so does every s above.
 
     Take the difference in float64 (`Grid` does): at N = 1281 it is as small as 4e-5.
 
@@ -186,20 +211,21 @@ def loss_weight(
         sigma_lo, sigma_hi: equal shapes and floating dtypes, sigma_hi > sigma_lo > 0 (not checked: they
             may live on a device).
         weighting: one of the names above.
-        sigma_data: > 0, standard deviation of the data; of "edm" alone.
+        sigma_data: > 0, standard deviation of the data; only "edm" depends on it.
         xp: array namespace; inferred from `sigma_lo` when omitted.
 
     Returns:
         > 0, the shape and dtype of the arguments.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
     """
     xp = namespace("sigma_lo", sigma_lo, xp)
     check_floating("sigma_lo", sigma_lo, xp)
     check_same("sigma_lo", sigma_lo, "sigma_hi", sigma_hi)
     check_choice("weighting", weighting, WEIGHTINGS)
     sigma_data = check_number("sigma_data", sigma_data, above=0.0)
-    if weighting == "inverse_gap":
-        return 1.0 / (sigma_hi - sigma_lo)
-    return _OF_SNR[weighting](1.0 / sigma_hi**2, sigma_data, xp)
+    return WEIGHTINGS[weighting](sigma_lo, sigma_hi, sigma_data, xp)
 
 
 def consistency_loss(
@@ -211,37 +237,51 @@ def consistency_loss(
     sigma_hi: Array,
     weight: Array,
     *,
-    c: float,
-    distance: str = "pseudo_huber",
+    c: float | None = None,
+    distance: Distance | None = None,
     xp: Namespace | None = None,
 ) -> ConsistencyLoss:
-    """The objective of improved consistency training, for one batch.
+    """The objective of improved consistency training for one batch: its mean and the loss of each sample.
 
         L = mean[ lambda(s_i) d( f_theta(x + s_{i+1} z, s_{i+1}), f_stop(theta)(x + s_i z, s_i) ) ]
                                                                                      iCT eq. 5
 
-    Both levels see the same x and the same z. The teacher is called first; that it has the
-    student's current weights, its dropout masks and no gradient is the caller's part.
+    Both levels see the same x and the same z. The teacher is called first. The caller gives it the student's current
+    weights and its dropout masks, and keeps gradients from passing through it (`ict_core.batch_loss` does).
 
     Args:
         student, teacher: f(x, sigma) of [b, *event] and [b].
         x: [b, *event] clean data.
         z: [b, *event] standard normal noise, the dtype of `x`.
         sigma_lo, sigma_hi, weight: [b], from `Grid.draw`, the dtype of `x`.
-        c: > 0, Pseudo-Huber constant; the other distances have none.
-        distance: a key of `DISTANCES`. The recipe's is the Pseudo-Huber one.
+        c: > 0, the constant of the Pseudo-Huber distance, which is the recipe's d.
+        distance: another d(a, b, xp=...) -> [b], in place of `c`: `squared_l2`, or one of your own.
         xp: array namespace; inferred from `x` when omitted.
 
     Returns:
         `ConsistencyLoss(mean [], per_sample [b])`.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    >>> import numpy as np
+    >>> x, z = np.zeros((2, 3)), np.ones((2, 3))
+    >>> f = lambda x, sigma: 0.5 * x
+    >>> loss = consistency_loss(f, f, x, z, np.array([1.0, 2.0]), np.array([2.0, 4.0]), np.array([1.0, 0.5]), c=0.1)
+    >>> loss.per_sample.round(3)
+    array([0.772, 0.817])
     """
+    if (c is None) == (distance is None):
+        raise TypeError("consistency_loss takes c, for the Pseudo-Huber distance, or else distance")
+    if c is not None:
+        distance = partial(pseudo_huber, c=c)
+    assert distance is not None
     xp = namespace("x", x, xp)
     check_floating("x", x, xp)
     check_same("x", x, "z", z)
-    check_choice("distance", distance, DISTANCES)
     for name, values in (("sigma_lo", sigma_lo), ("sigma_hi", sigma_hi), ("weight", weight)):
         check_per_sample(name, values, "x", x)
     y_lo = teacher(x + per_sample(sigma_lo, x, xp) * z, sigma_lo)
     y_hi = student(x + per_sample(sigma_hi, x, xp) * z, sigma_hi)
-    losses = weight * DISTANCES[distance](y_hi, y_lo, c=c, xp=xp)
+    losses = weight * distance(y_hi, y_lo, xp=xp)
     return ConsistencyLoss(xp.mean(losses), losses)

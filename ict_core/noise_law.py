@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,47 @@ from ict_core._arrays import (
     to_host,
 )
 
-# `noise.law` of the settings.
-LAWS = ("lognormal", "uniform")
+
+def lognormal_mass(levels: np.ndarray[Any, Any], *, p_mean: float, p_std: float) -> np.ndarray[Any, Any]:
+    """The mass of a lognormal law between neighbouring levels, not normalised: the recipe's law.
+
+        2 P(s_i < s <= s_{i+1}) = erf((log s_{i+1} - Pm) / (sqrt2 Ps)) - erf((log s_i - Pm) / (sqrt2 Ps))
+                                                                                     iCT sec. 3.5
+
+    Evaluated by complementary error functions of the nearer tail, which keep their relative precision where 1 - erf
+    would round to 0.
+
+    Args:
+        levels: [n] float64, > 0, strictly rising.
+        p_mean, p_std: mean and standard deviation (> 0) of log sigma.
+
+    Returns:
+        [n-1] float64, >= 0.
+    """
+    u = (np.log(levels) - p_mean) / (math.sqrt(2.0) * p_std)
+    lo, hi = u[:-1], u[1:]
+    upper = lo > 0
+    near, far = np.where(upper, lo, -hi), np.where(upper, hi, -lo)
+    mass: np.ndarray[Any, Any] = _erfc(near) - _erfc(far)
+    return mass
+
+
+def uniform_mass(levels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """[n-1] ones: every interval between [n] levels has the same mass.              CM algorithm 3"""
+    return np.ones(len(levels) - 1)
+
+
+# `noise.law` of the settings -> the mass of the intervals, from (levels, p_mean, p_std).
+LAWS: dict[str, Callable[[np.ndarray[Any, Any], float, float], np.ndarray[Any, Any]]] = {
+    "lognormal": lambda levels, p_mean, p_std: lognormal_mass(levels, p_mean=p_mean, p_std=p_std),
+    "uniform": lambda levels, p_mean, p_std: uniform_mass(levels),
+}
 
 
 def interval_probabilities(
     sigmas: Array, *, law: str = "lognormal", p_mean: float = -1.1, p_std: float = 2.0, xp: Namespace | None = None
 ) -> Array:
-    """The probability of each interval between neighbouring levels.
+    """The probability of each interval between neighbouring levels, by the name of the law in settings.
 
         lognormal
         p(i) ~ erf((log s_{i+1} - Pm) / (sqrt2 Ps)) - erf((log s_i - Pm) / (sqrt2 Ps))    iCT sec. 3.5
@@ -38,8 +72,8 @@ def interval_probabilities(
 
     Args:
         sigmas: [n] levels, > 0, strictly rising, n >= 2.
-        law: "lognormal", the recipe's, or "uniform", of original consistency training.
-        p_mean, p_std: mean and standard deviation (> 0) of log sigma; of the lognormal law alone.
+        law: "lognormal", the recipe's, or "uniform", that of original consistency training.
+        p_mean, p_std: mean and standard deviation (> 0) of log sigma; only the lognormal law has them.
         xp: array namespace; inferred from `sigmas` when omitted.
 
     Returns:
@@ -58,7 +92,7 @@ def interval_probabilities(
     levels = to_host(sigmas)
     if not (np.isfinite(levels).all() and levels[0] > 0 and np.all(np.diff(levels) > 0)):
         raise ValueError("sigmas must be positive, finite and strictly rising")
-    mass = np.ones(len(levels) - 1) if law == "uniform" else _lognormal_mass(levels, p_mean, p_std)
+    mass = LAWS[law](levels, p_mean, p_std)
     total = mass.sum()
     if not total > 0:
         raise ValueError(
@@ -88,17 +122,6 @@ def interval_index(uniforms: np.ndarray[Any, Any], cdf: np.ndarray[Any, Any]) ->
         raise ValueError("uniforms must be in [0, 1)")
     index: np.ndarray[Any, Any] = np.searchsorted(cdf, uniforms, side="right")
     return index
-
-
-def _lognormal_mass(levels: np.ndarray[Any, Any], p_mean: float, p_std: float) -> np.ndarray[Any, Any]:
-    """2 P(s_i < s <= s_{i+1}) by complementary error functions of the nearer tail, which keep their
-    relative precision where 1 - erf would round to 0."""
-    u = (np.log(levels) - p_mean) / (math.sqrt(2.0) * p_std)
-    lo, hi = u[:-1], u[1:]
-    upper = lo > 0
-    near, far = np.where(upper, lo, -hi), np.where(upper, hi, -lo)
-    mass: np.ndarray[Any, Any] = _erfc(near) - _erfc(far)
-    return mass
 
 
 def _erfc(u: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from ict_backends.console import show_on_stderr
 from ict_backends.data.dataset import Dataset
 from ict_core import Config
-from ict_core.config import build_config, merge
+from ict_core.settings import build_config, merge
 
 # What the tests compile is not for later processes.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")

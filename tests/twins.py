@@ -27,7 +27,7 @@ from ict_backends.torch.parallel import Processes
 from ict_backends.torch.weights import to_arrays as torch_to_arrays
 from ict_backends.training.step_plan import plan_step
 from ict_core import Config
-from ict_core.config import build_config, merge
+from ict_core.settings import build_config, merge
 
 Arrays = Mapping[str, np.ndarray]
 

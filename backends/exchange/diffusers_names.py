@@ -12,7 +12,7 @@ from ict_backends.errors import CheckpointError, UsageError
 from ict_backends.networks.adm import ADMLevelSpec, adm_parameters, adm_spec
 from ict_backends.runs.checkpoint import Arrays, check_arrays, check_finite
 from ict_core import ADMConfig, Config, ConfigError
-from ict_core.config import Tree, build_config
+from ict_core.settings import Tree, build_config
 
 # Settings of UNet2DModel that ADM leaves no choice of, and what diffusers takes where its file is silent.
 _FIXED_UNET: Mapping[str, Any] = {

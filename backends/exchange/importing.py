@@ -14,7 +14,7 @@ from ict_backends.networks.families import parameter_shapes, trained_shapes
 from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays, check_finite, save_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
 from ict_core import Config, karras_sigmas
-from ict_core.config import Tree, build_config
+from ict_core.settings import Tree, build_config
 
 # What the authors' command lines (scripts/launch.sh of openai/consistency_models) set for the models that they
 # released; the rest are defaults of their code.

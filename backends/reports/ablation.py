@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ict_backends.errors import CheckpointError, UsageError
 from ict_core import ConfigError
-from ict_core.config import Tree, build_sections, merge, preset_tree
+from ict_core.settings import Tree, build_sections, merge, preset_tree
 
 _KEYS = {"title": str, "preset": str, "reference": str, "axis": str, "variants": dict}
 # Of a run's folder: what came of it.

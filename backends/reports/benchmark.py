@@ -35,7 +35,7 @@ from ict_backends.reports.plain_version import PlainVersion
 from ict_backends.sampling.batches import Model, sample_batches
 from ict_backends.sampling.files import draw_into, open_sink
 from ict_core import Config
-from ict_core.config import replace
+from ict_core.settings import replace
 
 # How long a stretch of the limit's small operations takes, about.
 _STRETCH_SECONDS = 0.25

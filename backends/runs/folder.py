@@ -23,7 +23,7 @@ from pathlib import Path
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, UsageError
 from ict_backends.files import write_atomically
-from ict_core import Config, ConfigError
+from ict_core import Config, ConfigError, load_config
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class RunDir:
         if not self.config_file.is_file():
             raise CheckpointError(f"{self.path} is not a run: it has no {self.config_file.name}")
         try:
-            return Config.load(self.config_file)
+            return load_config(self.config_file)
         except ConfigError as error:
             raise CheckpointError(f"run {self.path}: {error}") from error
 

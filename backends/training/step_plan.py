@@ -47,17 +47,7 @@ class StepPlan(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _grid(n: int, noise: NoiseConfig, weighting: str) -> Grid:
-    return make_grid(
-        n,
-        sigma_min=noise.sigma_min,
-        sigma_max=noise.sigma_max,
-        rho=noise.rho,
-        law=noise.law,
-        p_mean=noise.noise_mean,
-        p_std=noise.noise_std,
-        weighting=weighting,
-        sigma_data=noise.sigma_data,
-    )
+    return make_grid(n, **dataclasses.asdict(noise), weighting=weighting)
 
 
 def grid_of(config: Config, n: int) -> Grid:

@@ -69,7 +69,7 @@ def newest(run: Path) -> Path:
         (["--set", "noise.sigma_min=0"], ["noise.sigma_min must be > 0, not 0"]),
         (["--set", "noise.sigma_max=-1"], ["noise.sigma_max must be > noise.sigma_min = 0.002, not -1"]),
         (["--set", "noise.sigma_min=80"], ["noise.sigma_max must be > noise.sigma_min = 80"]),
-        (["--set", "noise.noise_std=0"], ["noise.noise_std must be > 0"]),
+        (["--set", "noise.p_std=0"], ["noise.p_std must be > 0"]),
         (["--set", "sample.second_sigma=100"], ["sample.second_sigma must be in", "not 100"]),
         (["--set", "train.batch_size=0"], ["train.batch_size must be >= 1, not 0"]),
         (

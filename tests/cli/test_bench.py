@@ -14,7 +14,7 @@ import pytest
 
 import ict_backends.torch as engine
 from ict_backends.networks.roofline import least_seconds, operations
-from ict_core.config import build_config
+from ict_core.settings import build_config
 
 PLAIN = Path(__file__).resolve().parents[2] / "bench" / "plain.py"
 SMALL = [

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny import TINY
 
-from ict_core import Config, load_preset, preset_names
+from ict_core import load_config, load_preset, preset_names
 
 CIFAR10 = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-train-jpeg.tar.xz"
 
@@ -31,7 +31,7 @@ def arrays(path):
 def test_train_prints_and_saves_the_resolved_settings_and_leaves_pictures(ict, tmp_path):
     result = ict("train", "--out", tmp_path / "run", *TINY, "--seed", 7)
     assert result.code == 0
-    config = Config.load(tmp_path / "run" / "config.toml")
+    config = load_config(tmp_path / "run" / "config.toml")
     assert (config.train.seed, config.train.total_steps, config.network.channels) == (7, 2, 8)
     assert config.to_toml() in result.out
     picture = tmp_path / "run" / "samples" / "step_00000002.png"
@@ -58,7 +58,7 @@ def test_later_settings_win(ict, tmp_path):
     file.write_text("[train]\nseed = 1\nbatch_size = 5\ntotal_steps = 50\nlearning_rate = 0.5\n")
     sets = ["--set", "train.batch_size=6", "--set", "train.total_steps=60"]
     result = ict("train", "--dry-run", "--config", file, *sets, "--steps", 70)
-    settings = Config.load(_written(tmp_path, result.out)).train
+    settings = load_config(_written(tmp_path, result.out)).train
     assert (settings.seed, settings.learning_rate, settings.batch_size, settings.total_steps) == (1, 0.5, 6, 70)
     assert settings.ema_decay == load_preset("digits").train.ema_decay
 

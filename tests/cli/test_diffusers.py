@@ -20,7 +20,7 @@ from ict_backends.networks.families import parameter_shapes
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
 from ict_core import Config, karras_sigmas
-from ict_core.config import build_config, merge
+from ict_core.settings import build_config, merge
 
 ADM = {
     "data": {"source": "unknown", "shape": [3, 16, 16]},

@@ -13,7 +13,7 @@ from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
 from ict_backends.training.evaluator import evaluation_size
 from ict_core import load_preset
-from ict_core.config import replace
+from ict_core.settings import replace
 
 SMALL = [t for t in TINY if not t.startswith("--steps")]
 KEEP = "--set=train.keep_checkpoints=0"

@@ -16,7 +16,7 @@ from ict_backends.exchange.importing import released_config
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
 from ict_core import karras_sigmas
-from ict_core.config import build_config
+from ict_core.settings import build_config
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
 ADM_CONFIG = """

@@ -16,7 +16,7 @@ from ict_backends.images import to_uint8
 from ict_backends.sampling.batches import sample_images
 from ict_backends.sampling.search_sigmas import search_sigmas
 from ict_core import Config
-from ict_core.config import replace
+from ict_core.settings import replace
 
 CONFIG = replace(Config(), data={"shape": (1, 2, 2)}, network={"channel_mult": (1,)})
 

@@ -22,10 +22,11 @@ from ict_core import (
     SampleConfig,
     TeacherConfig,
     TrainConfig,
+    load_config,
     load_preset,
     preset_names,
 )
-from ict_core.config import build_config, merge, parse_assignment, preset_tree, read_toml, replace
+from ict_core.settings import build_config, merge, parse_assignment, preset_tree, read_toml, replace
 
 SECTIONS = {f.name: f for f in dataclasses.fields(Config)}
 
@@ -40,7 +41,7 @@ def test_the_defaults_are_the_papers_cifar10() -> None:
     assert network.input_pyramid
     assert network.skip_rescale
     assert (noise.sigma_min, noise.sigma_max, noise.rho, noise.sigma_data) == (0.002, 80, 7, 0.5)
-    assert (noise.noise_mean, noise.noise_std) == (-1.1, 2.0)
+    assert (noise.p_mean, noise.p_std) == (-1.1, 2.0)
     assert (config.curriculum.s0, config.curriculum.s1, config.loss.huber_factor) == (10, 1280, 0.00054)
     assert (train.total_steps, train.batch_size, train.learning_rate) == (400_000, 1024, 1e-4)
     assert (train.betas, train.ema_decay, config.sample.second_sigma) == ((0.9, 0.999), 0.99993, 0.821)
@@ -130,7 +131,7 @@ def test_a_printed_configuration_reads_back_equal(name: str, tmp_path: Path) -> 
     config = load_preset(name)
     file = tmp_path / "config.toml"
     file.write_text(config.to_toml(), encoding="utf-8")
-    assert Config.load(file) == config
+    assert load_config(file) == config
 
 
 @given(
@@ -241,7 +242,7 @@ def test_numbers_are_converted_only_where_nothing_is_lost() -> None:
         (NoiseConfig, {"sigma_max": 0.002}),
         (NoiseConfig, {"rho": 0.0}),
         (NoiseConfig, {"sigma_data": -0.5}),
-        (NoiseConfig, {"noise_std": 0.0}),
+        (NoiseConfig, {"p_std": 0.0}),
         (CurriculumConfig, {"s0": 0}),
         (CurriculumConfig, {"s1": 9}),
         (CurriculumConfig, {"schedule": "doubled"}),

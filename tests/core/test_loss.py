@@ -297,14 +297,14 @@ def test_compared_distances_match_their_formulas(
     size = scale * math.prod(shape) * (scale if name == "l2" else 1.0)
     found = function(a, b, **constant_of(name, c))
     assert_same(found, expected, rtol=64 * eps(dtype), atol=16 * eps(dtype) * size + 1e-14 * c * math.prod(shape))
-    # As settings name them, each distance takes c.
-    assert_same(DISTANCES[name](a, b, c=c), found)
+    # As settings name them, each distance is made of c.
+    assert_same(DISTANCES[name](c)(a, b), found)
 
 
 def test_settings_name_every_distance() -> None:
     assert set(DISTANCES) == {"pseudo_huber", *COMPARED}
     a, b = pair(TORCH, 0, (3, 4), "float64", 1.0)
-    assert_same(DISTANCES["pseudo_huber"](a, b, c=0.1), pseudo_huber(a, b, c=0.1))
+    assert_same(DISTANCES["pseudo_huber"](0.1)(a, b), pseudo_huber(a, b, c=0.1))
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -507,19 +507,33 @@ def test_loss_matches_the_formula(lib: Library, dtype: str, shape: tuple[int, ..
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_loss_takes_each_distance(lib: Library, dtype: str, distance: str) -> None:
     batch = Batch(lib, 0, (3, 2, 2), dtype)
-    found = consistency_loss(shrink, identity, *batch.arguments, c=0.1, distance=distance)
+    found = consistency_loss(shrink, identity, *batch.arguments, distance=DISTANCES[distance](0.1))
     x, z, low, high = batch.arguments[:4]
     column = (3, 1, 1)
     y_hi = 0.5 * (x + lib.xp.reshape(high, column) * z)
     y_lo = x + lib.xp.reshape(low, column) * z
-    expected = batch.weight * DISTANCES[distance](y_hi, y_lo, c=0.1)
+    expected = batch.weight * DISTANCES[distance](0.1)(y_hi, y_lo)
     assert_same(found.per_sample, expected, rtol=8 * eps(dtype))
 
 
-def test_an_unknown_distance_is_named() -> None:
+def test_loss_takes_a_distance_of_ones_own(lib: Library, dtype: str) -> None:
+    batch = Batch(lib, 0, (3, 2), dtype)
+
+    def largest(a: Array, b: Array, /, *, xp: Any = None) -> Array:
+        return xp.max(xp.abs(a - b), axis=1)
+
+    own = consistency_loss(shrink, identity, *batch.arguments, distance=largest, xp=lib.xp)
+    x, z, low, high = (to_numpy(a) for a in batch.arguments[:4])
+    difference = 0.5 * (x + high[:, None] * z) - (x + low[:, None] * z)
+    expected = to_numpy(batch.weight) * np.abs(difference).max(axis=1)
+    assert_same(own.per_sample, lib.asarray(expected, dtype), rtol=32 * eps(dtype))
+
+
+@pytest.mark.parametrize("given_", [{}, {"c": 0.1, "distance": squared_l2}], ids=["neither", "both"])
+def test_loss_takes_a_constant_or_a_distance(given_: dict[str, Any]) -> None:
     batch = Batch(TORCH, 0, (3, 2), "float64")
-    with pytest.raises(ValueError, match="^distance must be one of pseudo_huber, l2, l1, pseudo_huber_elementwise"):
-        consistency_loss(shrink, identity, *batch.arguments, c=0.1, distance="huber")
+    with pytest.raises(TypeError, match="^consistency_loss takes c, for the Pseudo-Huber distance, or else distance"):
+        consistency_loss(shrink, identity, *batch.arguments, **given_)
 
 
 @given(shape=batch_shapes, seed=seeds, c=constants)

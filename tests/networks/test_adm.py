@@ -26,7 +26,7 @@ from ict_backends.networks.ncsnpp import BlockSpec
 from ict_backends.torch import adm as torch_adm
 from ict_backends.torch import layers as torch_layers
 from ict_core import ADMConfig, Config, ConfigError, consistency_output, karras_sigmas, multistep_sample, scalings
-from ict_core.config import build_config
+from ict_core.settings import build_config
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
 OPEN = {

@@ -31,7 +31,7 @@ from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.step import init_state
 from ict_core import Config, NCSNppConfig, load_preset, preset_names
-from ict_core.config import build_config, replace
+from ict_core.settings import build_config, replace
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
 Shape = tuple[int, ...]

@@ -25,7 +25,7 @@ from ict_backends.networks.ncsnpp import BlockSpec
 from ict_backends.torch import layers as torch_layers
 from ict_backends.torch.networks import Network
 from ict_core import Config, consistency_output
-from ict_core.config import build_config
+from ict_core.settings import build_config
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
 BACKENDS = ["torch", "jax"]

@@ -29,7 +29,7 @@ from ict_backends.networks.roofline import (
     shares,
 )
 from ict_core import Config, load_preset, preset_names
-from ict_core.config import build_config, replace
+from ict_core.settings import build_config, replace
 
 # NCSN++ on images of 1x4x4: 4 wide, one level, one block down, two up.
 TINY = {

@@ -25,7 +25,7 @@ from ict_backends.jax import step as jax_step
 from ict_backends.torch import step as torch_step
 from ict_backends.torch.parallel import Processes
 from ict_core import Config
-from ict_core.config import replace
+from ict_core.settings import replace
 
 CONFIGS = {
     "ncsnpp": small_config(

@@ -24,7 +24,7 @@ from ict_backends.jax.weights import to_arrays
 from ict_backends.sampling.batches import sample_images
 from ict_backends.training.step_plan import plan_step
 from ict_core import load_preset
-from ict_core.config import replace
+from ict_core.settings import replace
 
 TESTS = Path(__file__).resolve().parents[1]
 # What is asked -> how many of four devices of the CPU training takes, and the settings.

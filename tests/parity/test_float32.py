@@ -24,7 +24,7 @@ from ict_backends.runs.folder import create_run
 from ict_backends.torch.device import float32_as
 from ict_backends.training.step_plan import plan_step
 from ict_core import Config
-from ict_core.config import replace
+from ict_core.settings import replace
 
 # train.precision -> torch's settings of products and of convolutions (older names, newer names).
 IN_FORCE = {

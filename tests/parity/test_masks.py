@@ -16,7 +16,7 @@ from ict_backends.jax import step as jax_step
 from ict_backends.networks.families import mask_shapes
 from ict_backends.torch import step as torch_step
 from ict_core import Config, key_words
-from ict_core.config import replace
+from ict_core.settings import replace
 
 
 def torch_draw(config: Config, seeds: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:

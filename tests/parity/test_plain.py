@@ -21,7 +21,7 @@ from ict_backends.torch.networks import Network
 from ict_backends.torch.step import batch_loss
 from ict_backends.torch.weights import to_arrays
 from ict_core import Config, ConfigError, discretization_steps, interval_probabilities, karras_sigmas, load_preset
-from ict_core.config import build_config
+from ict_core.settings import build_config
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -130,7 +130,7 @@ def test_the_plain_draw_has_our_levels_and_law() -> None:
         assert PLAIN.number_of_levels(config, step) == ours
     sigmas = karras_sigmas(41)
     np.testing.assert_allclose(PLAIN.noise_levels(config, 41), sigmas, rtol=1e-12)
-    law = interval_probabilities(sigmas, p_mean=noise.noise_mean, p_std=noise.noise_std)
+    law = interval_probabilities(sigmas, p_mean=noise.p_mean, p_std=noise.p_std)
     np.testing.assert_allclose(PLAIN.level_probabilities(config, sigmas), law, rtol=1e-10)
 
 

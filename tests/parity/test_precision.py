@@ -45,8 +45,8 @@ from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
 from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Config, LossScale
-from ict_core.config import replace
 from ict_core.loss_scale import FIRST_FACTOR
+from ict_core.settings import replace
 
 BACKENDS = ["torch", "jax"]
 OTHER = {"torch": "jax", "jax": "torch"}

@@ -24,7 +24,7 @@ from ict_backends.errors import UserError
 from ict_backends.runs.checkpoint import Checkpoint, load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
 from ict_core import Config
-from ict_core.config import replace
+from ict_core.settings import replace
 
 # name -> number of processes, and the settings that are changed. Dropout is on in all of them; images are gathered on
 # the host in those that begin so; "taught" ones have a teacher with an average and masks of its own, as all of JAX's.

@@ -23,7 +23,7 @@ from ict_backends.reports.ablation import (
     write_outcome,
 )
 from ict_core import ConfigError, load_preset
-from ict_core.config import build_config, merge, parse_assignment
+from ict_core.settings import build_config, merge, parse_assignment
 
 PLANS = Path(__file__).parents[2] / "cli" / "plans"
 GOOD = """

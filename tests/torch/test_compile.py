@@ -21,7 +21,7 @@ from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
 from ict_backends.sampling.batches import sample_images
 from ict_core import Config
-from ict_core.config import replace
+from ict_core.settings import replace
 
 CONFIG = small_config(
     network={"dropout": 0.3, "attention_resolutions": []},

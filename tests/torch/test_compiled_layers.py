@@ -11,7 +11,7 @@ from twins import numpy_batch, small_adm_config, small_config, torch_batch, torc
 from ict_backends.torch import layers
 from ict_backends.torch.step import Batch, batch_loss
 from ict_core import Config, dropout_bytes, key_words, normal_noise
-from ict_core.config import replace
+from ict_core.settings import replace
 
 # Torch's tracer asks every tensor for its gradient, and hides the warning where warnings are no errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -13,7 +13,7 @@ from ict_backends.networks.ncsnpp import ncsnpp_parameters, ncsnpp_spec
 from ict_backends.torch.layers import NoiseEmbedding
 from ict_backends.torch.ncsnpp import NCSNpp
 from ict_core import Config, ConfigError, NCSNppConfig
-from ict_core.config import replace
+from ict_core.settings import replace
 
 
 @st.composite

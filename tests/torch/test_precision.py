@@ -17,7 +17,7 @@ from ict_backends.torch.sample import Model
 from ict_backends.torch.step import init_state, make_batch, to_device, train_step
 from ict_backends.training.step_plan import plan_step
 from ict_core import load_preset
-from ict_core.config import replace
+from ict_core.settings import replace
 
 STEPS, SEEDS = 90, (0, 1)
 

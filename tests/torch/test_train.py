@@ -176,7 +176,7 @@ def test_training_on_digits_learns(tmp_path):
     from ict_backends.measuring.distances import frechet_distance, moments
     from ict_backends.sampling.batches import sample_images
     from ict_core import load_preset
-    from ict_core.config import replace
+    from ict_core.settings import replace
 
     data = load_data("digits")
     config = replace(load_preset("digits"), train={"total_steps": 100, "ema_decay": 0.9, "sample_every": 0})

@@ -25,7 +25,7 @@ from ict_backends.runs.folder import RunDir, create_run, remove_leftovers
 from ict_backends.training import prefetch
 from ict_backends.training.interruption import StoppedError
 from ict_core import Config
-from ict_core.config import build_config
+from ict_core.settings import build_config
 
 SETTINGS = {
     "data": {"shape": [1, 4, 4]},

@@ -1,0 +1,116 @@
+"""The objective of a training step, the same for every array library: from a network and a batch to the loss.
+
+What differs between frameworks comes as an argument: how a gradient is stopped, and the array namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from ict_core._arrays import Array, Namespace
+from ict_core.config import Config, NoiseConfig
+from ict_core.loss import DISTANCES, ConsistencyFunction, ConsistencyLoss, Distance, consistency_loss, huber_constant
+from ict_core.parameterization import consistency_output
+
+
+class MaskedNetwork(Protocol):
+    """The free network F, with dropout where it is given masks."""
+
+    def __call__(self, x_in: Array, c_noise: Array, labels: Array | None, masks: Sequence[Array] | None, /) -> Array:
+        """F(x_in, c_noise, labels) with these dropout masks; None for no dropout."""
+        ...
+
+
+class Batch(NamedTuple):
+    """What one step computes its loss from, on the device, in the backend's own layout of images.
+
+    Attributes:
+        x: [b, *event] clean images, in [-1, 1].
+        z: [b, *event] standard normal noise, the same for student and teacher.
+        sigma_lo, sigma_hi, weight: [b] the teacher's and the student's levels, and the weight of their interval.
+        labels: [b] integers, or None for an unconditional network.
+        masks, teacher_masks: the dropout masks of student and teacher, which share them unless
+            `teacher.share_dropout` is false; None without dropout.
+    """
+
+    x: Array
+    z: Array
+    sigma_lo: Array
+    sigma_hi: Array
+    weight: Array
+    labels: Array | None
+    masks: Sequence[Array] | None
+    teacher_masks: Sequence[Array] | None
+
+
+def consistency_function(
+    network: MaskedNetwork,
+    noise: NoiseConfig,
+    labels: Array | None = None,
+    masks: Sequence[Array] | None = None,
+    *,
+    xp: Namespace | None = None,
+) -> ConsistencyFunction:
+    """The consistency function f(x, sigma) of a network, for given labels and dropout masks.
+
+    Args:
+        network: F(x_in, c_noise, labels, masks), returning the shape of x_in.
+        noise: its `sigma_data` and `sigma_min` are those of `scalings`.
+        labels: [b] integers, or None.
+        masks: dropout masks, or None for no dropout.
+        xp: array namespace; inferred from x when omitted.
+    """
+
+    def f(x: Array, sigma: Array) -> Array:
+        return consistency_output(
+            lambda x_in, c_noise, y: network(x_in, c_noise, y, masks),
+            x,
+            sigma,
+            labels,
+            sigma_data=noise.sigma_data,
+            sigma_min=noise.sigma_min,
+            xp=xp,
+        )
+
+    return f
+
+
+def distance_of(config: Config) -> Distance:
+    """The distance d(a, b) that a configuration's losses are measured by."""
+    c = huber_constant(config.data.dim, factor=config.loss.huber_factor)
+    return DISTANCES[config.loss.distance](c)
+
+
+def batch_loss(
+    student: MaskedNetwork,
+    config: Config,
+    batch: Batch,
+    *,
+    without_gradient: Callable[[ConsistencyFunction], ConsistencyFunction],
+    teacher: MaskedNetwork | None = None,
+    xp: Namespace | None = None,
+) -> ConsistencyLoss:
+    """The loss of a batch; the teacher is the student itself, with the same dropout masks and without gradient.
+
+    Args:
+        student: the network in training, F(x_in, c_noise, labels, masks).
+        without_gradient: makes of a consistency function one that no gradient passes through.
+        teacher: the network of a teacher that has weights of its own (`teacher.decay` > 0).
+        xp: array namespace; inferred from `batch.x` when omitted.
+
+    Returns:
+        `ConsistencyLoss(mean [], per_sample [b])`.
+    """
+    other = student if teacher is None else teacher
+    return consistency_loss(
+        consistency_function(student, config.noise, batch.labels, batch.masks, xp=xp),
+        without_gradient(consistency_function(other, config.noise, batch.labels, batch.teacher_masks, xp=xp)),
+        x=batch.x,
+        z=batch.z,
+        sigma_lo=batch.sigma_lo,
+        sigma_hi=batch.sigma_hi,
+        weight=batch.weight,
+        distance=distance_of(config),
+        xp=xp,
+    )
