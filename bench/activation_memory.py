@@ -33,9 +33,11 @@ def torch_step(config: Config) -> Callable[[], None]:
     """A function that does one training step on the default device and waits for it."""
     import torch
 
+    from ict_backends.torch.batch import make_batch, to_device
     from ict_backends.torch.device import check_device
     from ict_backends.torch.parallel import Processes
-    from ict_backends.torch.step import init_state, make_batch, to_device, train_step
+    from ict_backends.torch.state import init_state
+    from ict_backends.torch.step import train_step
 
     device = check_device("auto")
     state = init_state(config, Processes(device))
@@ -84,19 +86,22 @@ def jax_measures(config: Config) -> tuple[int, int, Callable[[], None]]:
     import jax
     import jax.numpy as jnp
 
+    from ict_backends.jax import batch as jax_batch
+    from ict_backends.jax import dispatch as jax_dispatch
+    from ict_backends.jax import state as jax_state
     from ict_backends.jax import step as jax_step
     from ict_backends.jax.device import check_device
 
     mesh = check_device("auto")
-    state = jax_step.init_state(config, mesh)
+    state = jax_state.init_state(config, mesh)
     channels, height, width = config.data.shape
     images = jnp.zeros((IMAGES, height, width, channels), jnp.uint8)
-    draws = jax_step.to_device([plan_step(config, 0, IMAGES)], mesh)
-    compiled = jax_step.train_steps.lower(state, config, draws, images, None, mesh).compile()
-    batch = jax_step.make_batch(config, jax.tree.map(lambda a: a[0, 0], draws), images, None)
+    draws = jax_batch.to_device([plan_step(config, 0, IMAGES)], mesh)
+    compiled = jax_dispatch.train_steps.lower(state, config, draws, images, None, mesh).compile()
+    batch = jax_batch.make_batch(config, jax.tree.map(lambda a: a[0, 0], draws), images, None)
 
     def pullback(params: object) -> object:
-        network = jax_step.merge_network
+        network = jax_state.merge_network
         return jax.vjp(lambda p: jax_step.batch_loss(network(config, p, state.constants), config, batch).mean, params)[
             1
         ]

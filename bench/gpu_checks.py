@@ -106,7 +106,8 @@ def check_masks(backend: str, config: Config, device: str) -> dict[str, Any]:
 def _torch_equal_levels(config: Config, device: str) -> dict[str, Any]:
     import torch
 
-    from ict_backends.torch.step import batch_loss, make_batch, to_device
+    from ict_backends.torch.batch import make_batch, to_device
+    from ict_backends.torch.step import batch_loss
     from ict_backends.torch.weights import load_arrays, make_network
     from ict_backends.training.step_plan import plan_step
 
@@ -141,8 +142,10 @@ def _jax_equal_levels(config: Config, device: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
+    from ict_backends.jax.batch import draw_noise, make_batch, to_device
     from ict_backends.jax.device import check_device
-    from ict_backends.jax.step import abstract_network, batch_loss, draw_noise, make_batch, merge_network, to_device
+    from ict_backends.jax.state import abstract_network, merge_network
+    from ict_backends.jax.step import batch_loss
     from ict_backends.jax.weights import load_arrays
     from ict_backends.training.step_plan import plan_step
     from ict_core import key_words
@@ -321,8 +324,9 @@ def check_processes(config: Config, report: Report) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from ict_backends.torch.batch import make_batch, to_device
     from ict_backends.torch.parallel import copied, full, sharded
-    from ict_backends.torch.step import batch_loss, make_batch, to_device
+    from ict_backends.torch.step import batch_loss
     from ict_backends.torch.weights import load_arrays, make_network
     from ict_backends.training.step_plan import plan_step
 

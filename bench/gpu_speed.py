@@ -120,7 +120,8 @@ def jax_compile(report: Report) -> None:
 
 def compile_jax(report: Report, config: Config) -> float:
     """GiB of intermediate results of the compiled step."""
-    from ict_backends.jax.step import to_device, train_steps
+    from ict_backends.jax.batch import to_device
+    from ict_backends.jax.dispatch import train_steps
     from ict_backends.training.step_plan import plan_step
 
     images = random_images(config)
@@ -180,7 +181,7 @@ def block(report: Report, *, compiled: bool) -> dict[str, Any]:
 
 def with_graphs(trainer: Any) -> None:
     """Compile the network for CUDA graphs."""
-    trainer.state.params.compile(dynamic=False, mode="reduce-overhead")
+    trainer.state.params.network.compile(dynamic=False, mode="reduce-overhead")
 
 
 def as_it_is(trainer: Any) -> None:

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from ict_backends.data.dataset import Dataset, load_data
+from ict_backends.torch.batch import make_batch, to_device
 from ict_backends.torch.parallel import Processes, joined
-from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, to_device, train_step
+from ict_backends.torch.state import TrainState, init_state
+from ict_backends.torch.step import StepResult, train_step
 from ict_backends.torch.train import _feed
 from ict_backends.training.step_plan import plan_step
-from ict_core import Config
+from ict_core import Batch, Config
 from ict_core.settings import build_config, merge, preset_tree
 
 

@@ -66,7 +66,8 @@ def jax_times(trainer: Any, steps: int) -> list[tuple[str, float]]:
     """The time of each of XLA's kernels, under the name of the operation that it ends in."""
     import jax
 
-    from ict_backends.jax.step import to_device, train_steps
+    from ict_backends.jax.batch import to_device
+    from ict_backends.jax.dispatch import train_steps
     from ict_backends.training.step_plan import plan_step
 
     config, images = trainer.config, trainer.images

@@ -54,6 +54,11 @@ def scalings(
 
     Returns:
         `Scalings`, each with the shape, dtype and device of `sigma`.
+
+    >>> import numpy as np
+    >>> at_minimum = scalings(np.array([0.002]))
+    >>> float(at_minimum.c_skip[0]), float(at_minimum.c_out[0])
+    (1.0, 0.0)
     """
     xp = namespace("sigma", sigma, xp)
     check_floating("sigma", sigma, xp)

@@ -47,6 +47,11 @@ def multistep_sample(
     Raises:
         TypeError, ValueError: naming the argument: no level, levels not falling or below sigma_min, as
             many noises as levels not given.
+
+    >>> import numpy as np
+    >>> halve = lambda x, sigma: x / (2.0 * sigma[:, None])
+    >>> multistep_sample(halve, np.array([[[1.0, -0.5]]]), [80.0])
+    array([[ 0.5 , -0.25]])
     """
     levels = check_falling_sigmas(sigmas, sigma_min=sigma_min)
     zs = unstack(noises)

@@ -31,6 +31,9 @@ def karras_sigmas(
     Raises:
         TypeError, ValueError: naming the argument that is out of range, or n where so many levels
             do not fit between the ends as distinct float64 numbers.
+
+    >>> [round(float(sigma), 3) for sigma in karras_sigmas(5)]
+    [0.002, 0.17, 2.515, 17.528, 80.0]
     """
     check_count("n", n, at_least=2)
     sigma_min, sigma_max = check_level_range(sigma_min, sigma_max)

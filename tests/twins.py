@@ -17,16 +17,18 @@ import torch
 from flax import nnx
 from hypothesis import strategies as st
 
+from ict_backends.jax import state as jax_state
 from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import load_arrays as jax_load_arrays
 from ict_backends.jax.weights import to_arrays as jax_to_arrays
+from ict_backends.torch import state as torch_state
 from ict_backends.torch import step as torch_step
-from ict_backends.torch.networks import Network, make_network
+from ict_backends.torch.networks import UNet, make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.weights import to_arrays as torch_to_arrays
 from ict_backends.training.step_plan import plan_step
-from ict_core import Config
+from ict_core import Batch, Config
 from ict_core.settings import build_config, merge
 
 Arrays = Mapping[str, np.ndarray]
@@ -114,11 +116,11 @@ configs = st.one_of(ncsnpp_configs(), adm_configs())
 class Twins(NamedTuple):
     """The same training state in both backends."""
 
-    torch: torch_step.TrainState
-    jax: jax_step.TrainState
+    torch: torch_state.TrainState
+    jax: jax_state.TrainState
 
 
-def torch_network(config: Config, dtype: str, seed: int = 0) -> Network:
+def torch_network(config: Config, dtype: str, seed: int = 0) -> UNet:
     """A network with random weights in every parameter: no branch that starts at zero hides a difference."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -130,11 +132,11 @@ def torch_network(config: Config, dtype: str, seed: int = 0) -> Network:
     return network
 
 
-def jax_weights(config: Config, network: Network, dtype: str) -> tuple[nnx.State, nnx.State]:
+def jax_weights(config: Config, network: UNet, dtype: str) -> tuple[nnx.State, nnx.State]:
     """The weights and constants of a network, for JAX."""
     widened = [
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), state)
-        for state in jax_step.abstract_network(config)[1:]
+        for state in jax_state.abstract_network(config)[1:]
     ]
     params, constants = jax_load_arrays(widened, torch_to_arrays(network), jax_devices("cpu"), "twin")
     return params, constants
@@ -143,15 +145,15 @@ def jax_weights(config: Config, network: Network, dtype: str) -> tuple[nnx.State
 def twins(config: Config, dtype: str, seed: int = 0) -> Twins:
     """The state before the first step, with random weights."""
     network = torch_network(config, dtype, seed)
-    ema, taught = copy.deepcopy(network), copy.deepcopy(network) if config.teacher.averaged else None
-    ours = torch_step.make_state(config, 0, network, ema, Processes(torch.device("cpu")), taught)
-    params, constants = jax_weights(config, ours.params, dtype)
-    optimizer = jax.jit(jax_step.make_optimizer(config).init)(params)
+    ema, teacher = copy.deepcopy(network), copy.deepcopy(network) if config.teacher.averaged else None
+    ours = torch_state.make_state(config, 0, network, ema, Processes(torch.device("cpu")), teacher)
+    params, constants = jax_weights(config, ours.params.network, dtype)
+    optimizer = jax.jit(jax_state.make_optimizer(config).init)(params)
     ema = jax.tree.map(jnp.copy, params)
-    scale = jax_step.first_loss_scale(config)
+    scale = jax_state.first_loss_scale(config)
     teacher = jax.tree.map(jnp.copy, params) if config.teacher.averaged else None
     step = jnp.zeros((), jnp.int32)
-    return Twins(ours, jax_step.TrainState(step, params, ema, optimizer, constants, scale, teacher))
+    return Twins(ours, jax_state.TrainState(step, params, ema, optimizer, constants, scale, teacher))
 
 
 def numpy_batch(config: Config, step: int, dtype: str) -> dict[str, np.ndarray | None]:
@@ -170,23 +172,19 @@ def numpy_batch(config: Config, step: int, dtype: str) -> dict[str, np.ndarray |
 Masks = Sequence[np.ndarray] | None
 
 
-def torch_batch(
-    arrays: Mapping[str, np.ndarray | None], masks: Masks = None, teacher_masks: Masks = None
-) -> torch_step.Batch:
+def torch_batch(arrays: Mapping[str, np.ndarray | None], masks: Masks = None, teacher_masks: Masks = None) -> Batch:
     """The batch in torch; masks are [b, c, h, w], the teacher's the same where none are given."""
     tensors = {name: None if a is None else torch.tensor(a) for name, a in arrays.items()}
     pair = [None if m is None else [torch.tensor(a) for a in m] for m in (masks, teacher_masks or masks)]
-    return torch_step.Batch(**tensors, masks=pair[0], teacher_masks=pair[1])
+    return Batch(**tensors, masks=pair[0], teacher_masks=pair[1])
 
 
-def jax_batch(
-    arrays: Mapping[str, np.ndarray | None], masks: Masks = None, teacher_masks: Masks = None
-) -> jax_step.Batch:
+def jax_batch(arrays: Mapping[str, np.ndarray | None], masks: Masks = None, teacher_masks: Masks = None) -> Batch:
     """The batch in JAX; masks are [b, c, h, w], the teacher's the same where none are given."""
     images = {name: nhwc(a) for name, a in arrays.items() if name in ("x", "z")}
     every = {name: None if a is None else jnp.asarray(a) for name, a in (dict(arrays) | images).items()}
     pair = [None if m is None else [nhwc(a) for a in m] for m in (masks, teacher_masks or masks)]
-    return jax_step.Batch(**every, masks=pair[0], teacher_masks=pair[1])
+    return Batch(**every, masks=pair[0], teacher_masks=pair[1])
 
 
 def nhwc(images: np.ndarray) -> jax.Array:
@@ -200,29 +198,27 @@ def nchw(images: jax.Array) -> np.ndarray:
 
 
 def torch_gradient(
-    state: torch_step.TrainState, config: Config, batch: torch_step.Batch
+    state: torch_state.TrainState, config: Config, batch: Batch
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """[b] losses, and the gradient of their mean by parameter name."""
-    names, params = zip(*state.params.named_parameters(), strict=True)
-    loss = torch_step.batch_loss(state.params, config, batch)
+    names, params = zip(*state.params.network.named_parameters(), strict=True)
+    loss = torch_step.batch_loss(state.params.network, config, batch)
     gradient = torch.autograd.grad(loss.mean, params)
     return loss.per_sample.detach().numpy(), {n: g.contiguous().numpy() for n, g in zip(names, gradient, strict=True)}
 
 
-def jax_gradient(
-    state: jax_step.TrainState, config: Config, batch: jax_step.Batch
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def jax_gradient(state: jax_state.TrainState, config: Config, batch: Batch) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """[b] losses, and the gradient of their mean by parameter name."""
     gradient, losses = compiled_gradient(state.params, state.constants, config, batch)
     return np.asarray(losses), jax_to_arrays(gradient)
 
 
 @partial(jax.jit, static_argnames="config")
-def compiled_gradient(params: Any, constants: Any, config: Config, batch: jax_step.Batch) -> Any:
+def compiled_gradient(params: Any, constants: Any, config: Config, batch: Batch) -> Any:
     """The gradient and the [b] losses. What is compiled stays as it was when it was first called."""
 
     def loss(params: Any) -> Any:
-        return jax_step.batch_loss(jax_step.merge_network(config, params, constants), config, batch)
+        return jax_step.batch_loss(jax_state.merge_network(config, params, constants), config, batch)
 
     return jax.grad(loss, has_aux=True)(params)
 

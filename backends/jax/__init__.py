@@ -15,12 +15,12 @@ from ict_backends.jax.bench import (
 )
 from ict_backends.jax.device import check_device, describe_device, out_of_memory, tune_process
 from ict_backends.jax.parallel import joined
-from ict_backends.jax.sample import Model, load_model
+from ict_backends.jax.sample import LoadedModel, load_model
 from ict_backends.jax.train import train
 from ict_backends.jax.weights import read_arrays
 
 __all__ = [
-    "Model",
+    "LoadedModel",
     "check_device",
     "copy_size",
     "describe_device",

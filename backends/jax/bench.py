@@ -11,29 +11,22 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from ict_backends.environment import check_split
+from ict_backends.jax.batch import to_device
 from ict_backends.jax.device import check_device, float32_as, on_cpu, put, replicated, split, worthwhile
-from ict_backends.jax.sample import Model
-from ict_backends.jax.step import (
-    PRECISIONS,
-    TrainState,
-    abstract_network,
-    consistency_function,
-    init_state,
-    merge_network,
-    to_device,
-    train_step_in_parts,
-    train_steps,
-)
-from ict_backends.jax.train import steps_per_dispatch
+from ict_backends.jax.dispatch import steps_for, steps_per_dispatch
+from ict_backends.jax.networks import PRECISIONS
+from ict_backends.jax.sample import LoadedModel
+from ict_backends.jax.state import TrainState, abstract_network, init_state, merge_network
+from ict_backends.jax.step import consistency_function
 from ict_backends.jax.weights import load_arrays
 from ict_backends.networks.cost import Convolution
+from ict_backends.training.split import check_split
 from ict_backends.training.step_plan import plan_step
 from ict_core import Config
 
 
 @dataclass
-class Trainer:
+class TimedTrainer:
     """A training state that goes on and on, over images that are on the devices.
 
     Attributes:
@@ -65,7 +58,7 @@ class Trainer:
 
     def advance(self, steps: int) -> np.ndarray:
         """Do so many more steps, a multiple of the stride, and wait for them: [steps, b] losses."""
-        step = train_step_in_parts if on_cpu(self.mesh) and self.parts > 1 else train_steps
+        step = steps_for(self.mesh, self.parts)
         found = []
         for _ in range(steps // self.stride):
             numbers = [(self.done + i) % self.config.train.total_steps for i in range(self.stride)]
@@ -78,23 +71,23 @@ class Trainer:
         return np.concatenate(found)
 
 
-def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> Trainer:
+def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> TimedTrainer:
     """The state before the first step, and images and labels on the devices."""
     mesh = worthwhile(check_device(device), config)
     state = init_state(config, mesh)
     parts = check_split(config.train.batch_size, config.train.micro_batch, mesh.size, "devices")
     held = put(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), replicated(mesh))
     classes = None if labels is None else put(labels.astype(np.int32), replicated(mesh))
-    return Trainer(config, state, held, classes, parts, steps_per_dispatch(config, mesh), mesh)
+    return TimedTrainer(config, state, held, classes, parts, steps_per_dispatch(config, mesh), mesh)
 
 
-def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> Model:
+def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> LoadedModel:
     """The model of these weights."""
     mesh = worthwhile(check_device(device), config)
-    return Model(config, *load_arrays(abstract_network(config)[1:], arrays, mesh, "weights"), mesh)
+    return LoadedModel(config, *load_arrays(abstract_network(config)[1:], arrays, mesh, "weights"), mesh)
 
 
-def make_forward(model: Model, batch: int, labels: np.ndarray | None) -> Callable[[int], None]:
+def make_forward(model: LoadedModel, batch: int, labels: np.ndarray | None) -> Callable[[int], None]:
     """A function that evaluates the consistency function so many times, on noise that is on the devices."""
     config, mesh = model.config, model.mesh
     channels, height, width = config.data.shape

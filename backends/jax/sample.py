@@ -15,7 +15,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ict_backends.jax.device import check_device, float32_as, out_of_memory, split, worthwhile
-from ict_backends.jax.step import abstract_network, consistency_function, merge_network
+from ict_backends.jax.state import abstract_network, merge_network
+from ict_backends.jax.step import consistency_function
 from ict_backends.jax.weights import load_arrays
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
@@ -24,7 +25,7 @@ from ict_core import Config, multistep_sample
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """A trained model. Arrays are NumPy, NCHW, float32; labels are [b] integers, None for an unconditional model."""
 
     config: Config
@@ -95,7 +96,7 @@ def _nhwc(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(_float(array), -3, -1)
 
 
-def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:
+def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") -> LoadedModel:
     """The model of a run's newest checkpoint.
 
     Args:
@@ -113,4 +114,4 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     checkpoint = load_checkpoint(folder)
     arrays = checkpoint.params if weights == "raw" else checkpoint.ema
     params, constants = load_arrays(abstract_network(config)[1:], arrays, mesh, f"checkpoint {folder}")
-    return Model(config, params, constants, mesh)
+    return LoadedModel(config, params, constants, mesh)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,32 +14,41 @@ from jax.sharding import Mesh
 
 from ict_backends.console import say, warn
 from ict_backends.data.dataset import Dataset
-from ict_backends.environment import check_split, describe_shortage, leave
-from ict_backends.jax.device import free_bytes, on_cpu, out_of_memory, put, replicated, worthwhile
+from ict_backends.environment import leave
+from ict_backends.jax.batch import to_device
+from ict_backends.jax.device import free_bytes, out_of_memory, put, replicated, worthwhile
+from ict_backends.jax.dispatch import steps_for, steps_per_dispatch
 from ict_backends.jax.parallel import Processes, joined
-from ict_backends.jax.sample import Model
-from ict_backends.jax.step import StepResult, TrainState, init_state, to_device, train_step_in_parts, train_steps
+from ict_backends.jax.sample import LoadedModel
+from ict_backends.jax.state import TrainState, init_state
+from ict_backends.jax.step import StepResult
 from ict_backends.jax.weights import averaged_network, from_checkpoint, to_checkpoint
 from ict_backends.runs.checkpoint import load_newest
 from ict_backends.runs.folder import RunDir
 from ict_backends.training.interruption import Interruption, StoppedError
-from ict_backends.training.prefetch import fed, fits_on_device
+from ict_backends.training.prefetch import fits_on_device, prefetched
 from ict_backends.training.recorder import Recorder
+from ict_backends.training.split import check_split, describe_shortage
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
-
-# More steps in one dispatch would delay the log and gain nothing measurable. On the CPU, where a dispatch costs a
-# thousandth of a step, XLA runs the convolutions inside a loop about nine times slower than outside of one.
-_MOST_STEPS, _MOST_STEPS_ON_CPU = 8, 1
 
 Advance = Callable[[TrainState, Sequence[StepPlan], np.ndarray | None], tuple[TrainState, StepResult]]
 
 
-def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto", resume: bool = False) -> None:
+def train(
+    config: Config,
+    dataset: Dataset,
+    run: RunDir,
+    *,
+    processes: Processes | None = None,
+    device: str = "auto",
+    resume: bool = False,
+) -> None:
     """Train to `config.train.total_steps`, leaving metrics, sample pictures and checkpoints in the run's folder.
 
     Args:
         dataset: images of `config.data.shape`; labels where the network is conditional.
+        processes: those that `joined` gave; by default they are joined here, on `device`.
         resume: continue from the newest checkpoint, to the state that an uninterrupted run reaches (bit-equal on
             the CPU).
 
@@ -47,20 +56,23 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
         StoppedError: Ctrl-C or SIGTERM came, and the state is kept.
         UsageError, CheckpointError, NonFiniteError: in one line, with the last good checkpoint kept.
     """
+    if processes is None:
+        with joined(device) as those:
+            return train(config, dataset, run, processes=those, resume=resume)
     shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
-    with joined(device) as processes, out_of_memory(shortage), Interruption() as interruption:
+    with out_of_memory(shortage), Interruption() as interruption:
         if processes.world == 1:
-            processes.mesh = worthwhile(processes.mesh, config)
+            processes = replace(processes, mesh=worthwhile(processes.mesh, config))
         mesh = processes.mesh
         parts = check_split(config.train.batch_size, config.train.micro_batch, mesh.size, "devices")
         state = _restore(config, run, mesh) if resume else init_state(config, mesh)
         done = int(state.step)
         stride = steps_per_dispatch(config, mesh, done)
         held = fits_on_device(config, dataset.images, free_bytes(mesh))
-        advance, stopping = _telling(_advance(config, dataset, mesh, parts, held=held), processes), False
-        feed = fed(config, dataset.images, done, stride=stride, gather=not held)
+        advance = report_first_call(_advance(config, dataset, mesh, parts, held=held), processes)
+        feed, stopping = prefetched(config, dataset.images, done, stride=stride, gather=not held), False
         with Recorder(
-            run, config, dataset.images, first=done, to_host=_to_host, writes=processes.rank == 0
+            run, config, dataset.images, first=done, to_numpy=_to_numpy, writes=processes.rank == 0
         ) as recorder:
             for plans, gathered in feed:
                 state, results = advance(state, plans, gathered)
@@ -79,28 +91,18 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
         raise StoppedError.after(done, run.path, interruption.number)
 
 
-def steps_per_dispatch(config: Config, mesh: Mesh, first: int = 0) -> int:
-    """The largest number of steps, up to 8 or on the CPU 1, that divides all intervals, the whole and `first`."""
-    train = config.train
-    most = _MOST_STEPS_ON_CPU if on_cpu(mesh) else _MOST_STEPS
-    common = math.gcd(
-        first, train.total_steps, train.log_every, train.checkpoint_every, train.sample_every, config.eval.every
-    )
-    return max(n for n in range(1, most + 1) if common % n == 0)
-
-
 def _restore(config: Config, run: RunDir, mesh: Mesh) -> TrainState:
     folder, checkpoint = load_newest(run, warn=warn)
     return from_checkpoint(config, checkpoint, mesh, f"checkpoint {folder}")
 
 
 def _advance(config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: bool) -> Advance:
-    """From a state, the plans of the next steps and their images to the state after them.
+    """A function from a state, the plans of the next steps and their images to the state after them.
 
     Args:
-        held: the whole set is on every device, and no images are given.
+        held: the whole set lies on every device, and the function is given no images.
     """
-    steps = train_step_in_parts if on_cpu(mesh) and parts > 1 else train_steps
+    steps = steps_for(mesh, parts)
     images = _on_devices(dataset.images, mesh) if held else None
     labels = dataset.labels.astype(np.int32) if config.network.num_classes else None
     whole = None if labels is None else put(labels, replicated(mesh))
@@ -118,17 +120,17 @@ def _advance(config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: 
     return advance
 
 
-def _telling(function: Advance, processes: Processes) -> Advance:
-    """The same function. Its first call, which compiles, says how long it took."""
+def report_first_call(function: Advance, processes: Processes) -> Advance:
+    """The same function, whose first call, which compiles, logs how long it took."""
     calls = 0
 
     def advance(*arguments: Any) -> tuple[TrainState, StepResult]:
         nonlocal calls
         calls, start = calls + 1, time.perf_counter()
-        found = function(*arguments)
+        result = function(*arguments)
         if calls == 1 and processes.rank == 0:
             say(f"compiled the step in {time.perf_counter() - start:.1f} s")
-        return found
+        return result
 
     return advance
 
@@ -137,13 +139,13 @@ def _on_devices(images: np.ndarray, mesh: Mesh) -> jax.Array:
     return put(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), replicated(mesh))
 
 
-def _model(config: Config, state: TrainState, processes: Processes) -> Model:
-    return Model(config, *averaged_network(config, state, processes), processes.local_mesh)
+def _model(config: Config, state: TrainState, processes: Processes) -> LoadedModel:
+    return LoadedModel(config, *averaged_network(config, state, processes), processes.local_mesh)
 
 
 def _row(results: StepResult, i: int) -> StepResult:
     return jax.tree.map(lambda array: array[i], results)
 
 
-def _to_host(results: Sequence[StepResult]) -> tuple[np.ndarray, np.ndarray]:
+def _to_numpy(results: Sequence[StepResult]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([r.losses for r in results]), np.stack([r.grad_norm for r in results])

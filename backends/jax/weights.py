@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ict_backends.errors import CheckpointError
 from ict_backends.jax.device import put, replicated
 from ict_backends.jax.parallel import Processes
-from ict_backends.jax.step import (
+from ict_backends.jax.state import (
     TrainState,
     abstract_network,
     first_loss_scale,

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ict_backends.environment import describe_shortage
 from ict_backends.errors import UserError
 from ict_backends.images import to_uint8
 from ict_backends.networks.cost import forward_flops, heaviest_convolutions, model_flops
@@ -34,6 +33,7 @@ from ict_backends.reports.host import describe_commit, describe_machine, describ
 from ict_backends.reports.plain_version import PlainVersion
 from ict_backends.sampling.batches import Model, sample_batches
 from ict_backends.sampling.files import draw_into, open_sink
+from ict_backends.training.split import describe_shortage
 from ict_core import Config
 from ict_core.settings import replace
 

@@ -10,28 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ict_backends.environment import check_split
 from ict_backends.networks.cost import Convolution
+from ict_backends.torch.batch import make_batch, to_device
 from ict_backends.torch.device import check_device, float32_as
-from ict_backends.torch.networks import make_network
+from ict_backends.torch.networks import PRECISIONS, make_network
 from ict_backends.torch.parallel import Processes
-from ict_backends.torch.sample import Model
-from ict_backends.torch.step import (
-    PRECISIONS,
-    TrainState,
-    consistency_function,
-    init_state,
-    make_batch,
-    to_device,
-    train_step,
-)
+from ict_backends.torch.sample import LoadedModel
+from ict_backends.torch.state import TrainState, init_state
+from ict_backends.torch.step import consistency_function, train_step
 from ict_backends.torch.weights import load_arrays
+from ict_backends.training.split import check_split
 from ict_backends.training.step_plan import plan_step
 from ict_core import Config
 
 
 @dataclass
-class Trainer:
+class TimedTrainer:
     """A training state that goes on and on, over images that are on the device.
 
     Attributes:
@@ -66,7 +60,7 @@ class Trainer:
         return train_step(self.state, self.config, batches, parts=self.parts, teacher_decay=plan.teacher_decay).losses
 
 
-def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> Trainer:
+def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> TimedTrainer:
     """The state before the first step, and images and labels on the device."""
     where = check_device(device)
     if where.type == "cuda":
@@ -74,17 +68,17 @@ def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, 
     state = init_state(config, Processes(where))
     parts = check_split(config.train.batch_size, config.train.micro_batch, 1, "processes")
     held = torch.tensor(images, device=where)
-    return Trainer(config, state, held, None if labels is None else torch.tensor(labels, device=where), parts)
+    return TimedTrainer(config, state, held, None if labels is None else torch.tensor(labels, device=where), parts)
 
 
-def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> Model:
+def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> LoadedModel:
     """The model of these weights, on one device."""
     network = make_network(config)
     load_arrays(network, arrays, "weights")
-    return Model(config, network.to(check_device(device)))
+    return LoadedModel(config, network.to(check_device(device)))
 
 
-def make_forward(model: Model, batch: int, labels: np.ndarray | None) -> Callable[[int], None]:
+def make_forward(model: LoadedModel, batch: int, labels: np.ndarray | None) -> Callable[[int], None]:
     """A function that evaluates the consistency function so many times, on noise that is on the device."""
     config, where = model.config, model.module.conv_in.weight.device
     f = consistency_function(model.module, config, None if labels is None else torch.tensor(labels, device=where))

@@ -16,14 +16,14 @@ from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
 from ict_backends.sampling.batches import compiled_size, padded
 from ict_backends.torch.device import check_device, float32_as, other_devices, out_of_memory
-from ict_backends.torch.networks import Network, make_network
+from ict_backends.torch.networks import UNet, make_network
 from ict_backends.torch.step import consistency_function
 from ict_backends.torch.weights import load_arrays
 from ict_core import Config, multistep_sample
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """A trained model. Arrays are NumPy, NCHW, float32; labels are [b] integers, None for an unconditional model.
 
     Attributes:
@@ -32,8 +32,8 @@ class Model:
     """
 
     config: Config
-    module: Network
-    replicas: tuple[Network, ...] = ()
+    module: UNet
+    replicas: tuple[UNet, ...] = ()
 
     def network(self, x_in: np.ndarray, c_noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """The free network F: [b, c, h, w] scaled images and [b] log(sigma) / 4 -> [b, c, h, w]."""
@@ -42,7 +42,7 @@ class Model:
     def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """The consistency function f: [b, c, h, w] noisy images and their [b] levels -> [b, c, h, w] clean ones."""
 
-        def clean(module: Network, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        def clean(module: UNet, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
             return consistency_function(module, self.config, labels)(x, sigma)
 
         return self._run(clean, x, sigma, labels)
@@ -53,7 +53,7 @@ class Model:
         Raises OutOfMemoryError where the device cannot hold so many.
         """
 
-        def draw(module: Network, noises: Tensor, labels: Tensor | None) -> Tensor:
+        def draw(module: UNet, noises: Tensor, labels: Tensor | None) -> Tensor:
             f = consistency_function(module, self.config, labels)
             return multistep_sample(f, noises.movedim(1, 0), sigmas, sigma_min=self.config.noise.sigma_min, xp=xp)
 
@@ -79,12 +79,12 @@ class Model:
             return torch.cat([part.cpu() for part in parts]).numpy()[:batch]
 
 
-def _to_device(array: np.ndarray | None, rows: np.ndarray, module: Network) -> Tensor | None:
+def _to_device(array: np.ndarray | None, rows: np.ndarray, module: UNet) -> Tensor | None:
     """Rows of an array on a network's device."""
     return None if array is None else torch.tensor(array[rows], device=module.conv_in.weight.device)
 
 
-def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") -> Model:
+def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") -> LoadedModel:
     """The model of a run's newest checkpoint.
 
     Args:
@@ -105,4 +105,4 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     if config.train.compile:
         for each in modules:
             each.compile(dynamic=False)
-    return Model(config, modules[0], tuple(modules[1:]))
+    return LoadedModel(config, modules[0], tuple(modules[1:]))

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset
-from ict_backends.environment import check_split, describe_shortage, leave
+from ict_backends.environment import leave
 from ict_backends.runs.checkpoint import load_newest
 from ict_backends.runs.folder import RunDir
+from ict_backends.torch.batch import make_batch, to_device
 from ict_backends.torch.device import float32_as, free_bytes, out_of_memory, upload
 from ict_backends.torch.parallel import Processes, joined
-from ict_backends.torch.sample import Model
-from ict_backends.torch.step import Batch, StepResult, TrainState, init_state, make_batch, to_device, train_step
+from ict_backends.torch.sample import LoadedModel
+from ict_backends.torch.state import TrainState, init_state
+from ict_backends.torch.step import StepResult, train_step
 from ict_backends.torch.weights import averaged_network, from_checkpoint, to_checkpoint
 from ict_backends.training.interruption import Interruption, StoppedError
-from ict_backends.training.prefetch import fed, fits_on_device
+from ict_backends.training.metrics_log import ToNumpy
+from ict_backends.training.prefetch import fits_on_device, prefetched
 from ict_backends.training.recorder import Recorder
+from ict_backends.training.split import check_split, describe_shortage
 from ict_backends.training.step_plan import StepPlan
-from ict_core import Config
+from ict_core import Batch, Config
 
 
-def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto", resume: bool = False) -> None:
+def train(
+    config: Config,
+    dataset: Dataset,
+    run: RunDir,
+    *,
+    processes: Processes | None = None,
+    device: str = "auto",
+    resume: bool = False,
+) -> None:
     """Train to `config.train.total_steps`, leaving metrics, sample pictures and checkpoints in the run's folder.
 
     Args:
         dataset: images of `config.data.shape`; labels where the network is conditional.
+        processes: those that `joined` gave; by default they are joined here, on `device`.
         resume: continue from the newest checkpoint, to the state that an uninterrupted run reaches (bit-equal on
             the CPU, with as many threads).
 
@@ -36,25 +49,23 @@ def train(config: Config, dataset: Dataset, run: RunDir, *, device: str = "auto"
         StoppedError: Ctrl-C or SIGTERM came, and the state is kept.
         UsageError, CheckpointError, NonFiniteError: in one line, with the last good checkpoint kept.
     """
+    if processes is None:
+        with joined(device) as those:
+            return train(config, dataset, run, processes=those, resume=resume)
     shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
-    with (
-        joined(device) as processes,
-        out_of_memory(shortage),
-        float32_as(config.train.precision),
-        Interruption() as interruption,
-    ):
+    with out_of_memory(shortage), float32_as(config.train.precision), Interruption() as interruption:
         parts = check_split(config.train.batch_size, config.train.micro_batch, processes.world, "processes")
         state = _restore(config, run, processes) if resume else init_state(config, processes)
-        feed, to_host, stopping = _feed(config, dataset, state.step, processes, parts), _to_host(processes), False
+        feed, to_numpy, stopping = _feed(config, dataset, state.step, processes, parts), _to_numpy(processes), False
         with Recorder(
-            run, config, dataset.images, first=state.step, to_host=to_host, writes=processes.rank == 0
+            run, config, dataset.images, first=state.step, to_numpy=to_numpy, writes=processes.rank == 0
         ) as recorder:
             for plan, batches in feed:
                 result = train_step(state, config, batches, parts=parts, teacher_decay=plan.teacher_decay)
                 stopping = processes.agree(interruption.number is not None)
                 recorder.after(
                     [(state.step - 1, plan, result)],
-                    lambda: Model(config, averaged_network(config, state)),
+                    lambda: LoadedModel(config, averaged_network(config, state)),
                     lambda: to_checkpoint(state),
                     stopping=stopping,
                 )
@@ -83,7 +94,7 @@ def _feed(
     def mine(plan: StepPlan) -> StepPlan:
         return plan.parts(processes.world)[processes.rank]
 
-    for (plan,), gathered in fed(config, dataset.images, first, mine=mine, gather=not held):
+    for (plan,), gathered in prefetched(config, dataset.images, first, mine=mine, gather=not held):
         own = mine(plan)
         if gathered is None:
             draw, source, classes = to_device(own, device), images, labels
@@ -94,9 +105,9 @@ def _feed(
         yield plan, (make_batch(config, part, source, classes) for part in draw.parts(parts))
 
 
-def _to_host(processes: Processes) -> Callable[[Sequence[StepResult]], tuple[np.ndarray, np.ndarray]]:
-    def to_host(results: Sequence[StepResult]) -> tuple[np.ndarray, np.ndarray]:
+def _to_numpy(processes: Processes) -> ToNumpy[StepResult]:
+    def to_numpy(results: Sequence[StepResult]) -> tuple[np.ndarray, np.ndarray]:
         losses = processes.gather(torch.stack([result.losses for result in results]))
         return losses, torch.stack([result.grad_norm for result in results]).cpu().numpy()
 
-    return to_host
+    return to_numpy

@@ -12,23 +12,23 @@ from torch.distributed.tensor import DTensor
 
 from ict_backends.errors import CheckpointError
 from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays
-from ict_backends.torch.networks import Network, make_network
+from ict_backends.torch.networks import UNet, make_network
 from ict_backends.torch.parallel import Processes, fill, full
-from ict_backends.torch.step import TrainState, make_state
+from ict_backends.torch.state import TrainState, make_state
 from ict_core import Config, LossScale
 
 
-def to_arrays(network: Network) -> Arrays:
-    """Every stored array of a network, as a copy on the host. Where processes hold parts, all of them ask."""
-    return {name: to_host(value) for name, value in network.state_dict().items()}
+def to_arrays(network: UNet) -> Arrays:
+    """Every stored array of a network, as a copy on the host; must be called by every process where they hold parts."""
+    return {name: to_numpy(value) for name, value in network.state_dict().items()}
 
 
-def to_host(tensor: torch.Tensor) -> np.ndarray:
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """A copy of a tensor as a NumPy array."""
     return full(tensor.detach()).cpu().contiguous().numpy().copy()
 
 
-def load_arrays(network: Network, arrays: Arrays, what: str) -> None:
+def load_arrays(network: UNet, arrays: Arrays, what: str) -> None:
     """Fill a network. Raises CheckpointError, naming `what`, where names or shapes differ."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     check_arrays(what, expected, arrays)
@@ -61,11 +61,13 @@ def read_arrays(path: Path) -> Arrays:
 def to_checkpoint(state: TrainState) -> Checkpoint:
     """The whole training state, on the host."""
     first, second = (
-        {name: to_host(moment) for name, moment in state.moments(key).items()} for key in ("exp_avg", "exp_avg_sq")
+        {name: to_numpy(moment) for name, moment in state.optimizer_moments(key).items()}
+        for key in ("exp_avg", "exp_avg_sq")
     )
-    scale = {} if state.loss_scale is None else {k: to_host(v) for k, v in state.loss_scale._asdict().items()}
-    teacher = {} if state.teacher is None else to_arrays(state.teacher)
-    return Checkpoint(state.step, to_arrays(state.params), to_arrays(state.ema), first, second, scale, teacher)
+    scale = {} if state.loss_scale is None else {k: to_numpy(v) for k, v in state.loss_scale._asdict().items()}
+    teacher = {} if state.teacher is None else to_arrays(state.teacher.network)
+    params, ema = to_arrays(state.params.network), to_arrays(state.ema.network)
+    return Checkpoint(state.step, params, ema, first, second, scale, teacher)
 
 
 def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes, what: str) -> TrainState:
@@ -81,17 +83,18 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes
     check_arrays(f"{what}: second_moment", shapes, checkpoint.second_moment)
     state = make_state(config, checkpoint.step, params, ema, processes, teacher)
     for key, arrays in (("exp_avg", checkpoint.first_moment), ("exp_avg_sq", checkpoint.second_moment)):
-        for name, moment in state.moments(key).items():
+        for name, moment in state.optimizer_moments(key).items():
             fill(moment, torch.from_numpy(arrays[name]))
     if state.loss_scale is not None and checkpoint.loss_scale:
         state.loss_scale = LossScale(*(torch.tensor(checkpoint.loss_scale[f]) for f in LossScale._fields))
     return state
 
 
-def averaged_network(config: Config, state: TrainState) -> Network:
-    """The network with the averaged weights, whole. Where processes hold parts, all of them ask."""
-    if not any(isinstance(value, DTensor) for value in state.ema.parameters()):
-        return state.ema
+def averaged_network(config: Config, state: TrainState) -> UNet:
+    """The network with the averaged weights, whole; must be called by every process where they hold parts of it."""
+    average = state.ema.network
+    if not any(isinstance(value, DTensor) for value in average.parameters()):
+        return average
     network = make_network(config)
-    network.load_state_dict({name: full(value) for name, value in state.ema.state_dict().items()})
-    return network.to(next(state.ema.parameters()).device)
+    network.load_state_dict({name: full(value) for name, value in average.state_dict().items()})
+    return network.to(next(average.parameters()).device)

@@ -24,7 +24,7 @@ BANDS = 8
 _SPIKE = 4.0
 
 # From the results of successive steps on the device to NumPy: [k, b] losses and [k] norms of the gradient.
-ToHost = Callable[[Sequence[Any]], tuple[np.ndarray, np.ndarray]]
+ToNumpy = Callable[[Sequence[Any]], tuple[np.ndarray, np.ndarray]]
 
 
 def band_edges(config: Config) -> list[float]:
@@ -41,7 +41,7 @@ class Progress:
         run: where metrics.jsonl is written; lines of later steps, left by a run that was cut off, are dropped.
         config: the run's settings.
         first: the step that training starts from.
-        to_host: see `ToHost`.
+        to_numpy: see `ToNumpy`.
         writes: whether this process is the one that shows and writes.
         on_record: called with each line of the log.
         last_good: the newest checkpoint's folder, or "none", for the message of a run that ends.
@@ -53,12 +53,12 @@ class Progress:
         config: Config,
         *,
         first: int,
-        to_host: ToHost,
+        to_numpy: ToNumpy,
         writes: bool = True,
         on_record: Callable[[dict[str, Any]], object] = lambda record: None,
         last_good: Callable[[], str],
     ) -> None:
-        self._run, self._config, self._to_host, self._last_good = run, config, to_host, last_good
+        self._run, self._config, self._to_numpy, self._last_good = run, config, to_numpy, last_good
         self._writes, self._on_record = writes, on_record
         self._scaled = config.train.precision == "fp16"
         self._pending: list[tuple[int, StepPlan, Any]] = []
@@ -94,7 +94,7 @@ class Progress:
         """
         if not self._pending:
             return
-        losses, norms = self._to_host([result for _, _, result in self._pending])
+        losses, norms = self._to_numpy([result for _, _, result in self._pending])
         finite = np.isfinite(losses).all(axis=1)
         if self._config.train.on_nonfinite == "stop" and not (finite & (self._scaled | np.isfinite(norms))).all():
             raise NonFiniteError(self._describe_nonfinite(losses, norms))

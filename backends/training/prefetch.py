@@ -1,4 +1,4 @@
-"""The images of each step: from the device, where the whole set fits there, or gathered on the host one step ahead."""
+"""The plan and the images of each step: the whole set lies on the device, or the host gathers them one step ahead."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_mapped(array: np.ndarray | None) -> bool:
     return array is not None
 
 
-def fed(
+def prefetched(
     config: Config,
     images: np.ndarray,
     first: int,
@@ -42,13 +42,15 @@ def fed(
     mine: Callable[[StepPlan], StepPlan] = lambda plan: plan,
     gather: bool,
 ) -> Iterator[tuple[list[StepPlan], np.ndarray | None]]:
-    """The plans of the steps from `first` on, `stride` at a time, and the images of theirs that are `mine`.
+    """The plans of the steps from `first` on, `stride` at a time, each with the images of this process's part.
 
     Args:
-        images: [n, c, h, w] uint8.
-        mine: the part of a step's plan whose images are gathered.
-        gather: whether to gather them, [stride b, c, h, w], on the host; a thread does so for the next steps while
-            these are computed. None takes their place otherwise.
+        images: [n, c, h, w] uint8, the whole set.
+        first: >= 0, the number of the first step.
+        stride: >= 1, steps of one dispatch.
+        mine: from the plan of a step to this process's part of it.
+        gather: whether to gather the images on the host, [stride b, c, h, w] uint8, which a thread does for the next
+            steps while these are computed; otherwise None takes their place.
     """
     total = config.train.total_steps
 

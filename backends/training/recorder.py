@@ -18,7 +18,7 @@ from ict_backends.runs.checkpoint_writer import CheckpointWriter
 from ict_backends.runs.folder import RunDir
 from ict_backends.sampling.batches import Model, preview
 from ict_backends.training.evaluator import Evaluator
-from ict_backends.training.metrics_log import Progress, ToHost
+from ict_backends.training.metrics_log import Progress, ToNumpy
 from ict_backends.training.step_plan import StepPlan, is_due
 from ict_backends.training.tensorboard import TensorBoard
 from ict_core import Config
@@ -33,12 +33,12 @@ class Recorder:
         run: where it all goes.
         images: [n, c, h, w] uint8, what evaluations compare with.
         first: the step that training starts from.
-        to_host: see `Progress`.
+        to_numpy: see `Progress`.
         writes: whether this process is the one that shows and writes; the others take part in what all must ask.
     """
 
     def __init__(
-        self, run: RunDir, config: Config, images: np.ndarray, *, first: int, to_host: ToHost, writes: bool = True
+        self, run: RunDir, config: Config, images: np.ndarray, *, first: int, to_numpy: ToNumpy, writes: bool = True
     ) -> None:
         self._run, self._config, self._writes = run, config, writes
         self._evaluator = Evaluator(run, config, images, first=first) if writes else None
@@ -46,7 +46,7 @@ class Recorder:
         on_record = self._board.add_record if self._board else lambda record: None
         self._writer = CheckpointWriter(run, config)
         settings = {"writes": writes, "on_record": on_record, "last_good": self._writer.describe_latest}
-        self._progress = Progress(run, config, first=first, to_host=to_host, **settings)
+        self._progress = Progress(run, config, first=first, to_numpy=to_numpy, **settings)
         self._lost: list[str] = []
         # What a run is known by, to be written again where its folder vanishes.
         self._identity = {path: path.read_bytes() for path in (run.config_file, run.data_file) if path.is_file()}

@@ -220,10 +220,10 @@ def test_devices_take_their_parts_of_a_batch(labelled_run) -> None:
     """Two copies of the network on one device, as they would be on two."""
     import copy
 
-    from ict_backends.torch.sample import Model
+    from ict_backends.torch.sample import LoadedModel
 
     one = load_backend("torch").load_model(labelled_run, device="cpu")
-    two = Model(one.config, one.module, (copy.deepcopy(one.module),))
+    two = LoadedModel(one.config, one.module, (copy.deepcopy(one.module),))
     rng = np.random.default_rng(0)
     for b in (1, 2, 5):
         x, sigma = rng.standard_normal((b, 3, 8, 8)), np.linspace(0.1, 2, b)

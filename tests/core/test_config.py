@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from ict_core import (
     load_preset,
     preset_names,
 )
+from ict_core.config import rules_of
 from ict_core.settings import build_config, merge, parse_assignment, preset_tree, read_toml, replace
 
 SECTIONS = {f.name: f for f in dataclasses.fields(Config)}
@@ -321,3 +323,28 @@ def test_settings_cannot_be_changed_or_given_by_position() -> None:
         Config().train.seed = 3  # type: ignore[misc]
     with pytest.raises(TypeError):
         TrainConfig(3)  # type: ignore[misc]
+
+
+def test_settings_of_earlier_versions_are_read_under_their_new_names(tmp_path: Path) -> None:
+    new = build_config({"noise": {"p_mean": -0.4, "p_std": 1.2}})
+    assert build_config({"noise": {"noise_mean": -0.4, "noise_std": 1.2}}) == new
+    assert build_config(merge([{"noise": {"p_mean": 3.0, "p_std": 1.2}}, {"noise": {"noise_mean": -0.4}}])) == new
+    assert parse_assignment("noise.noise_std=1.2") == {"noise": {"p_std": 1.2}}
+    file = tmp_path / "config.toml"
+    file.write_text(new.to_toml().replace("p_mean", "noise_mean").replace("p_std", "noise_std"), encoding="utf-8")
+    assert load_config(file) == new
+    assert "noise_mean" not in new.to_toml()
+
+
+def test_a_setting_under_both_of_its_names_is_refused() -> None:
+    with pytest.raises(ConfigError, match="^noise.noise_mean is the old name of noise.p_mean; only one of them may be"):
+        build_config({"noise": {"p_mean": -0.4, "noise_mean": -0.4}})
+
+
+def test_every_setting_that_is_one_of_several_words_lists_them() -> None:
+    for section in typing.get_type_hints(Config).values():
+        for kind in typing.get_args(section) or (section,):
+            for name, rule in rules_of(kind).items():
+                assert rule.holds(getattr(kind(), name))
+                assert all(map(rule.holds, rule.choices))
+                assert not rule.choices or not rule.holds("another word")

@@ -29,7 +29,7 @@ from ict_backends.networks.families import count_parameters, parameter_shapes
 from ict_backends.networks.ncsnpp import ncsnpp_parameters
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
-from ict_backends.torch.step import init_state
+from ict_backends.torch.state import init_state
 from ict_core import Config, NCSNppConfig, load_preset, preset_names
 from ict_core.settings import build_config, replace
 
@@ -214,12 +214,12 @@ def test_all_convolutions_are_all_operations_but_those_of_dense_layers_and_atten
 def test_memory_is_what_training_holds(preset: str) -> None:
     config = load_preset(preset)
     state, memory = init_state(config, Processes(torch.device("cpu"))), training_memory(config)
-    assert memory.weights == sum(a.nbytes for a in state.params.state_dict().values())
-    averages = [state.ema] if state.teacher is None else [state.ema, state.teacher]
+    assert memory.weights == sum(a.nbytes for a in state.params.network.state_dict().values())
+    averages = [state.ema.network] if state.teacher is None else [state.ema.network, state.teacher.network]
     assert len(averages) == (2 if preset == "digits-cm" else 1)
     assert memory.ema == sum(a.nbytes for network in averages for a in network.state_dict().values())
-    assert memory.gradients == sum(p.nbytes for p in state.params.parameters())
-    loss = sum(p.square().sum() for p in state.params.parameters())
+    assert memory.gradients == sum(p.nbytes for p in state.params.network.parameters())
+    loss = sum(p.square().sum() for p in state.params.network.parameters())
     loss.backward()
     state.optimizer.step()
     moments = [a for s in state.optimizer.state.values() for key, a in s.items() if key != "step"]

@@ -19,11 +19,11 @@ from twins import assert_close, jax_weights, nchw, nhwc, torch_network
 from ict_backends.exchange.jcm import from_official, official_names
 from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
-from ict_backends.jax.step import merge_network
+from ict_backends.jax.state import merge_network
 from ict_backends.jax.weights import load_arrays as jax_load
 from ict_backends.networks.ncsnpp import BlockSpec
 from ict_backends.torch import layers as torch_layers
-from ict_backends.torch.networks import Network
+from ict_backends.torch.networks import UNet
 from ict_core import Config, consistency_output
 from ict_core.settings import build_config
 
@@ -67,7 +67,7 @@ def their_config(theirs: Mapping[str, Any]) -> Config:
     return build_config({"data": {"shape": [3, size, size]}, "network": network})
 
 
-def load_theirs(config: Config, params: Mapping[str, np.ndarray]) -> Network:
+def load_theirs(config: Config, params: Mapping[str, np.ndarray]) -> UNet:
     """The network in torch with their parameters, each of which must have its place."""
     names = official_names(config.network, config.data.shape)
     assert {f"params/{name}" for name in names.values()} == params.keys()

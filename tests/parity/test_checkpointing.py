@@ -21,9 +21,10 @@ from twins import (
     twins,
 )
 
+from ict_backends.jax import state as jax_state
 from ict_backends.jax import step as jax_step
+from ict_backends.networks.families import mask_shapes
 from ict_backends.torch import step as torch_step
-from ict_backends.torch.parallel import Processes
 from ict_core import Config
 from ict_core.settings import replace
 
@@ -41,8 +42,8 @@ def both(config: Config) -> tuple[Config, Config]:
 
 
 def draw_masks(config: Config) -> list[np.ndarray]:
-    rng, network = np.random.default_rng(0), torch_step.init_state(config, Processes(torch.device("cpu"))).params
-    return [rng.random((config.train.batch_size, *s)) >= config.network.dropout for s in network.mask_shapes]
+    rng = np.random.default_rng(0)
+    return [rng.random((config.train.batch_size, *s)) >= config.network.dropout for s in mask_shapes(config)]
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -66,7 +67,7 @@ def test_gradients_do_not_change(family: str) -> None:
 def kept_by_torch(config: Config) -> int:
     """Bytes that a training step's loss keeps for its gradient, weights and repeated ones left out."""
     state = twins(config, "float32").torch
-    weights = {p.untyped_storage().data_ptr() for p in state.params.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in state.params.network.parameters()}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,7 +77,7 @@ def kept_by_torch(config: Config) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = torch_step.batch_loss(state.params, config, torch_batch(numpy_batch(config, 5, "float32")))
+        loss = torch_step.batch_loss(state.params.network, config, torch_batch(numpy_batch(config, 5, "float32")))
         assert torch.isfinite(loss.mean)
     return sum(kept.values())
 
@@ -87,7 +88,7 @@ def kept_by_jax(config: Config) -> int:
 
     def pullback(params: Any) -> Any:
         def loss(params: Any) -> Any:
-            return jax_step.batch_loss(jax_step.merge_network(config, params, state.constants), config, batch).mean
+            return jax_step.batch_loss(jax_state.merge_network(config, params, state.constants), config, batch).mean
 
         return jax.vjp(loss, params)[1]
 

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from twins import assert_all_close, small_config
 
-from ict_backends.environment import check_split
 from ict_backends.errors import UsageError
+from ict_backends.jax.batch import to_device
 from ict_backends.jax.device import check_device, worthwhile
-from ict_backends.jax.sample import Model
-from ict_backends.jax.step import init_state, to_device, train_steps
-from ict_backends.jax.train import steps_per_dispatch
+from ict_backends.jax.dispatch import steps_per_dispatch, train_steps
+from ict_backends.jax.sample import LoadedModel
+from ict_backends.jax.state import init_state
 from ict_backends.jax.weights import to_arrays
 from ict_backends.sampling.batches import sample_images
+from ict_backends.training.split import check_split
 from ict_backends.training.step_plan import plan_step
 from ict_core import load_preset
 from ict_core.settings import replace
@@ -72,7 +73,7 @@ def report() -> dict:
         for step in range(6):
             draws = to_device([plan_step(config, step, 10)], mesh)
             state, _ = train_steps(state, config, draws, images, labels, mesh)
-        model = Model(config, state.ema, state.constants, mesh)
+        model = LoadedModel(config, state.ema, state.constants, mesh)
         samples = sample_images(model, 5, sigmas=[80.0, 1.0], seed=0, labels=np.arange(5) % 3)
         found[name] = {
             "devices": mesh.size,

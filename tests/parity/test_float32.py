@@ -16,7 +16,9 @@ from twins import small_adm_config, small_config
 from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset
 from ict_backends.exchange.importing import weights_run
-from ict_backends.jax import step as jax_step
+from ict_backends.jax import batch as jax_batch
+from ict_backends.jax import dispatch as jax_dispatch
+from ict_backends.jax import state as jax_state
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.reports.benchmark import random_arrays
 from ict_backends.runs.checkpoint import load_checkpoint
@@ -117,11 +119,11 @@ def test_settings_by_the_newer_names_alone_come_back() -> None:
 def test_every_product_of_jaxs_step_says_its_precision(make: Callable[[], Config], precision: str) -> None:
     """In the program that XLA is given, of the step and of sampling: there are no products without."""
     config, mesh = replace(make(), train={"precision": precision}), jax_devices("cpu:0")
-    state = jax.eval_shape(lambda: jax_step.init_state(config, mesh))
-    draws = jax_step.to_device([plan_step(config, 0, 10)], mesh)
+    state = jax.eval_shape(lambda: jax_state.init_state(config, mesh))
+    draws = jax_batch.to_device([plan_step(config, 0, 10)], mesh)
     channels, height, width = config.data.shape
     images, labels = jax.ShapeDtypeStruct((10, height, width, channels), np.uint8), np.arange(10, dtype=np.int32) % 3
-    text = jax_step.train_steps.lower(state, config, draws, images, labels, mesh).as_text()
+    text = jax_dispatch.train_steps.lower(state, config, draws, images, labels, mesh).as_text()
     lines = [line for line in text.splitlines() if re.search(r"stablehlo\.(convolution|dot_general)", line)]
     assert len(lines) > 20
     for line in lines:

@@ -14,7 +14,7 @@ import pytest
 
 from ict_backends.jax import device
 from ict_backends.jax.parallel import Processes
-from ict_backends.jax.train import _telling
+from ict_backends.jax.train import report_first_call
 
 # In a process of its own: which blocks an allocator gives back depends on what was allocated before.
 FAULTS = """
@@ -61,7 +61,7 @@ def test_only_the_first_step_tells_of_compiling_and_only_in_the_first_process(
 ) -> None:
     mesh = device.check_device("cpu")
     for rank in range(2):
-        advance = _telling(lambda *given: given, Processes(mesh, rank, 2))
+        advance = report_first_call(lambda *given: given, Processes(mesh, rank, 2))
         assert advance(1, 2, None) == (1, 2, None)
         assert advance(3, 4, np.ones(1))[:2] == (3, 4)
         assert capfd.readouterr().err.count("compiled the step in") == (rank == 0)

@@ -12,22 +12,22 @@ import pytest
 import torch
 from twins import nchw, small_adm_config, small_config
 
-from ict_backends.jax import step as jax_step
+from ict_backends.jax import batch as jax_batch
 from ict_backends.networks.families import mask_shapes
-from ict_backends.torch import step as torch_step
+from ict_backends.torch import batch as torch_batch
 from ict_core import Config, key_words
 from ict_core.settings import replace
 
 
 def torch_draw(config: Config, seeds: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """The noise and both lists of masks of some images, NCHW."""
-    z, *masks = torch_step.draw_noise(config, torch.from_numpy(key_words(seeds)))
+    z, *masks = torch_batch.draw_noise(config, torch.from_numpy(key_words(seeds)))
     return z.numpy(), *([m.numpy() for m in each] for each in masks)
 
 
 def jax_draw(config: Config, seeds: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """The noise and both lists of masks of some images, NCHW."""
-    z, *masks = jax_step.draw_noise(config, jnp.asarray(key_words(seeds)))
+    z, *masks = jax_batch.draw_noise(config, jnp.asarray(key_words(seeds)))
     return nchw(z), *([nchw(m) for m in each] for each in masks)
 
 
@@ -66,7 +66,7 @@ def test_an_image_draws_the_same_in_any_company(draw: Callable[..., Any]) -> Non
 def test_groups_of_images_on_the_cpu_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIGS[0], data={"shape": (3, 16, 16)})
     together = torch_draw(config, SEEDS)
-    monkeypatch.setattr(torch_step, "_MOST_WORDS", 1)
+    monkeypatch.setattr(torch_batch, "_MOST_WORDS", 1)
     for a, b in zip(together[1], torch_draw(config, SEEDS)[1], strict=True):
         np.testing.assert_array_equal(a, b)
 

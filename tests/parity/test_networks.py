@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from parity_profile import COMPILED
 from twins import assert_all_close, assert_close, configs, jax_weights, nchw, nhwc, small_config, torch_network
 
-from ict_backends.jax.step import merge_network
+from ict_backends.jax.state import merge_network
 from ict_backends.jax.weights import to_arrays as jax_to_arrays
-from ict_backends.torch.networks import Network
+from ict_backends.torch.networks import UNet
 from ict_core import Config
 
 # dtype -> tolerance of values, of gradients. Float64 is what proves it: in float32 the same code differs by the
@@ -48,7 +48,7 @@ def draw_inputs(config: Config, dtype: str, seed: int, batch: int) -> Inputs:
     return Inputs(x, rng.uniform(-1.5, 1.1, batch).astype(dtype), labels, cotangent)
 
 
-def run_torch(network: Network, inputs: Inputs) -> Result:
+def run_torch(network: UNet, inputs: Inputs) -> Result:
     x = torch.tensor(inputs.x, requires_grad=True)
     labels = None if inputs.labels is None else torch.tensor(inputs.labels)
     output = network(x, torch.tensor(inputs.c_noise), labels)

@@ -17,7 +17,7 @@ from flax import nnx
 from twins import assert_close, nchw, nhwc, numpy_batch, small_adm_config, small_config, torch_batch, torch_network
 
 from ict_backends.networks.families import count_parameters
-from ict_backends.torch.networks import Network
+from ict_backends.torch.networks import UNet
 from ict_backends.torch.step import batch_loss
 from ict_backends.torch.weights import to_arrays
 from ict_core import Config, ConfigError, discretization_steps, interval_probabilities, karras_sigmas, load_preset
@@ -46,14 +46,14 @@ CONFIGS = {
 }
 
 
-def plain_torch(config: Config, network: Network) -> Any:
+def plain_torch(config: Config, network: UNet) -> Any:
     """The plain network in float64, with the weights of ours."""
     plain = TORCH.Network(config.network, config.data.shape).double()
     plain.load_state_dict({name: torch.tensor(array) for name, array in to_arrays(network).items()})
     return plain
 
 
-def plain_jax(config: Config, network: Network) -> Any:
+def plain_jax(config: Config, network: UNet) -> Any:
     """The plain network with the weights of ours: each array has the same place, under flax's own name."""
     plain, arrays = JAX.Network(config.network, config.data.shape, nnx.Rngs(0)), to_arrays(network)
     graph, state = nnx.split(plain)

@@ -31,6 +31,7 @@ import ict_backends.training.prefetch as feeding
 from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import NonFiniteError
+from ict_backends.jax import dispatch as jax_dispatch
 from ict_backends.jax import layers as jax_layers
 from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
@@ -266,9 +267,9 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     change_plans(monkeypatch, enlarge)
     monkeypatch.setattr("ict_core.loss_scale._PATIENCE", 2)
-    jax_step.train_steps.clear_cache()
+    jax_dispatch.train_steps.clear_cache()
     yield
-    jax_step.train_steps.clear_cache()
+    jax_dispatch.train_steps.clear_cache()
 
 
 def trained(backend: str, config: Config, data: Dataset, path: Path) -> RunDir:

@@ -14,7 +14,7 @@ from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError
 from ict_backends.jax.device import check_device as jax_devices
-from ict_backends.jax.step import train_steps
+from ict_backends.jax.dispatch import train_steps
 from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
 from ict_backends.randomness import image_noises
 from ict_backends.runs.checkpoint import load_checkpoint

@@ -135,7 +135,7 @@ def test_moments_of_another_network_do_not_load(tiny_config):
     import torch
 
     from ict_backends.torch.parallel import Processes
-    from ict_backends.torch.step import init_state
+    from ict_backends.torch.state import init_state
     from ict_backends.torch.weights import from_checkpoint, to_checkpoint
 
     config, cpu = tiny_config(), Processes(torch.device("cpu"))

@@ -9,8 +9,8 @@ from array_api_compat import torch as xp
 from twins import numpy_batch, small_adm_config, small_config, torch_batch, torch_network
 
 from ict_backends.torch import layers
-from ict_backends.torch.step import Batch, batch_loss
-from ict_core import Config, dropout_bytes, key_words, normal_noise
+from ict_backends.torch.step import batch_loss
+from ict_core import Batch, Config, dropout_bytes, key_words, normal_noise
 from ict_core.settings import replace
 
 # Torch's tracer asks every tensor for its gradient, and hides the warning where warnings are no errors.

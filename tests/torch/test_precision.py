@@ -12,9 +12,11 @@ from ict_backends.data.dataset import load_data
 from ict_backends.images import to_float
 from ict_backends.measuring.distances import frechet_distance, moments
 from ict_backends.sampling.batches import sample_images
+from ict_backends.torch.batch import make_batch, to_device
 from ict_backends.torch.parallel import Processes
-from ict_backends.torch.sample import Model
-from ict_backends.torch.step import init_state, make_batch, to_device, train_step
+from ict_backends.torch.sample import LoadedModel
+from ict_backends.torch.state import init_state
+from ict_backends.torch.step import train_step
 from ict_backends.training.step_plan import plan_step
 from ict_core import load_preset
 from ict_core.settings import replace
@@ -43,8 +45,8 @@ def digits_distance(precision: str, seed: int, steps: int = STEPS) -> float:
     for step in range(steps):
         plan = plan_step(config, step, len(images))
         train_step(state, config, [make_batch(config, to_device(plan, images.device), images, None)])
-    assert {p.dtype for p in (*state.params.parameters(), *state.ema.parameters())} == {torch.float32}
-    samples = sample_images(Model(config, state.ema), 1000, sigmas=[80.0], seed=0)
+    assert {p.dtype for p in (*state.params.network.parameters(), *state.ema.network.parameters())} == {torch.float32}
+    samples = sample_images(LoadedModel(config, state.ema.network), 1000, sigmas=[80.0], seed=0)
     assert samples.dtype == np.float32
     features = (images.reshape(len(images), -1) for images in (samples, to_float(data.images)))
     return frechet_distance(*map(moments, features))

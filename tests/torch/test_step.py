@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from ict_backends.torch.batch import make_batch, to_device
 from ict_backends.torch.parallel import Processes
-from ict_backends.torch.step import (
-    batch_loss,
-    consistency_function,
-    init_state,
-    make_batch,
-    make_state,
-    to_device,
-    train_step,
-)
+from ict_backends.torch.state import init_state, make_state
+from ict_backends.torch.step import batch_loss, consistency_function, train_step
 from ict_backends.training.step_plan import plan_step
 from ict_core import pseudo_huber
 
@@ -35,7 +29,7 @@ def randomize(network: torch.nn.Module) -> None:
 
 def make(config, data, device="cpu", step=0):
     state = init_state(config, Processes(torch.device(device)))
-    randomize(state.params)
+    randomize(state.params.network)
     plan = plan_step(config, step, len(data.images))
     images = torch.from_numpy(data.images).to(device)
     return state, make_batch(config, to_device(plan, torch.device(device)), images, None)
@@ -45,11 +39,13 @@ def make(config, data, device="cpu", step=0):
 def test_student_and_teacher_share_their_dropout_masks(tiny_config, tiny_data, device):
     config = tiny_config(network={"dropout": 0.5})
     state, batch = make(config, tiny_data, device)
-    f = consistency_function(state.params, config, None, batch.masks)
+    f = consistency_function(state.params.network, config, None, batch.masks)
     x = batch.x + batch.sigma_hi[:, None, None, None] * batch.z
     y_hi, y_lo = f(x, batch.sigma_hi), torch.no_grad()(f)(x, batch.sigma_hi)
     assert torch.equal(y_hi, y_lo)
-    assert not torch.equal(y_hi, consistency_function(state.params, config)(x, batch.sigma_hi)), "dropout did nothing"
+    assert not torch.equal(y_hi, consistency_function(state.params.network, config)(x, batch.sigma_hi)), (
+        "dropout did nothing"
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -57,11 +53,11 @@ def test_equal_levels_give_no_loss_and_no_gradient(tiny_config, tiny_data, devic
     config = tiny_config(network={"dropout": 0.5})
     state, batch = make(config, tiny_data, device)
     equal = batch._replace(sigma_lo=batch.sigma_hi)
-    loss = batch_loss(state.params, config, equal)
+    loss = batch_loss(state.params.network, config, equal)
     loss.mean.backward()
     assert torch.count_nonzero(loss.per_sample) == 0
-    assert all(torch.count_nonzero(p.grad) == 0 for p in state.params.parameters())
-    assert torch.count_nonzero(batch_loss(state.params, config, batch).per_sample) > 0
+    assert all(torch.count_nonzero(p.grad) == 0 for p in state.params.network.parameters())
+    assert torch.count_nonzero(batch_loss(state.params.network, config, batch).per_sample) > 0
 
 
 def test_masks_keep_the_right_share_and_differ_between_blocks_and_samples(tiny_config, tiny_data):
@@ -79,7 +75,7 @@ def test_dropout_keeps_the_mean(tiny_config, tiny_data):
     """E[mask / (1 - rate)] = 1: the average over many masks approaches the network without dropout."""
     config = tiny_config(network={"dropout": 0.3})
     state, _ = make(config, tiny_data)
-    block = state.params.middle.block_0
+    block = state.params.network.middle.block_0
     x, embedding = torch.randn(1, 16, 4, 4), torch.randn(1, 32)
     masks = torch.rand(4000, 16, 4, 4) >= 0.3
     with torch.no_grad():
@@ -91,10 +87,10 @@ def test_dropout_keeps_the_mean(tiny_config, tiny_data):
 def test_the_gradient_does_not_pass_through_the_teacher(tiny_config, tiny_data):
     config = tiny_config()
     state, batch = make(config, tiny_data, step=9)  # of the last stage: in the first, the teacher is the identity
-    params = list(state.params.parameters())
-    ours = torch.autograd.grad(batch_loss(state.params, config, batch).mean, params)
+    params = list(state.params.network.parameters())
+    ours = torch.autograd.grad(batch_loss(state.params.network, config, batch).mean, params)
 
-    f = consistency_function(state.params, config, None, batch.masks)
+    f = consistency_function(state.params.network, config, None, batch.masks)
     lo, hi = (s[:, None, None, None] for s in (batch.sigma_lo, batch.sigma_hi))
     y_lo = f(batch.x + lo * batch.z, batch.sigma_lo)
     c = 0.00054 * (3 * 8 * 8) ** 0.5
@@ -108,17 +104,19 @@ def test_the_update_is_radam_without_clipping_or_decay_and_the_ema_follows(tiny_
     """Ten steps against RAdam (Liu et al. 2020, algorithm 2) and the EMA, written out in float64."""
     config = tiny_config(train={"learning_rate": 1e-2})
     state, _ = make(config, tiny_data)
-    network = state.params.double()
+    network = state.params.network.double()
     state = make_state(config, 0, network, copy.deepcopy(network), Processes(torch.device("cpu")))
     lr, (b1, b2), decay = 1e-2, config.train.betas, config.train.ema_decay
-    theta = [p.detach().clone() for p in state.params.parameters()]
+    theta = [p.detach().clone() for p in state.params.network.parameters()]
     average, m, v = list(theta), [0.0] * len(theta), [0.0] * len(theta)
     rho_inf, rectified = 2 / (1 - b2) - 1, 0
     for t in range(1, 11):
         plan = plan_step(config, t - 1, len(tiny_data.images))
         batch = make_batch(config, to_device(plan, torch.device("cpu")), torch.from_numpy(tiny_data.images), None)
         batch = batch._replace(**{k: getattr(batch, k).double() for k in batch._fields[:5]})
-        grads = torch.autograd.grad(batch_loss(state.params, config, batch).mean, list(state.params.parameters()))
+        grads = torch.autograd.grad(
+            batch_loss(state.params.network, config, batch).mean, list(state.params.network.parameters())
+        )
         rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
         for i, g in enumerate(grads):
             m[i], v[i] = b1 * m[i] + (1 - b1) * g, b2 * v[i] + (1 - b2) * g**2
@@ -131,9 +129,9 @@ def test_the_update_is_radam_without_clipping_or_decay_and_the_ema_follows(tiny_
             average[i] = decay * average[i] + (1 - decay) * theta[i]
         train_step(state, config, [batch])
     assert rectified > 0
-    for actual, expected in zip(state.params.parameters(), theta, strict=True):
+    for actual, expected in zip(state.params.network.parameters(), theta, strict=True):
         torch.testing.assert_close(actual.detach(), expected, rtol=1e-9, atol=1e-12)
-    for actual, expected in zip(state.ema.parameters(), average, strict=True):
+    for actual, expected in zip(state.ema.network.parameters(), average, strict=True):
         torch.testing.assert_close(actual.detach(), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -143,10 +141,10 @@ def test_the_ema_has_no_part_in_training(tiny_config, tiny_data):
     for spoil in (False, True):
         state, batch = make(config, tiny_data)
         if spoil:
-            for p in state.ema.parameters():
+            for p in state.ema.network.parameters():
                 p.data.fill_(float("nan"))
         train_step(state, config, [batch])
-        results.append([p.detach().clone() for p in state.params.parameters()])
+        results.append([p.detach().clone() for p in state.params.network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -173,6 +171,7 @@ def test_labels_reach_the_network(tiny_config, tiny_data):
     config = tiny_config(network={"num_classes": 4, "dropout": 0.0})
     state, batch = make(config, tiny_data)
     losses = [
-        batch_loss(state.params, config, batch._replace(labels=torch.full((6,), label))).mean.item() for label in (0, 1)
+        batch_loss(state.params.network, config, batch._replace(labels=torch.full((6,), label))).mean.item()
+        for label in (0, 1)
     ]
     assert losses[0] != losses[1]

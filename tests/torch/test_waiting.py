@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ict_backends.torch.batch import make_batch, to_device
 from ict_backends.torch.parallel import Processes
-from ict_backends.torch.step import TrainState, init_state, make_batch, to_device, train_step
+from ict_backends.torch.state import TrainState, init_state
+from ict_backends.torch.step import train_step
 from ict_backends.training.step_plan import plan_step
 from ict_core import Config
 

@@ -1,0 +1,99 @@
+"""From the plan of a step to its batch on the devices, in JAX: images, levels, noise and dropout masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from ict_backends.jax.device import put, replicated, split
+from ict_backends.networks.families import dropped_numbers, mask_shapes
+from ict_backends.training.step_plan import StepPlan
+from ict_core import Batch, Config, dropout_bytes, key_words, normal_noise
+
+
+class Draw(NamedTuple):
+    """The plan of a batch as the device needs it; several steps' and their parts' have two axes more, in front.
+
+    Attributes:
+        indices: [b] int32.
+        flips: [b] bool.
+        sigma_lo, sigma_hi, weight: [b] float32.
+        keys: [b, 2] int32.
+        teacher_decay: [] float32, of the step.
+    """
+
+    indices: Array
+    flips: Array
+    sigma_lo: Array
+    sigma_hi: Array
+    weight: Array
+    keys: Array
+    teacher_decay: Array
+
+
+def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
+    """The plans of successive steps, [steps, parts, b / parts, ...] each, with each part split over the devices."""
+    columns = [
+        (
+            plan.indices.astype(np.int32),
+            plan.flips,
+            *(a.astype(np.float32) for a in plan.levels),
+            key_words(plan.row_seeds),
+        )
+        for plan in plans
+    ]
+    arrays = (np.stack(column) for column in zip(*columns, strict=True))
+    drawn = (put(a.reshape(len(plans), parts, -1, *a.shape[2:]), split(mesh, axis=2)) for a in arrays)
+    decays = np.array([[plan.teacher_decay] * parts for plan in plans], np.float32)
+    return Draw(*drawn, put(decays, replicated(mesh)))
+
+
+def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) -> Batch:
+    """The batch of a draw from a data set.
+
+    Args:
+        images: [n, h, w, c] uint8.
+        labels: [n] int32, or None.
+
+    Returns:
+        A `Batch` of images [b, h, w, c] float32 in [-1, 1].
+    """
+    chosen = images[draw.indices]
+    flipped = jnp.where(draw.flips[:, None, None, None], chosen[:, :, ::-1], chosen)
+    x = flipped.astype(jnp.float32) / 127.5 - 1.0
+    z, masks, teacher_masks = draw_noise(config, draw.keys)
+    chosen_labels = None if labels is None else labels[draw.indices]
+    return Batch(x, z, draw.sigma_lo, draw.sigma_hi, draw.weight, chosen_labels, masks, teacher_masks)
+
+
+def draw_noise(config: Config, keys: Array) -> tuple[Array, list[Array] | None, list[Array] | None]:
+    """The noise of a batch and the dropout masks of student and teacher, each image's by its key.
+
+    The masks are drawn once and handed to both passes, so that student and teacher share them on every device, unless
+    `teacher.share_dropout` is false. Both backends draw the same.
+
+    Args:
+        keys: [b, 2] int32.
+
+    Returns:
+        [b, h, w, c] float32 standard normal noise, and for each network its masks, bool [b, h, w, c], or None without
+        dropout.
+    """
+    rate, shapes = config.network.dropout, mask_shapes(config)
+    drawn = shapes if config.teacher.share_dropout else shapes * 2
+    channels, height, width = config.data.shape
+    z = normal_noise(keys, config.data.dim, xp=jnp).reshape(-1, height, width, channels)
+    if not rate:
+        return z, None, None
+    sizes = [c * h * w for c, h, w in drawn]
+    words = dropout_bytes(keys, sum(sizes), dropped=dropped_numbers(rate), xp=jnp)
+    kept = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(len(keys), -1)[:, : sum(sizes)]
+    parts = jnp.split(kept.astype(bool), np.cumsum(sizes)[:-1].tolist(), axis=1)
+    masks = [m.reshape(-1, h, w, c) for m, (c, h, w) in zip(parts, drawn, strict=True)]
+    return z, masks[: len(shapes)], masks[-len(shapes) :]

@@ -1,0 +1,126 @@
+"""Training steps as XLA is given them: several in one dispatch, or one in parts, with donated and placed buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from ict_backends.jax.batch import Draw, make_batch
+from ict_backends.jax.device import on_cpu, replicated
+from ict_backends.jax.state import TrainState, state_shardings
+from ict_backends.jax.step import StepResult, apply_gradient, loss_gradient, train_step
+from ict_core import Batch, Config
+
+# More steps in one dispatch would delay the log and gain nothing measurable. On the CPU, where a dispatch costs a
+# thousandth of a step, XLA runs the convolutions inside a loop about nine times slower than outside of one.
+_MOST_STEPS, _MOST_STEPS_ON_CPU = 8, 1
+
+# From a state, draws [steps, parts, ...], images [n, h, w, c] uint8 and labels [n] or None to the state after them.
+Steps = Callable[[TrainState, Config, Draw, Array, Array | None, Mesh], tuple[TrainState, StepResult]]
+
+
+def steps_per_dispatch(config: Config, mesh: Mesh, first: int = 0) -> int:
+    """The largest number of steps, up to 8 or on the CPU 1, that divides all intervals, the whole and `first`."""
+    train = config.train
+    most = _MOST_STEPS_ON_CPU if on_cpu(mesh) else _MOST_STEPS
+    common = math.gcd(
+        first, train.total_steps, train.log_every, train.checkpoint_every, train.sample_every, config.eval.every
+    )
+    return max(n for n in range(1, most + 1) if common % n == 0)
+
+
+def steps_for(mesh: Mesh, parts: int) -> Steps:
+    """`train_steps`, or `train_step_in_parts` where that is faster."""
+    return train_step_in_parts if on_cpu(mesh) and parts > 1 else train_steps
+
+
+@partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="state")
+def train_steps(
+    state: TrainState, config: Config, draws: Draw, images: Array, labels: Array | None, mesh: Mesh
+) -> tuple[TrainState, StepResult]:
+    """Advance by all the [steps] of `draws` in one dispatch, each over its parts; nothing waits for it.
+
+    Args:
+        state: given up: its buffers become the new state's.
+        draws: [steps, parts, b / parts, ...].
+        images: [n, h, w, c] uint8.
+        labels: [n] integers, or None.
+        mesh: the devices of the state and the draws.
+
+    Returns:
+        The new state, and the results, [steps, b] and [steps], on every device.
+    """
+
+    def one(state: TrainState, draw: Draw) -> tuple[TrainState, StepResult]:
+        parts = len(draw.indices)
+
+        def add(total: nnx.State, part: Draw) -> tuple[nnx.State, Array]:
+            return _add_gradient(total, state, config, make_batch(config, part, images, labels), parts)
+
+        if parts == 1:
+            only = _first(draw)
+            return train_step(state, config, make_batch(config, only, images, labels), only.teacher_decay)
+        gradient, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), draw)
+        return apply_gradient(state, config, gradient, losses.reshape(-1), draw.teacher_decay[0])
+
+    if len(draws.indices) > 1:
+        state, results = jax.lax.scan(one, state, draws)
+    else:
+        state, result = one(state, _first(draws))
+        results = jax.tree.map(lambda array: array[None], result)
+    return _constrain(state, results, config, mesh)
+
+
+def train_step_in_parts(
+    state: TrainState, config: Config, draws: Draw, images: Array, labels: Array | None, mesh: Mesh
+) -> tuple[TrainState, StepResult]:
+    """`train_steps` of one step, with a dispatch for each of its parts.
+
+    For the CPU, where XLA runs convolutions inside a loop about nine times slower than outside of one.
+    """
+    total, losses, parts = jax.tree.map(jnp.zeros_like, state.params), [], draws.indices.shape[1]
+    for i in range(parts):
+        draw = jax.tree.map(lambda array, part=i: array[0, part], draws)
+        total, part_losses = _add_part(total, state, config, draw, images, labels, parts)
+        losses.append(part_losses)
+    return _finish_step(state, config, total, losses, draws.teacher_decay[0, 0], mesh)
+
+
+@partial(jax.jit, static_argnames=("config", "parts"), donate_argnames="total")
+def _add_part(
+    total: nnx.State, state: TrainState, config: Config, draw: Draw, images: Array, labels: Array | None, parts: int
+) -> tuple[nnx.State, Array]:
+    return _add_gradient(total, state, config, make_batch(config, draw, images, labels), parts)
+
+
+@partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="state")
+def _finish_step(
+    state: TrainState, config: Config, gradient: nnx.State, losses: Sequence[Array], decay: Array, mesh: Mesh
+) -> tuple[TrainState, StepResult]:
+    state, result = apply_gradient(state, config, gradient, jnp.concatenate(losses), decay)
+    return _constrain(state, jax.tree.map(lambda array: array[None], result), config, mesh)
+
+
+def _add_gradient(
+    total: nnx.State, state: TrainState, config: Config, batch: Batch, parts: int
+) -> tuple[nnx.State, Array]:
+    """A sum of gradients with that of one more of `parts` equally large batches, and its [b] losses."""
+    gradient, losses = loss_gradient(state, config, batch, parts)
+    return jax.tree.map(jnp.add, total, gradient), losses
+
+
+def _first(draws: Draw) -> Draw:
+    return jax.tree.map(lambda array: array[0], draws)
+
+
+def _constrain(state: TrainState, results: StepResult, config: Config, mesh: Mesh) -> tuple[TrainState, StepResult]:
+    """The same arrays, each on the devices that it belongs to."""
+    state = jax.lax.with_sharding_constraint(state, state_shardings(config, state, mesh))
+    return state, jax.lax.with_sharding_constraint(results, replicated(mesh))

@@ -1,0 +1,103 @@
+"""What training changes, in JAX: the weights and their averages, and the optimiser's moments."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from ict_backends.jax.device import replicated, sharded
+from ict_backends.jax.networks import UNet, make_network
+from ict_core import Config, LossScale
+from ict_core.loss_scale import FIRST_FACTOR
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes, and the constants of the network.
+
+    Attributes:
+        step: [] int32 steps done; the next one to do, counted from 0.
+        params: the weights in training.
+        ema: their moving average, for sampling only.
+        optimizer: RAdam's state.
+        constants: what is stored with the weights and not trained.
+        loss_scale: where the network computes in float16.
+        teacher: the teacher's weights, where they are not the student's own.
+    """
+
+    step: Array
+    params: nnx.State
+    ema: nnx.State
+    optimizer: optax.OptState
+    constants: nnx.State
+    loss_scale: LossScale | None = None
+    teacher: nnx.State | None = None
+
+
+@lru_cache(maxsize=8)
+def abstract_network(config: Config) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The structure of a configuration's network, and the shapes and dtypes of its weights and its constants.
+
+    `nnx.merge` of the structure with weights and constants is the network again.
+    """
+    network = nnx.eval_shape(lambda: make_network(config, nnx.Rngs(0)))
+    return nnx.split(network, nnx.Param, ...)
+
+
+def merge_network(config: Config, params: nnx.State, constants: nnx.State) -> UNet:
+    """A configuration's network with these weights."""
+    return nnx.merge(abstract_network(config)[0], params, constants)
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """RAdam without clipping or decay."""
+    b1, b2 = config.train.betas
+
+    def eps(count: Array) -> Array:
+        # Torch adds its 1e-8 to the root of the second moment before the bias correction, optax after it.
+        return 1e-8 / jnp.sqrt(1 - b2 ** (count + 1))
+
+    return optax.inject_hyperparams(optax.radam, static_args=("b1", "b2", "learning_rate"))(
+        learning_rate=config.train.learning_rate, b1=b1, b2=b2, eps=eps
+    )
+
+
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """The state before the first step, on the devices: weights from the seed, EMA equal to them."""
+
+    def init(seed: Array) -> TrainState:
+        network = make_network(config, nnx.Rngs(params=jax.random.wrap_key_data(seed)))
+        _, params, constants = nnx.split(network, nnx.Param, ...)
+        optimizer = make_optimizer(config).init(params)
+        ema, scale = jax.tree.map(jnp.copy, params), first_loss_scale(config)
+        teacher = jax.tree.map(jnp.copy, params) if config.teacher.averaged else None
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, constants, scale, teacher)
+
+    seed = key_data(config.train.seed)
+    return jax.jit(init, out_shardings=state_shardings(config, jax.eval_shape(init, seed), mesh))(seed)
+
+
+def first_loss_scale(config: Config) -> LossScale | None:
+    """What a run in float16 begins with."""
+    if config.train.precision != "fp16":
+        return None
+    return LossScale(jnp.full((), FIRST_FACTOR, jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def state_shardings(config: Config, state: TrainState, mesh: Mesh) -> TrainState:
+    """Where each array of a state lies: on every device, or (`train.shard_weights`) in parts on all of them."""
+    if not config.train.shard_weights:
+        return jax.tree.map(lambda array: replicated(mesh), state)
+    return jax.tree.map(lambda array: sharded(mesh, array.shape), state)
+
+
+def key_data(seed: int) -> np.ndarray:
+    """[2] uint32 of a seed in [0, 2^64), for `jax.random.wrap_key_data`."""
+    return np.array([seed >> 32, seed & 0xFFFF_FFFF], dtype=np.uint32)

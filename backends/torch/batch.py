@@ -1,0 +1,99 @@
+"""From the plan of a step to its batch on the device, in torch: images, levels, noise and dropout masks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from array_api_compat import torch as xp
+from torch import Tensor
+
+from ict_backends.networks.families import dropped_numbers, mask_shapes
+from ict_backends.torch.device import compiled_on_gpu, upload
+from ict_backends.training.step_plan import StepPlan
+from ict_core import Batch, Config, dropout_bytes, key_words, normal_noise
+
+_normal_noise, _dropout_bytes = compiled_on_gpu(normal_noise), compiled_on_gpu(dropout_bytes)
+# Words of the masks drawn at a time on the CPU: what its caches hold.
+_MOST_WORDS = 2**18
+
+
+class Draw(NamedTuple):
+    """The plan of a batch as the device needs it.
+
+    Attributes:
+        indices: [b] int64.
+        flips: [b] bool.
+        sigma_lo, sigma_hi, weight: [b] float32.
+        keys: [b, 2] int32.
+    """
+
+    indices: Tensor
+    flips: Tensor
+    sigma_lo: Tensor
+    sigma_hi: Tensor
+    weight: Tensor
+    keys: Tensor
+
+    def parts(self, count: int) -> list[Draw]:
+        """The draws of `count` equal parts of the batch, whose size it divides."""
+        return [Draw(*rows) for rows in zip(*(a.chunk(count) for a in self), strict=True)]
+
+
+def to_device(plan: StepPlan, device: torch.device) -> Draw:
+    """The plan of a step on the device; nothing waits for the copy."""
+    sigma_lo, sigma_hi, weight = upload(np.stack(plan.levels).astype(np.float32), device)
+    indices, flips, keys = (upload(a, device) for a in (plan.indices, plan.flips, key_words(plan.row_seeds)))
+    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys)
+
+
+def make_batch(config: Config, draw: Draw, images: Tensor, labels: Tensor | None) -> Batch:
+    """The batch of a draw from a data set.
+
+    Args:
+        images: [n, c, h, w] uint8.
+        labels: [n] int64, or None.
+
+    Returns:
+        A `Batch` of images [b, c, h, w] float32 in [-1, 1].
+    """
+    chosen = images[draw.indices]
+    x = torch.where(draw.flips[:, None, None, None], chosen.flip(3), chosen).float() / 127.5 - 1.0
+    z, masks, teacher_masks = draw_noise(config, draw.keys)
+    chosen_labels = None if labels is None else labels[draw.indices]
+    return Batch(x, z, draw.sigma_lo, draw.sigma_hi, draw.weight, chosen_labels, masks, teacher_masks)
+
+
+def draw_noise(config: Config, keys: Tensor) -> tuple[Tensor, list[Tensor] | None, list[Tensor] | None]:
+    """The noise of a batch and the dropout masks of student and teacher, each image's by its key.
+
+    The masks are drawn once and handed to both passes, so that student and teacher share them on every device, unless
+    `teacher.share_dropout` is false. Both backends draw the same.
+
+    Args:
+        keys: [b, 2] int32.
+
+    Returns:
+        [b, c, h, w] float32 standard normal noise, and for each network its masks, bool [b, c, h, w], or None without
+        dropout.
+    """
+    rate, shapes = config.network.dropout, mask_shapes(config)
+    drawn = shapes if config.teacher.share_dropout else shapes * 2
+    channels, height, width = config.data.shape
+    z = _normal_noise(keys, config.data.dim, xp=xp).view(-1, height, width, channels).permute(0, 3, 1, 2)
+    if not rate:
+        return z, None, None
+    sizes = [c * h * w for c, h, w in drawn]
+    kept = _draw_bytes(keys, sum(sizes), dropped_numbers(rate)).view(torch.bool)[:, : sum(sizes)]
+    # Like the activations that they are for, the masks have their channels last in memory.
+    masks = [m.view(-1, h, w, c) for m, (c, h, w) in zip(kept.split(sizes, dim=1), drawn, strict=True)]
+    masks = [m.permute(0, 3, 1, 2) for m in masks]
+    return z, masks[: len(shapes)], masks[-len(shapes) :]
+
+
+def _draw_bytes(keys: Tensor, count: int, dropped: int) -> Tensor:
+    """`dropout_bytes` of all images: on a GPU at once, on the CPU in groups."""
+    group = len(keys) if keys.device.type != "cpu" else max(1, 4 * _MOST_WORDS // count)
+    parts = [_dropout_bytes(part, count, dropped=dropped, xp=xp) for part in keys.split(group)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

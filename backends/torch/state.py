@@ -1,0 +1,138 @@
+"""What training changes, in torch: the weights and their averages, and the optimiser's moments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ict_backends.torch.flat import flatten, unflatten
+from ict_backends.torch.networks import UNet, make_network
+from ict_backends.torch.parallel import Processes, local
+from ict_core import Config, LossScale
+from ict_core.loss_scale import FIRST_FACTOR
+
+_Array = TypeVar("_Array", bound=Tensor)
+
+
+@dataclass(frozen=True)
+class Weights(Generic[_Array]):
+    """A network, and its weights as an optimiser or an average sees them.
+
+    Attributes:
+        network: whose weights they are.
+        arrays: all weights as one vector, which those of the network are views of. Where processes hold parts of the
+            arrays: this process's part of each.
+    """
+
+    network: UNet
+    arrays: list[_Array]
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+        step: steps done; the next one to do, counted from 0.
+        params: the weights in training.
+        forward: what a step evaluates: the network of `params`, or its DDP or FSDP wrapper.
+        ema: the moving average of the weights, for sampling only.
+        teacher: the teacher's weights, where they are not the student's own.
+        optimizer: RAdam over the arrays of `params`.
+        loss_scale: where the network computes in float16; on the host.
+    """
+
+    step: int
+    params: Weights[nn.Parameter]
+    forward: nn.Module
+    ema: Weights[Tensor]
+    teacher: Weights[Tensor] | None
+    optimizer: torch.optim.RAdam
+    loss_scale: LossScale | None
+
+    def optimizer_moments(self, key: str) -> Mapping[str, Tensor]:
+        """The optimiser's "exp_avg" or "exp_avg_sq" by name of the parameter; what is written into them changes it."""
+        moments = [self.optimizer.state[p][key] for p in self.params.arrays]
+        if isinstance(self.params.arrays[0], DTensor):
+            names = (name for name, _ in self.params.network.named_parameters())
+            return dict(zip(names, moments, strict=True))
+        return unflatten(moments[0], self.params.network)
+
+
+def init_state(config: Config, processes: Processes) -> TrainState:
+    """The state before the first step: weights from the seed, and averages equal to them."""
+    network = init_network(config)
+    teacher = copy.deepcopy(network) if config.teacher.averaged else None
+    return make_state(config, 0, network, copy.deepcopy(network), processes, teacher)
+
+
+def init_network(config: Config) -> UNet:
+    """A network with the weights of `train.seed`, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return make_network(config)
+
+
+def make_state(
+    config: Config, step: int, student: UNet, ema: UNet, processes: Processes, teacher: UNet | None = None
+) -> TrainState:
+    """The state after `step` steps that led to these networks' weights, with all moments zero.
+
+    Args:
+        step: >= 0.
+        student, ema: the networks of the weights and of their average; both are moved to the process's device.
+        teacher: the teacher's network where its weights are not the student's (`teacher.decay` > 0).
+    """
+    sharded = config.train.shard_weights and processes.world > 1
+    student.to(processes.device).requires_grad_(True)
+    if config.train.compile:
+        student.compile(dynamic=False)
+        if teacher is not None:
+            teacher.compile(dynamic=False)
+    flat = None if sharded else nn.Parameter(flatten(student))
+    forward = processes.share(student, shard=sharded)
+    params = Weights(student, [*student.parameters()] if flat is None else [flat])
+    return TrainState(
+        step,
+        params,
+        forward,
+        _following(ema, processes, shard=sharded),
+        None if teacher is None else _following(teacher, processes, shard=sharded),
+        _make_optimizer(config, step, params.arrays),
+        first_loss_scale(config),
+    )
+
+
+def _following(network: UNet, processes: Processes, *, shard: bool) -> Weights[Tensor]:
+    """The weights of a network that is not trained but follows the one that is, on the process's device."""
+    network.to(processes.device).requires_grad_(False)
+    if not shard:
+        return Weights(network, [flatten(network)])
+    processes.share(network, shard=True)
+    return Weights(network, [local(p) for p in network.parameters()])
+
+
+def _make_optimizer(config: Config, step: int, arrays: list[nn.Parameter]) -> torch.optim.RAdam:
+    """RAdam after `step` steps, with all moments zero."""
+    beta_1, beta_2 = config.train.betas
+    optimizer = torch.optim.RAdam(arrays, lr=config.train.learning_rate, betas=(beta_1, beta_2), foreach=True)
+    for parameter in arrays:
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+def first_loss_scale(config: Config) -> LossScale | None:
+    """The scale of the loss that a run in float16 begins with; None in every other precision."""
+    if config.train.precision != "fp16":
+        return None
+    return LossScale(torch.tensor(FIRST_FACTOR), torch.tensor(0, dtype=torch.int32))
