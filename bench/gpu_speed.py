@@ -157,7 +157,7 @@ def block(report: Report, *, compiled: bool) -> dict[str, Any]:
     """Milliseconds of a residual block of the paper's network in bf16, forward and backward, and of its first call."""
     import torch
 
-    from ict_backends.networks.ncsnpp import BlockSpec
+    from ict_backends.networks.layers import BlockSpec
     from ict_backends.torch.layers import ResidualBlock
 
     b, c, h = (2, 16, 8) if report.rehearse else (128, 256, 32)

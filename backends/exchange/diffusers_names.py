@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ict_backends.errors import CheckpointError, UsageError
-from ict_backends.networks.adm import ADMLevelSpec, adm_parameters, adm_spec
+from ict_backends.networks.adm import ADMLevelSpec, adm_spec
+from ict_backends.networks.families import network_layers, parameter_shapes
+from ict_backends.networks.layers import Kind
 from ict_backends.runs.checkpoint import Arrays, check_arrays, check_finite
 from ict_core import ADMConfig, Config, ConfigError
 from ict_core.settings import Tree, build_config
@@ -75,8 +76,8 @@ _WHOLE = {
 }
 
 
-def check_exportable(config: Config) -> None:
-    """Raise UsageError, with the reason, unless diffusers has this network."""
+def check_exportable(config: Config) -> ADMConfig:
+    """The settings of a network that diffusers has, too. Raises UsageError, with the reason, for any other."""
     network = config.network
     if not isinstance(network, ADMConfig):
         raise UsageError(
@@ -92,12 +93,12 @@ def check_exportable(config: Config) -> None:
         raise UsageError(
             f"network.embedding_scale = {network.embedding_scale:g} cannot be exported: diffusers has 1000 always"
         )
+    return network
 
 
 def unet_settings(config: Config) -> dict[str, Any]:
     """The settings of `UNet2DModel` that make it a configuration's network. Raises UsageError as `check_exportable`."""
-    check_exportable(config)
-    network, (channels, height, _) = config.network, config.data.shape
+    network, (channels, height, _) = check_exportable(config), config.data.shape
     kinds = [_kind(height >> i in network.attention_resolutions, network) for i in range(len(network.channel_mult))]
     resampling = "resnet" if network.resblock_updown else "conv"
     return {
@@ -248,48 +249,53 @@ def _demand(ok: bool, what: str, part: str, name: str, value: object, allowed: s
 
 def to_diffusers(arrays: Arrays, config: Config) -> Arrays:
     """Our arrays of a network under their names and in their layout."""
-    found: Arrays = {}
-    for name, theirs in _names(config).items():
-        parts = np.split(arrays[name].reshape(_their_shape(name, arrays[name].shape)), len(theirs))
-        found |= dict(zip(theirs, parts, strict=True))
-    return found
+    theirs: Arrays = {}
+    for ours, array in _their_arrays(config).items():
+        parts = np.split(arrays[ours].reshape(array.shape), len(array.names))
+        theirs |= dict(zip(array.names, parts, strict=True))
+    return theirs
 
 
 def from_diffusers(arrays: Arrays, config: Config, what: str) -> Arrays:
-    """Their arrays under our names.
+    """Their arrays under our names and in our layout.
 
     Raises:
         CheckpointError: names or shapes differ: every difference is listed, in their names.
         NonFiniteError: a weight is not finite.
     """
-    names, shapes = _names(config), adm_parameters(config.network, config.data.shape)
+    theirs, shapes = _their_arrays(config), parameter_shapes(config)
     expected = {
-        one: (shape[0] // len(theirs), *_their_shape(name, shape)[1:])
-        for name, shape in shapes.items()
-        for theirs in [names[name]]
-        for one in theirs
+        name: (array.shape[0] // len(array.names), *array.shape[1:])
+        for array in theirs.values()
+        for name in array.names
     }
     check_arrays(what, expected, arrays)
     check_finite(what, arrays)
-    return {name: np.concatenate([arrays[n] for n in names[name]]).reshape(shape) for name, shape in shapes.items()}
+    return {
+        ours: np.concatenate([arrays[name] for name in theirs[ours].names]).reshape(shape)
+        for ours, shape in shapes.items()
+    }
 
 
-def _their_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Attention has dense layers there, and 1x1 convolutions here."""
-    return shape[:2] if math.prod(shape[2:]) == 1 and ".attention." in name else shape
+class _TheirArray(NamedTuple):
+    """What an array of ours is there: one array, or parts of its first axis (queries, keys, values), and its shape."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
 
 
-def _names(config: Config) -> dict[str, tuple[str, ...]]:
-    """From our names to theirs; query, key and value are three arrays there."""
-    layers = dict(_layers(config))
-    names = {}
-    for name in adm_parameters(config.network, config.data.shape):
-        layer, _, leaf = name.rpartition(".")
-        names[name] = tuple(f"{theirs}.{leaf}" for theirs in layers[layer])
-    return names
+def _their_arrays(config: Config) -> dict[str, _TheirArray]:
+    """From our names to their arrays. Attention has dense layers there, and 1x1 convolutions here."""
+    modules, arrays = dict(_layers(config)), {}
+    for layer in network_layers(config):
+        for leaf, shape in layer.arrays.items():
+            names = tuple(f"{theirs}.{leaf}" for theirs in modules[layer.name])
+            arrays[layer.array_name(leaf)] = _TheirArray(names, shape[:2] if layer.kind is Kind.PROJECTION else shape)
+    return arrays
 
 
 def _layers(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
+    assert isinstance(config.network, ADMConfig)
     spec = adm_spec(config.network, config.data.shape)
     yield from ((ours, (theirs,)) for ours, theirs in _WHOLE.items())
     for way, levels in (("down", spec.down), ("up", spec.up)):

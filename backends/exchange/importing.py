@@ -13,16 +13,16 @@ from ict_backends.exchange.openai_adm import official_names as adm_names
 from ict_backends.networks.families import parameter_shapes, trained_shapes
 from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays, check_finite, save_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
-from ict_core import Config, karras_sigmas
+from ict_core import ADMConfig, Config, NCSNppConfig, karras_sigmas
 from ict_core.settings import Tree, build_config
 
 # What the authors' command lines (scripts/launch.sh of openai/consistency_models) set for the models that they
 # released; the rest are defaults of their code.
-_IMAGENET64 = {
+_IMAGENET64: Tree = {
     "data": {"shape": [3, 64, 64], "source": "unknown"},
     "network": {"family": "adm", "scale_shift": True, "dropout": 0.0, "dropout_resolution": 0, "num_classes": 1000},
 }
-_LSUN256 = {
+_LSUN256: Tree = {
     "data": {"shape": [3, 256, 256], "source": "unknown"},
     "network": {
         "family": "adm",
@@ -72,7 +72,7 @@ def import_openai_adm(state_dict: Arrays, config: Config, out: Path, what: str) 
         CheckpointError: the arrays are not those of the network: every difference is listed, in the file's names.
         NonFiniteError, UsageError: a weight is not finite; `out` is in use.
     """
-    if config.network.family != "adm":
+    if not isinstance(config.network, ADMConfig):
         raise CheckpointError(f'{what} holds an ADM network, but network.family is "{config.network.family}"')
     shapes, names = parameter_shapes(config), adm_names(config.network, config.data.shape)
     flat = {name: array.reshape(_without_pixels(array.shape)) for name, array in state_dict.items()}
@@ -95,18 +95,20 @@ def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str)
         CheckpointError: the arrays are not those of the network: every difference is listed, in the file's names.
         NonFiniteError, UsageError: a weight is not finite; `out` is in use.
     """
-    if config.network.family != "ncsnpp":
+    if not isinstance(config.network, NCSNppConfig):
         raise CheckpointError(f'{what} holds an NCSN++ network, but network.family is "{config.network.family}"')
+    if config.network.num_classes:
+        raise CheckpointError(
+            f"{what} holds an unconditional network, but network.num_classes is {config.network.num_classes}"
+        )
     flat = {name: np.asarray(value) for name, value in jcm.flatten(tree)}
     group = next((g for g in ("params_ema/", "params/") if any(name.startswith(g) for name in flat)), "")
     flat = {name.removeprefix(group): value for name, value in flat.items() if name.startswith(group)}
-    shapes, names = parameter_shapes(config), jcm.official_names(config.network, config.data.shape)
-    expected = {names[ours]: jcm.to_official_shape(shape, names[ours]) for ours, shape in shapes.items()}
-    check_arrays(what, expected, flat)
+    shapes, official = parameter_shapes(config), jcm.official_arrays(config.network, config.data.shape)
+    check_arrays(what, {array.name: array.shape for array in official.values()}, flat)
     check_finite(what, flat)
-    return weights_run(
-        {ours: jcm.from_official(flat[names[ours]], shape) for ours, shape in shapes.items()}, config, out
-    )
+    arrays = {ours: jcm.from_official(flat[official[ours].name], shape) for ours, shape in shapes.items()}
+    return weights_run(arrays, config, out)
 
 
 def weights_run(arrays: Arrays, config: Config, out: Path) -> RunDir:

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from ict_backends.networks.ncsnpp import ncsnpp_parameters, ncsnpp_spec
+from ict_backends.networks.layers import Kind
+from ict_backends.networks.ncsnpp import ncsnpp_layers, ncsnpp_spec
 from ict_core import NCSNppConfig
 
+# What theirs call the weight and the bias of a layer.
 _Leaves = tuple[str, str]
 _CONV, _NORM, _NIN, _PYRAMID = ("kernel", "bias"), ("scale", "bias"), ("W", "b"), ("weight", "bias")
 
 
-def official_names(config: NCSNppConfig, shape: Sequence[int]) -> dict[str, str]:
-    """From our names of the arrays to their '/'-joined paths, which count each kind of module in order of creation."""
-    layers = {ours: (theirs, leaves) for ours, theirs, leaves in _layers(config, shape)}
-    names = {}
-    for name in ncsnpp_parameters(config, shape):
-        if name == "embedding.frequencies":
-            names[name] = "GaussianFourierProjection_0/W"
-            continue
-        layer, _, leaf = name.rpartition(".")
-        theirs, (weight, bias) = layers[layer]
-        names[name] = f"{theirs}/{weight if leaf == 'weight' else bias}"
-    return names
+class OfficialArray(NamedTuple):
+    """An array of theirs: its '/'-joined path, and its shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def official_arrays(config: NCSNppConfig, shape: Sequence[int]) -> dict[str, OfficialArray]:
+    """From our names of the arrays to theirs, whose paths count each kind of module in order of creation."""
+    modules = {ours: (theirs, leaves) for ours, theirs, leaves in _layers(config, shape)}
+    arrays = {}
+    for layer in ncsnpp_layers(config, shape):
+        for leaf, ours in layer.arrays.items():
+            if layer.kind is Kind.FREQUENCIES:
+                name = "GaussianFourierProjection_0/W"
+            else:
+                theirs, (weight, bias) = modules[layer.name]
+                name = f"{theirs}/{weight if leaf == 'weight' else bias}"
+            arrays[layer.array_name(leaf)] = OfficialArray(name, _official_shape(ours, layer.kind))
+    return arrays
 
 
 def from_official(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -33,11 +44,11 @@ def from_official(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return array.reshape(shape) if array.ndim == 2 else array
 
 
-def to_official_shape(shape: Sequence[int], name: str) -> tuple[int, ...]:
-    """The shape that their array of a name has, where ours has `shape`."""
-    if name.rpartition("/")[0].rpartition("/")[2].startswith("NIN"):
+def _official_shape(shape: tuple[int, ...], kind: Kind) -> tuple[int, ...]:
+    """The shape that their array has where ours has `shape`; they have dense layers in attention."""
+    if kind is Kind.PROJECTION:
         shape = shape[:2]
-    return tuple(shape[2:]) + tuple(reversed(shape[:2])) if len(shape) > 1 else tuple(shape)
+    return (*shape[2:], *reversed(shape[:2])) if len(shape) > 1 else shape
 
 
 def _layers(config: NCSNppConfig, shape: Sequence[int]) -> Iterator[tuple[str, str, _Leaves]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ict_backends.networks.adm import ADMLevelSpec, adm_parameters, adm_spec
+from ict_backends.networks.adm import ADMLevelSpec, adm_layers, adm_spec
 from ict_core import ADMConfig
 
 # Our layers of a module -> theirs.
@@ -29,13 +29,12 @@ _WHOLE = {
 
 def official_names(config: ADMConfig, shape: Sequence[int]) -> dict[str, str]:
     """From our names of the arrays to theirs, which number modules in the order of evaluation."""
-    layers = dict(_layers(config, shape))
-    return {name: f"{layers[layer]}.{leaf}" for name in adm_parameters(config, shape) for layer, leaf in [_split(name)]}
-
-
-def _split(name: str) -> tuple[str, str]:
-    layer, _, leaf = name.rpartition(".")
-    return layer, leaf
+    modules = dict(_layers(config, shape))
+    return {
+        layer.array_name(leaf): f"{modules[layer.name]}.{leaf}"
+        for layer in adm_layers(config, shape)
+        for leaf in layer.arrays
+    }
 
 
 def _layers(config: ADMConfig, shape: Sequence[int]) -> Iterator[tuple[str, str]]:

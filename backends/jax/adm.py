@@ -22,8 +22,8 @@ from ict_backends.jax.layers import (
     downsample,
     upsample,
 )
-from ict_backends.networks.adm import ADMLevelSpec, adm_spec, positional_frequencies
-from ict_backends.networks.ncsnpp import BlockSpec
+from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_spec
+from ict_backends.networks.layers import BlockSpec
 from ict_core import ADMConfig
 
 
@@ -143,7 +143,7 @@ class PositionalEmbedding(nnx.Module):
     """
 
     def __init__(self, channels: int, *, scale: float, num_classes: int, rngs: nnx.Rngs) -> None:
-        self.frequencies = tuple(map(float, positional_frequencies(channels)))
+        self.frequencies = tuple(map(float, adm_frequencies(channels)))
         self.scale, self.odd = scale, channels % 2
         self.dense_0 = dense(channels, 4 * channels, rngs=rngs)
         self.dense_1 = dense(4 * channels, 4 * channels, rngs=rngs)

@@ -14,7 +14,8 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from ict_backends.networks.ncsnpp import BlockSpec, groups, positional_frequencies
+from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.ncsnpp import groups, ncsnpp_frequencies
 
 Initializer = jax.nn.initializers.Initializer
 # Of the images, the kernels and the results of convolutions.
@@ -331,7 +332,7 @@ class NoiseEmbedding(nnx.Module):
         if kind == "fourier":
             self.frequencies = Frequencies(jax.random.normal(rngs.params(), (channels,)) * scale)
         else:
-            self.positions = tuple(map(float, positional_frequencies(channels)))
+            self.positions = tuple(map(float, ncsnpp_frequencies(channels)))
         self.kind, self.turns = kind, 2 * math.pi if kind == "fourier" else scale
         features = 2 * channels if kind == "fourier" else 2 * (channels // 2)
         self.dense_0 = Linear(features, 4 * channels, rngs=rngs)

@@ -21,7 +21,8 @@ from ict_backends.jax.layers import (
     add,
     call,
 )
-from ict_backends.networks.ncsnpp import BlockSpec, DownSpec, UpSpec, ncsnpp_spec
+from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.ncsnpp import DownSpec, UpSpec, ncsnpp_spec
 from ict_core import NCSNppConfig
 
 MakeBlock = Callable[[BlockSpec], ResidualBlock]

@@ -1,4 +1,4 @@
-"""What ADM is made of, before any framework: its blocks with their widths and sizes, its parameters' shapes."""
+"""What ADM is made of before any framework: its blocks with their widths and sizes, and its layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ict_backends.networks.ncsnpp import BlockSpec, Shapes, block_shapes, conv_shapes, dense_shapes, norm_shapes
+from ict_backends.networks.layers import BlockSpec, Kind, Layer, attention_layers, block_layers, embedding_layers
 from ict_core import ADMConfig, ConfigError
 
 
@@ -50,11 +50,12 @@ def _blocks(way: str, levels: Sequence[ADMLevelSpec]) -> Iterator[tuple[str, Blo
             yield f"{way}.{i}.{way}", level.step
 
 
-def positional_frequencies(channels: int) -> np.ndarray:
-    """[channels // 2] float32 10000^(-i / half), half = channels // 2: rounded as in the authors' code.
+def adm_frequencies(channels: int) -> np.ndarray:
+    """The frequencies of ADM's positional features: [half] float32 10000^(-i / half), half = channels // 2.
 
-    Their exponent is computed in float32 at every precision of the network, which at the largest noise levels, where
-    1000 c_noise is about a thousand, moves what the network computes by more than float32's rounding does.
+    They are rounded as in the authors' code, which computes the exponent in float32 at every precision of the network.
+    At the largest noise levels, where 1000 c_noise is about a thousand, that moves what the network computes by more
+    than float32's rounding does.
     """
     half = channels // 2
     exponents = np.float32(-math.log(10_000)) * np.arange(half, dtype=np.float32) / np.float32(half)
@@ -88,12 +89,12 @@ def adm_spec(config: ADMConfig, shape: Sequence[int]) -> ADMSpec:
     bottom = block(channels, channels, height >> (len(widths) - 1))
     up = []
     for i, width in reversed(list(enumerate(widths))):
-        size, blocks = height >> i, []
+        size, rising = height >> i, list[BlockSpec]()
         for _ in range(config.blocks + 1):
-            blocks.append(block(channels + skips.pop(), width, size))
+            rising.append(block(channels + skips.pop(), width, size))
             channels = width
         attention = size in config.attention_resolutions
-        up.append(ADMLevelSpec(tuple(blocks), attention, step(width, 2 * size, up=True) if i > 0 else None))
+        up.append(ADMLevelSpec(tuple(rising), attention, step(width, 2 * size, up=True) if i > 0 else None))
     _check_heads(config, [w for i, w in enumerate(widths) if height >> i in config.attention_resolutions] + widths[-1:])
     return ADMSpec(image_channels, widths[0], tuple(down), (bottom, bottom), tuple(up))
 
@@ -107,29 +108,31 @@ def _check_heads(config: ADMConfig, widths: Sequence[int]) -> None:
             )
 
 
-def adm_parameters(config: ADMConfig, shape: Sequence[int]) -> Shapes:
-    """Every stored array of the network by name, in the layout of checkpoints: [out, in, h, w] and [out, in]."""
-    spec, width = adm_spec(config, shape), 4 * config.channels
-    shapes = dense_shapes("embedding.dense_0", config.channels, width)
-    shapes |= dense_shapes("embedding.dense_1", width, width)
-    if config.num_classes:
-        shapes["embedding.labels.weight"] = (config.num_classes, width)
-    shapes |= conv_shapes("conv_in", spec.image_channels, spec.in_channels, 3)
+def adm_layers(config: ADMConfig, shape: Sequence[int]) -> Iterator[Layer]:
+    """The layers of a configuration's network for images of `shape` [channels, height, width].
+
+    Raises ConfigError as `adm_spec` does.
+    """
+    spec, width, height = adm_spec(config, shape), 4 * config.channels, shape[1]
+    yield from embedding_layers(config.channels, width, config.num_classes)
+    yield Layer("conv_in", Kind.CONVOLUTION, spec.image_channels, spec.in_channels, 3, height)
     for name, block in spec.blocks():
         embed_channels = block.out_channels * (2 if config.scale_shift else 1)
-        shapes |= block_shapes(name, block, width, embed_channels=embed_channels)
+        yield from block_layers(name, block, width, embed_channels=embed_channels)
     for way, levels in (("down", spec.down), ("up", spec.up)):
         for i, level in enumerate(levels):
             if level.attention:
                 for j, block in enumerate(level.blocks):
-                    shapes |= _attention(f"{way}.{i}.attention.{j}", block.out_channels)
+                    yield from _attention(f"{way}.{i}.attention.{j}", block)
             if isinstance(level.step, int):
-                shapes |= conv_shapes(f"{way}.{i}.{way}.conv", level.step, level.step, 3)
-    shapes |= _attention("middle.attention", spec.middle[0].out_channels)
-    shapes |= norm_shapes("norm_out", spec.in_channels)
-    return shapes | conv_shapes("conv_out", spec.in_channels, spec.image_channels, 3)
+                size = level.blocks[0].height * 2 if way == "up" else level.blocks[0].height // 2
+                yield Layer(f"{way}.{i}.{way}.conv", Kind.CONVOLUTION, level.step, level.step, 3, size)
+    yield from _attention("middle.attention", spec.middle[0])
+    yield Layer("norm_out", Kind.NORM, spec.in_channels, spec.in_channels, height=height)
+    yield Layer("conv_out", Kind.CONVOLUTION, spec.in_channels, spec.image_channels, 3, height)
 
 
-def _attention(name: str, channels: int) -> Shapes:
-    shapes = norm_shapes(f"{name}.norm", channels) | conv_shapes(f"{name}.qkv", channels, 3 * channels, 1)
-    return shapes | conv_shapes(f"{name}.out", channels, channels, 1)
+def _attention(name: str, block: BlockSpec) -> Iterator[Layer]:
+    """The layers of attention after a block."""
+    channels = block.out_channels
+    return attention_layers(name, [("qkv", 3 * channels), ("out", channels)], channels, block.height)

@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
-from ict_backends.networks.families import count_parameters, parameter_shapes, trained_shapes
+from ict_backends.networks.families import count_parameters, network_layers, trained_shapes
+from ict_backends.networks.layers import Kind
 from ict_core import Config
 
 # The parameters of the authors' networks at the sizes of each preset, counted from the shapes of their modules, which
@@ -29,16 +30,7 @@ def forward_flops(config: Config) -> int:
     Convolutions, dense layers and the two products of attention count; norms, activations and FIR filters, which
     are bound by memory, do not.
     """
-    total = 0
-    for name, shape in parameter_shapes(config).items():
-        pixels = _height(config, name) ** 2
-        if len(shape) == 4:
-            total += 2 * math.prod(shape) * pixels
-        elif len(shape) == 2 and name != "embedding.labels.weight":
-            total += 2 * math.prod(shape)
-        if ".attention" in name and name.endswith(".out.weight"):
-            total += 2 * 2 * pixels**2 * shape[0]
-    return total
+    return sum(layer.flops for layer in network_layers(config))
 
 
 class Convolution(NamedTuple):
@@ -51,7 +43,7 @@ class Convolution(NamedTuple):
     out_channels: int
     kernel: int
     height: int
-    count: int
+    number: int
 
     @property
     def flops(self) -> int:
@@ -65,31 +57,13 @@ class Convolution(NamedTuple):
 
 def heaviest_convolutions(config: Config, count: int) -> list[Convolution]:
     """The `count` shapes of convolutions that make up most of a forward pass's operations, the heaviest first."""
-    found = Counter(
-        (shape[1], shape[0], shape[2], _height(config, name))
-        for name, shape in parameter_shapes(config).items()
-        if len(shape) == 4
+    counts = Counter(
+        (layer.in_size, layer.out_size, layer.kernel, layer.height)
+        for layer in network_layers(config)
+        if layer.kind in (Kind.CONVOLUTION, Kind.PROJECTION)
     )
-    shapes = [Convolution(*key, number) for key, number in found.items()]
-    return sorted(shapes, key=lambda shape: -shape.count * shape.flops)[:count]
-
-
-def _height(config: Config, name: str) -> int:
-    """Of a layer's result."""
-    return config.data.shape[1] >> _halvings(name, len(config.network.channel_mult))
-
-
-def _halvings(name: str, levels: int) -> int:
-    """How often the image was halved where a layer's result is computed."""
-    way, _, rest = name.partition(".")
-    if way == "middle":
-        return levels - 1
-    if way not in ("down", "up"):
-        return 0
-    number, step = int(rest.partition(".")[0]), rest.split(".")[1]
-    if way == "down":
-        return number + (step in ("down", "pyramid"))
-    return levels - 1 - number - (step == "up")
+    shapes = [Convolution(*sizes, number=number) for sizes, number in counts.items()]
+    return sorted(shapes, key=lambda shape: -shape.number * shape.flops)[:count]
 
 
 def forward_passes(config: Config) -> int:

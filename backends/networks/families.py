@@ -1,20 +1,33 @@
-"""The families of networks, before any framework: which there are, and what each is made of."""
+"""The families of networks before any framework: what a configuration's network is made of."""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
 
-from ict_backends.networks.adm import adm_parameters, adm_spec
-from ict_backends.networks.ncsnpp import Shapes, ncsnpp_parameters, ncsnpp_spec
-from ict_core import Config
+from ict_backends.networks.adm import adm_layers, adm_spec
+from ict_backends.networks.layers import Layer, Shapes, array_shapes
+from ict_backends.networks.ncsnpp import ncsnpp_layers, ncsnpp_spec
+from ict_core import ADMConfig, Config
+
+
+def network_layers(config: Config) -> list[Layer]:
+    """The layers of a configuration's network, in the order of its arrays in checkpoints.
+
+    Raises:
+        ConfigError: the network cannot be built.
+    """
+    if isinstance(config.network, ADMConfig):
+        return list(adm_layers(config.network, config.data.shape))
+    return list(ncsnpp_layers(config.network, config.data.shape))
 
 
 @lru_cache(maxsize=8)
 def mask_shapes(config: Config) -> tuple[tuple[int, int, int], ...]:
     """[channels, height, width] of each dropout mask of a configuration's network, in the order of use."""
-    spec = {"ncsnpp": ncsnpp_spec, "adm": adm_spec}[config.network.family]
-    return tuple(spec(config.network, config.data.shape).mask_shapes())
+    if isinstance(config.network, ADMConfig):
+        return tuple(adm_spec(config.network, config.data.shape).mask_shapes())
+    return tuple(ncsnpp_spec(config.network, config.data.shape).mask_shapes())
 
 
 def dropped_numbers(rate: float) -> int:
@@ -23,20 +36,19 @@ def dropped_numbers(rate: float) -> int:
 
 
 def parameter_shapes(config: Config) -> Shapes:
-    """Every stored array of a configuration's network by name, in the layout of checkpoints.
+    """The shape of every stored array of a configuration's network, by its name in checkpoints.
 
     Raises:
         ConfigError: the network cannot be built.
     """
-    parameters = {"ncsnpp": ncsnpp_parameters, "adm": adm_parameters}[config.network.family]
-    return parameters(config.network, config.data.shape)
+    return array_shapes(network_layers(config))
+
+
+def trained_shapes(config: Config) -> Shapes:
+    """`parameter_shapes` of the arrays that have a gradient. Raises ConfigError as it does."""
+    return array_shapes(layer for layer in network_layers(config) if layer.trained)
 
 
 def count_parameters(config: Config) -> int:
     """The number of stored values of a configuration's network. Raises ConfigError where it cannot be built."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
-
-
-def trained_shapes(config: Config) -> Shapes:
-    """Of `parameter_shapes`, those that have a gradient: all but the Fourier frequencies."""
-    return {name: shape for name, shape in parameter_shapes(config).items() if name != "embedding.frequencies"}

@@ -1,4 +1,4 @@
-"""What NCSN++ is made of, before any framework: its blocks with their widths and sizes, its parameters' shapes."""
+"""What NCSN++ is made of before any framework: its blocks with their widths and sizes, and its layers."""
 
 from __future__ import annotations
 
@@ -8,35 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ict_backends.networks.layers import BlockSpec, Kind, Layer, attention_layers, block_layers, embedding_layers
 from ict_core import ConfigError, NCSNppConfig
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-class BlockSpec(NamedTuple):
-    """A residual block. `height` is that of its output.
-
-    With `project`, the shortcut of a block that resamples has a convolution though the width stays. Without `dropout`
-    the block takes no mask.
-    """
-
-    in_channels: int
-    out_channels: int
-    height: int
-    up: bool = False
-    down: bool = False
-    project: bool = True
-    dropout: bool = True
-
-    @property
-    def has_shortcut(self) -> bool:
-        """Whether the other branch needs a 1x1 convolution."""
-        return self.in_channels != self.out_channels or (self.project and (self.up or self.down))
-
-    @property
-    def mask_shape(self) -> tuple[int, int, int]:
-        """[channels, height, width] of its dropout mask."""
-        return (self.out_channels, self.height, self.height)
 
 
 class DownSpec(NamedTuple):
@@ -75,18 +48,21 @@ class NCSNppSpec(NamedTuple):
             if level.down is not None:
                 yield f"down.{i}.down", level.down
         yield from ((f"middle.block_{j}", block) for j, block in enumerate(self.middle))
-        for i, level in enumerate(self.up):
-            yield from ((f"up.{i}.blocks.{j}", block) for j, block in enumerate(level.blocks))
-            if level.up is not None:
-                yield f"up.{i}.up", level.up
+        for i, up_level in enumerate(self.up):
+            yield from ((f"up.{i}.blocks.{j}", block) for j, block in enumerate(up_level.blocks))
+            if up_level.up is not None:
+                yield f"up.{i}.up", up_level.up
 
     def mask_shapes(self) -> list[tuple[int, int, int]]:
         """[channels, height, width] of each dropout mask, in the order of evaluation."""
         return [block.mask_shape for _, block in self.blocks()]
 
 
-def positional_frequencies(channels: int) -> np.ndarray:
-    """[channels // 2] float32 10000^(-i / (half - 1)), half = channels // 2: rounded as in the authors' code."""
+def ncsnpp_frequencies(channels: int) -> np.ndarray:
+    """The frequencies of NCSN++'s positional features: [half] float32 10000^(-i / (half - 1)), half = channels // 2.
+
+    They are rounded as in the authors' code.
+    """
     half = channels // 2
     exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(10_000) / max(half - 1, 1))
     return np.exp(exponents.astype(np.float64)).astype(np.float32)
@@ -112,12 +88,12 @@ def ncsnpp_spec(config: NCSNppConfig, shape: Sequence[int]) -> NCSNppSpec:
     bottom = BlockSpec(channels, channels, height >> (len(widths) - 1))
     up = []
     for i, width in reversed(list(enumerate(widths))):
-        size, blocks = height >> i, []
+        size, rising = height >> i, list[BlockSpec]()
         for _ in range(config.blocks + 1):
-            blocks.append(BlockSpec(channels + skips.pop(), width, size))
+            rising.append(BlockSpec(channels + skips.pop(), width, size))
             channels = width
         step = BlockSpec(width, width, 2 * size, up=True) if i > 0 else None
-        up.append(UpSpec(tuple(blocks), size in config.attention_resolutions, step))
+        up.append(UpSpec(tuple(rising), size in config.attention_resolutions, step))
     spec = NCSNppSpec(image_channels, tuple(down), (bottom, bottom), tuple(up), channels)
     for name, block in spec.blocks():
         for width in (block.in_channels, block.out_channels):
@@ -135,69 +111,37 @@ def groups(channels: int) -> int:
     return min(channels // 4, 32)
 
 
-def ncsnpp_parameters(config: NCSNppConfig, shape: Sequence[int]) -> Shapes:
-    """Every stored array of the network by name, in the layout of checkpoints.
+def ncsnpp_layers(config: NCSNppConfig, shape: Sequence[int]) -> Iterator[Layer]:
+    """The layers of a configuration's network for images of `shape` [channels, height, width].
 
-    Convolutions are [out, in, h, w], dense layers [out, in]. `embedding.frequencies` is stored and has no gradient.
+    Raises ConfigError as `ncsnpp_spec` does.
     """
-    spec, width = ncsnpp_spec(config, shape), 4 * config.channels
-    shapes: Shapes = {}
+    spec, width, height = ncsnpp_spec(config, shape), 4 * config.channels, shape[1]
     features = config.channels
     if config.embedding == "fourier":
-        shapes["embedding.frequencies"] = (config.channels,)
+        yield Layer("embedding.frequencies", Kind.FREQUENCIES, 1, config.channels, trained=False)
         features = 2 * config.channels
-    shapes |= dense_shapes("embedding.dense_0", features, width) | dense_shapes("embedding.dense_1", width, width)
-    if config.num_classes:
-        shapes["embedding.labels.weight"] = (config.num_classes, width)
-    shapes |= conv_shapes("conv_in", spec.image_channels, config.channels, 3)
+    yield from embedding_layers(features, width, config.num_classes)
+    yield Layer("conv_in", Kind.CONVOLUTION, spec.image_channels, config.channels, 3, height)
     for name, block in spec.blocks():
-        shapes |= block_shapes(name, block, width, embed_channels=block.out_channels)
+        yield from block_layers(name, block, width, embed_channels=block.out_channels)
     for i, level in enumerate(spec.down):
         if level.attention:
             for j, block in enumerate(level.blocks):
-                shapes |= _attention(f"down.{i}.attention.{j}", block.out_channels)
-        if level.pyramid is not None:
-            shapes |= conv_shapes(f"down.{i}.pyramid.conv", *level.pyramid, 3)
-    shapes |= _attention("middle.attention", spec.middle[0].out_channels)
-    for i, level in enumerate(spec.up):
-        if level.attention:
-            shapes |= _attention(f"up.{i}.attention", level.blocks[-1].out_channels)
-    return (
-        shapes
-        | norm_shapes("norm_out", spec.out_channels)
-        | conv_shapes("conv_out", spec.out_channels, spec.image_channels, 3)
-    )
+                yield from _attention(f"down.{i}.attention.{j}", block)
+        if level.pyramid is not None and level.down is not None:
+            entering, leaving = level.pyramid
+            yield Layer(f"down.{i}.pyramid.conv", Kind.CONVOLUTION, entering, leaving, 3, level.down.height)
+    yield from _attention("middle.attention", spec.middle[0])
+    for i, up_level in enumerate(spec.up):
+        if up_level.attention:
+            yield from _attention(f"up.{i}.attention", up_level.blocks[-1])
+    yield Layer("norm_out", Kind.NORM, spec.out_channels, spec.out_channels, height=height)
+    yield Layer("conv_out", Kind.CONVOLUTION, spec.out_channels, spec.image_channels, 3, height)
 
 
-def block_shapes(name: str, block: BlockSpec, embedding: int, *, embed_channels: int) -> Shapes:
-    """The arrays of a residual block whose embedding of `embedding` features is made `embed_channels` wide."""
-    shapes = norm_shapes(f"{name}.norm_0", block.in_channels)
-    shapes |= conv_shapes(f"{name}.conv_0", block.in_channels, block.out_channels, 3)
-    shapes |= dense_shapes(f"{name}.embed", embedding, embed_channels)
-    shapes |= norm_shapes(f"{name}.norm_1", block.out_channels)
-    shapes |= conv_shapes(f"{name}.conv_1", block.out_channels, block.out_channels, 3)
-    if block.has_shortcut:
-        shapes |= conv_shapes(f"{name}.shortcut", block.in_channels, block.out_channels, 1)
-    return shapes
-
-
-def _attention(name: str, channels: int) -> Shapes:
-    shapes = norm_shapes(f"{name}.norm", channels)
-    for layer in ("query", "key", "value", "out"):
-        shapes |= conv_shapes(f"{name}.{layer}", channels, channels, 1)
-    return shapes
-
-
-def conv_shapes(name: str, in_channels: int, out_channels: int, size: int) -> Shapes:
-    """The arrays of a biased convolution."""
-    return {f"{name}.weight": (out_channels, in_channels, size, size), f"{name}.bias": (out_channels,)}
-
-
-def dense_shapes(name: str, in_features: int, out_features: int) -> Shapes:
-    """The arrays of a biased dense layer."""
-    return {f"{name}.weight": (out_features, in_features), f"{name}.bias": (out_features,)}
-
-
-def norm_shapes(name: str, channels: int) -> Shapes:
-    """The arrays of a normalisation."""
-    return {f"{name}.weight": (channels,), f"{name}.bias": (channels,)}
+def _attention(name: str, block: BlockSpec) -> Iterator[Layer]:
+    """The layers of attention after a block."""
+    channels = block.out_channels
+    projections = [(layer, channels) for layer in ("query", "key", "value", "out")]
+    return attention_layers(name, projections, channels, block.height)

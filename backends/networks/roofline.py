@@ -27,7 +27,8 @@ from typing import NamedTuple
 
 from ict_backends.networks.adm import ADMLevelSpec, adm_spec
 from ict_backends.networks.families import mask_shapes, trained_shapes
-from ict_backends.networks.ncsnpp import BlockSpec, ncsnpp_spec
+from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.ncsnpp import ncsnpp_spec
 from ict_core import ADMConfig, Config, NCSNppConfig
 
 # Kinds of operations.
@@ -123,10 +124,12 @@ class _Walk:
         """A convolution of (in, out) channels whose result is `height` high; `sizes` of an element, in bytes."""
         sizes = sizes or (self.size, self.size)
         pixels = ((in_height or height) ** 2, height**2)
-        arrays = tuple(s * c * p for s, c, p in zip(sizes, channels, pixels, strict=True))
+        read, written = (s * c * p for s, c, p in zip(sizes, channels, pixels, strict=True))
         weights = math.prod(channels) * kernel**2
         kind = PRODUCTS if kernel == 1 else CONVOLUTIONS
-        self._product(name, kind, arrays, 2 * weights * height**2, weights + channels[1], added=added, mask=mask)
+        self._product(
+            name, kind, (read, written), 2 * weights * height**2, weights + channels[1], added=added, mask=mask
+        )
 
     def dense(self, name: str, in_features: int, out_features: int, *, added: int = 0) -> None:
         """A dense layer, in float32."""
@@ -159,7 +162,7 @@ class _Walk:
     def block(self, name: str, spec: BlockSpec, embedding: int, embed_channels: int) -> None:
         """A residual block whose embedding of `embedding` features is made `embed_channels` wide."""
         first, height, (entering, leaving) = len(self.forward), spec.height, (spec.in_channels, spec.out_channels)
-        in_height = 2 * height if spec.down else height // 2 if spec.up else height
+        in_height = spec.in_height
         inside, result = self._array(entering, height), self._array(leaving, height)
         mask = leaving * height**2 if self.dropout and spec.dropout else 0
         self.norm(f"{name}.norm_0", entering, in_height, inside, other_gradient=inside)
@@ -222,7 +225,10 @@ def _activation_bytes(config: Config) -> int:
 
 def _walk(config: Config) -> _Walk:
     walk = _Walk(config)
-    {"ncsnpp": _walk_ncsnpp, "adm": _walk_adm}[config.network.family](walk, config.network, config.data.shape)
+    if isinstance(config.network, ADMConfig):
+        _walk_adm(walk, config.network, config.data.shape)
+    else:
+        _walk_ncsnpp(walk, config.network, config.data.shape)
     return walk
 
 
@@ -236,11 +242,11 @@ def _walk_ncsnpp(walk: _Walk, config: NCSNppConfig, shape: Sequence[int]) -> Non
         _leave_blocks(walk, f"down.{i}", level.blocks, attention=level.attention, skips=True)
         if level.down is not None:
             walk.skip(f"down.{i}.down", level.down.out_channels, level.down.height)
-        if level.pyramid is not None:
+        if level.down is not None and level.pyramid is not None:
             walk.pyramid(f"down.{i}.pyramid", level.pyramid, level.down.height, filtered=bool(config.fir_kernel))
     walk.attention("middle.attention", spec.middle[0].out_channels, spec.middle[0].height)
-    for i, level in enumerate(spec.up):
-        _leave_blocks(walk, f"up.{i}", level.blocks[-1:], attention=level.attention, skips=False)
+    for i, up_level in enumerate(spec.up):
+        _leave_blocks(walk, f"up.{i}", up_level.blocks[-1:], attention=up_level.attention, skips=False)
 
 
 def _walk_adm(walk: _Walk, config: ADMConfig, shape: Sequence[int]) -> None:

@@ -27,7 +27,8 @@ import numpy as np
 from ict_backends.errors import UserError
 from ict_backends.images import to_uint8
 from ict_backends.networks.cost import forward_flops, heaviest_convolutions, model_flops
-from ict_backends.networks.families import parameter_shapes
+from ict_backends.networks.families import network_layers
+from ict_backends.networks.layers import Kind
 from ict_backends.networks.roofline import least_seconds, operations, shares
 from ict_backends.reports.host import describe_commit, describe_machine, describe_versions, process_memory
 from ict_backends.reports.plain_version import PlainVersion
@@ -124,11 +125,14 @@ def random_arrays(config: Config) -> dict[str, np.ndarray]:
     """
     rng = np.random.default_rng(0)
     arrays = {}
-    for name, shape in parameter_shapes(config).items():
-        fan_in = math.prod(shape[1:])
-        array = rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(fan_in))
-        ones = len(shape) == 1 and name.endswith(".weight")  # a norm's
-        arrays[name] = np.ones(shape, np.float32) if ones else array * np.float32(0.1 if len(shape) == 1 else 1.0)
+    for layer in network_layers(config):
+        for leaf, shape in layer.arrays.items():
+            array = rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
+            if layer.kind is Kind.NORM and leaf == "weight":
+                array = np.ones(shape, np.float32)
+            elif len(shape) == 1:
+                array *= np.float32(0.1)
+            arrays[layer.array_name(leaf)] = array
     return arrays
 
 

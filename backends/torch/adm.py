@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ict_backends.networks.adm import ADMLevelSpec, adm_spec, positional_frequencies
-from ict_backends.networks.ncsnpp import BlockSpec
+from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_spec
+from ict_backends.networks.layers import BlockSpec
 from ict_backends.torch.layers import (
     CastConv,
     CastGroupNorm,
@@ -122,7 +122,7 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, channels: int, *, scale: float, num_classes: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.from_numpy(positional_frequencies(channels)), persistent=False)
+        self.register_buffer("frequencies", torch.from_numpy(adm_frequencies(channels)), persistent=False)
         self.scale, self.odd = scale, channels % 2
         self.dense_0 = nn.Linear(channels, 4 * channels)
         self.dense_1 = nn.Linear(4 * channels, 4 * channels)

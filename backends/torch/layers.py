@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from ict_backends.networks.ncsnpp import BlockSpec, groups, positional_frequencies
+from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.ncsnpp import groups, ncsnpp_frequencies
 
 
 def variance_scaling_(weight: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -312,7 +313,7 @@ class NoiseEmbedding(nn.Module):
         if kind == "fourier":
             self.register_buffer("frequencies", torch.randn(channels) * scale)
         else:
-            self.register_buffer("frequencies", torch.from_numpy(positional_frequencies(channels)), persistent=False)
+            self.register_buffer("frequencies", torch.from_numpy(ncsnpp_frequencies(channels)), persistent=False)
         self.turns = 2 * math.pi if kind == "fourier" else scale
         self.dense_0 = Linear(2 * self.frequencies.shape[0], 4 * channels)
         self.dense_1 = Linear(4 * channels, 4 * channels)

@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ict_backends.networks.ncsnpp import BlockSpec, DownSpec, UpSpec, ncsnpp_spec
+from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.ncsnpp import DownSpec, UpSpec, ncsnpp_spec
 from ict_backends.torch.layers import (
     Attention,
     Conv,

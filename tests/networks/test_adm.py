@@ -21,8 +21,8 @@ from ict_backends.jax import adm as jax_adm
 from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import load_arrays as jax_load
-from ict_backends.networks.adm import adm_parameters, adm_spec
-from ict_backends.networks.ncsnpp import BlockSpec
+from ict_backends.networks.adm import adm_layers, adm_spec
+from ict_backends.networks.layers import BlockSpec, array_shapes
 from ict_backends.torch import adm as torch_adm
 from ict_backends.torch import layers as torch_layers
 from ict_core import ADMConfig, Config, ConfigError, consistency_output, karras_sigmas, multistep_sample, scalings
@@ -60,7 +60,7 @@ def arrays(name: str) -> Mapping[str, np.ndarray]:
 def test_it_has_the_parameters_that_the_specification_lists(config: Config) -> None:
     network = torch_adm.ADM(config.network, config.data.shape)
     found = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    assert found == adm_parameters(config.network, config.data.shape)
+    assert found == array_shapes(adm_layers(config.network, config.data.shape))
     names = openai_adm.official_names(config.network, config.data.shape)
     assert names.keys() == found.keys()
     assert len(set(names.values())) == len(names)
@@ -70,7 +70,7 @@ def test_it_has_the_parameters_that_the_specification_lists(config: Config) -> N
 def test_the_imagenet_64_network_keeps_its_size(scale_shift: bool, expected: int) -> None:
     """With 1000 classes: another count breaks checkpoints, the authors' among them (which scale and shift)."""
     config = ADMConfig(num_classes=1000, scale_shift=scale_shift)
-    assert sum(math.prod(s) for s in adm_parameters(config, (3, 64, 64)).values()) == expected
+    assert sum(math.prod(s) for s in array_shapes(adm_layers(config, (3, 64, 64))).values()) == expected
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from twins import configs
 
 from ict_backends.exchange.diffusers_names import unet_settings
-from ict_backends.exchange.jcm import official_names, to_official_shape
+from ict_backends.exchange.jcm import official_arrays
 from ict_backends.networks.cost import (
     OFFICIAL_PARAMETERS,
     Convolution,
@@ -26,7 +26,8 @@ from ict_backends.networks.cost import (
     training_memory,
 )
 from ict_backends.networks.families import count_parameters, parameter_shapes
-from ict_backends.networks.ncsnpp import ncsnpp_parameters
+from ict_backends.networks.layers import array_shapes
+from ict_backends.networks.ncsnpp import ncsnpp_layers
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.state import init_state
@@ -193,9 +194,9 @@ def test_the_heaviest_convolutions_of_a_known_network() -> None:
     found = heaviest_convolutions(config, 5)
     assert found[0] == Convolution(16, 16, 3, 8, 2)
     assert found[1] == Convolution(16, 16, 3, 4, 7)
-    assert [c.count * c.flops for c in found] == sorted(operations.values(), reverse=True)[:5]
+    assert [c.number * c.flops for c in found] == sorted(operations.values(), reverse=True)[:5]
     for c in found:
-        assert c.count * c.flops == operations[c.in_channels, c.out_channels, c.height]
+        assert c.number * c.flops == operations[c.in_channels, c.out_channels, c.height]
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -206,7 +207,7 @@ def test_all_convolutions_are_all_operations_but_those_of_dense_layers_and_atten
     dense = sum(2 * int(np.prod(s)) for n, s in shapes if len(s) == 2 and n != "embedding.labels.weight")
     height = config.data.shape[1] >> (len(config.network.channel_mult) - 1)
     middle = config.network.channel_mult[-1] * config.network.channels
-    assert sum(c.count * c.flops for c in found) + dense + 4 * height**4 * middle == forward_flops(config)
+    assert sum(c.number * c.flops for c in found) + dense + 4 * height**4 * middle == forward_flops(config)
     assert len({c[:4] for c in found}) == len(found)
 
 
@@ -233,7 +234,7 @@ def test_memory_is_what_training_holds(preset: str) -> None:
 def test_a_released_file_has_the_names_and_shapes_that_the_import_asks_for(nf, mult, blocks, attention, size) -> None:
     """At the size of the released CIFAR-10 models, and at others, with attention at none and at several levels."""
     config = NCSNppConfig(channels=nf, channel_mult=tuple(mult), blocks=blocks, attention_resolutions=tuple(attention))
-    names = official_names(config, (3, size, size))
-    ours = ncsnpp_parameters(config, (3, size, size))
-    asked = {names[name]: to_official_shape(shape, names[name]) for name, shape in ours.items()}
+    theirs = official_arrays(config, (3, size, size))
+    assert theirs.keys() == array_shapes(ncsnpp_layers(config, (3, size, size))).keys()
+    asked = {array.name: array.shape for array in theirs.values()}
     assert asked == official_ncsnpp(nf, mult, blocks, attention, size)

@@ -16,12 +16,12 @@ import torch
 from flax import nnx
 from twins import assert_close, jax_weights, nchw, nhwc, torch_network
 
-from ict_backends.exchange.jcm import from_official, official_names
+from ict_backends.exchange.jcm import from_official, official_arrays
 from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.state import merge_network
 from ict_backends.jax.weights import load_arrays as jax_load
-from ict_backends.networks.ncsnpp import BlockSpec
+from ict_backends.networks.layers import BlockSpec
 from ict_backends.torch import layers as torch_layers
 from ict_backends.torch.networks import UNet
 from ict_core import Config, consistency_output
@@ -69,12 +69,12 @@ def their_config(theirs: Mapping[str, Any]) -> Config:
 
 def load_theirs(config: Config, params: Mapping[str, np.ndarray]) -> UNet:
     """The network in torch with their parameters, each of which must have its place."""
-    names = official_names(config.network, config.data.shape)
-    assert {f"params/{name}" for name in names.values()} == params.keys()
+    theirs = official_arrays(config.network, config.data.shape)
+    assert {f"params/{name}" for name, _ in theirs.values()} == params.keys()
     network = torch_network(config, "float32")
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     network.load_state_dict(
-        {n: torch.tensor(from_official(params[f"params/{names[n]}"], s).copy()) for n, s in shapes.items()}
+        {n: torch.tensor(from_official(params[f"params/{theirs[n].name}"], s).copy()) for n, s in shapes.items()}
     )
     return network
 

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ict_backends.networks.families import count_parameters
-from ict_backends.networks.ncsnpp import ncsnpp_parameters, ncsnpp_spec
+from ict_backends.networks.layers import array_shapes
+from ict_backends.networks.ncsnpp import ncsnpp_layers, ncsnpp_spec
 from ict_backends.torch.layers import NoiseEmbedding
 from ict_backends.torch.ncsnpp import NCSNpp
 from ict_core import Config, ConfigError, NCSNppConfig
@@ -59,7 +60,7 @@ def inputs(config: NCSNppConfig, shape: tuple[int, int, int], batch: int = 2):
 def test_it_has_the_parameters_that_the_specification_lists(drawn) -> None:
     config, shape = drawn
     found = {name: tuple(value.shape) for name, value in NCSNpp(config, shape).state_dict().items()}
-    assert found == ncsnpp_parameters(config, shape)
+    assert found == array_shapes(ncsnpp_layers(config, shape))
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])

@@ -1,0 +1,148 @@
+"""The layers of a network before any framework: one record a layer, from which shapes, counts and costs are read.
+
+Here is also what both families of networks are made of: residual blocks, and the layers of a block and of attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import NamedTuple
+
+# The shapes of named arrays, in the layout of checkpoints: convolutions [out, in, h, w], dense layers [out, in].
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Kind(Enum):
+    """What a layer does."""
+
+    CONVOLUTION = "convolution"
+    PROJECTION = "1x1 convolution of attention"
+    DENSE = "dense layer"
+    NORM = "group norm"
+    TABLE = "row a class"
+    FREQUENCIES = "stored frequencies"
+    ATTENTION = "products of queries, keys and values"
+
+
+class Layer(NamedTuple):
+    """A layer of a network.
+
+    Attributes:
+        name: of its module, as checkpoints have it.
+        kind: which arrays it has, and what it computes with them.
+        in_size, out_size: channels or features of its input and of its result; of a table, classes and features.
+        kernel: height and width of a convolution; 1 for all else.
+        height: height and width of the images that it gives; 1 where it gives vectors.
+        trained: whether its arrays have a gradient.
+    """
+
+    name: str
+    kind: Kind
+    in_size: int
+    out_size: int
+    kernel: int = 1
+    height: int = 1
+    trained: bool = True
+
+    @property
+    def arrays(self) -> Shapes:
+        """The shapes of its arrays by their names in it: "weight", "bias"; "" for an array called as the layer is."""
+        match self.kind:
+            case Kind.CONVOLUTION | Kind.PROJECTION:
+                return {"weight": (self.out_size, self.in_size, self.kernel, self.kernel), "bias": (self.out_size,)}
+            case Kind.DENSE:
+                return {"weight": (self.out_size, self.in_size), "bias": (self.out_size,)}
+            case Kind.NORM:
+                return {"weight": (self.out_size,), "bias": (self.out_size,)}
+            case Kind.TABLE:
+                return {"weight": (self.in_size, self.out_size)}
+            case Kind.FREQUENCIES:
+                return {"": (self.out_size,)}
+            case Kind.ATTENTION:
+                return {}
+
+    def array_name(self, leaf: str) -> str:
+        """The name in checkpoints of the array that is called `leaf` in the layer."""
+        return f"{self.name}.{leaf}" if leaf else self.name
+
+    @property
+    def flops(self) -> int:
+        """Operations for one image, two for each multiplication and addition; norms, which memory bounds, have none."""
+        match self.kind:
+            case Kind.CONVOLUTION | Kind.PROJECTION:
+                return 2 * self.in_size * self.out_size * self.kernel**2 * self.height**2
+            case Kind.DENSE:
+                return 2 * self.in_size * self.out_size
+            case Kind.ATTENTION:
+                return 2 * 2 * self.height**4 * self.out_size
+            case _:
+                return 0
+
+
+def array_shapes(layers: Iterable[Layer]) -> Shapes:
+    """The shapes of all arrays of some layers, by their names in checkpoints."""
+    return {layer.array_name(leaf): shape for layer in layers for leaf, shape in layer.arrays.items()}
+
+
+class BlockSpec(NamedTuple):
+    """A residual block. `height` is that of its output.
+
+    With `project`, the shortcut of a block that resamples has a convolution though the width stays. Without `dropout`
+    the block takes no mask.
+    """
+
+    in_channels: int
+    out_channels: int
+    height: int
+    up: bool = False
+    down: bool = False
+    project: bool = True
+    dropout: bool = True
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether the other branch needs a 1x1 convolution."""
+        return self.in_channels != self.out_channels or (self.project and (self.up or self.down))
+
+    @property
+    def in_height(self) -> int:
+        """The height of its input."""
+        return 2 * self.height if self.down else self.height // 2 if self.up else self.height
+
+    @property
+    def mask_shape(self) -> tuple[int, int, int]:
+        """[channels, height, width] of its dropout mask."""
+        return (self.out_channels, self.height, self.height)
+
+
+def block_layers(name: str, block: BlockSpec, embedding: int, *, embed_channels: int) -> Iterator[Layer]:
+    """The layers of a residual block whose embedding of `embedding` features is made `embed_channels` wide."""
+    entering, leaving, height = block.in_channels, block.out_channels, block.height
+    yield Layer(f"{name}.norm_0", Kind.NORM, entering, entering, height=block.in_height)
+    yield Layer(f"{name}.conv_0", Kind.CONVOLUTION, entering, leaving, 3, height)
+    yield Layer(f"{name}.embed", Kind.DENSE, embedding, embed_channels)
+    yield Layer(f"{name}.norm_1", Kind.NORM, leaving, leaving, height=height)
+    yield Layer(f"{name}.conv_1", Kind.CONVOLUTION, leaving, leaving, 3, height)
+    if block.has_shortcut:
+        yield Layer(f"{name}.shortcut", Kind.CONVOLUTION, entering, leaving, 1, height)
+
+
+def attention_layers(name: str, projections: Iterable[tuple[str, int]], channels: int, height: int) -> Iterator[Layer]:
+    """The layers of self-attention over the pixels.
+
+    Args:
+        projections: name and output channels of each 1x1 convolution, the one after the attention last.
+    """
+    yield Layer(f"{name}.norm", Kind.NORM, channels, channels, height=height)
+    for layer, width in projections:
+        yield Layer(f"{name}.{layer}", Kind.PROJECTION, channels, width, 1, height)
+    yield Layer(name, Kind.ATTENTION, channels, channels, height=height)
+
+
+def embedding_layers(features: int, width: int, num_classes: int) -> Iterator[Layer]:
+    """The layers that make features of the noise level, and a label, `width` numbers."""
+    yield Layer("embedding.dense_0", Kind.DENSE, features, width)
+    yield Layer("embedding.dense_1", Kind.DENSE, width, width)
+    if num_classes:
+        yield Layer("embedding.labels", Kind.TABLE, num_classes, width)
