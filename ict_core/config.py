@@ -1,7 +1,8 @@
 """The settings of a run: frozen dataclasses, each with its range, and what they must agree on.
 
 A configuration is made of sections of plain values, so that every value has one dotted name (`train.learning_rate`) in
-TOML files, on the command line and in the printed result alike. `ict_core.settings` reads and writes them.
+TOML files, on the command line and in the printed result alike. `ict_core.settings` reads them. The descriptions under
+"Attributes" are the text of docs/settings.md.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class Rule(NamedTuple):
     """The range of a setting.
 
     Attributes:
-        words: what is allowed, as errors and docs/settings.md say it.
+        words: what is allowed, in the words of errors and of docs/settings.md.
         holds: whether a value of the setting's type is allowed.
-        choices: all values there are, for a setting that is one of several words.
+        choices: all allowed values of a setting that is one of several words; else empty.
     """
 
     words: str
@@ -42,7 +43,7 @@ def above(bound: float) -> Rule:
 
 
 def at_least(bound: int, *, zero: str = "") -> Rule:
-    """Integers >= bound; `zero` says what 0 means where that is something else."""
+    """Integers >= bound, and 0 where it has a meaning of its own, which `zero` gives in words."""
     if bound == 0 or not zero:
         return Rule(f">= {bound}" + (f" (0: {zero})" if zero else ""), lambda value: value >= bound)
     return Rule(f">= {bound} (or 0: {zero})", lambda value: value == 0 or value >= bound)
@@ -66,7 +67,7 @@ def integers(*, empty: bool) -> Rule:
 
 
 def rules_of(section: type[object]) -> dict[str, Rule]:
-    """The range of each field of a section that has one of its own, by name."""
+    """The rule of each setting of a section, by name; settings that may have any value of their type have none."""
     hints = typing.get_type_hints(section, include_extras=True)
     metadata = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
     return {name: rule for name, rules in metadata.items() for rule in rules if isinstance(rule, Rule)}
@@ -79,7 +80,7 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 
 
 def literal(value: object) -> str:
-    """A value as TOML has it, whose notation for these types is JSON's, as long as a number is finite."""
+    """A value in the notation of TOML, which for these types, and finite numbers, is that of JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     if isinstance(value, tuple):
@@ -88,7 +89,7 @@ def literal(value: object) -> str:
 
 
 def check_ranges(name: str, section: object) -> None:
-    """Raise ConfigError where a value of a section, called `name`, is out of its range."""
+    """Raise ConfigError if a value of the section called `name` is out of its range."""
     for key, rule in rules_of(type(section)).items():
         value = getattr(section, key)
         require(rule.holds(value), f"{name}.{key}", value, rule.words)
@@ -107,13 +108,15 @@ class DataConfig:
     """Where the images come from and what they are.
 
     Attributes:
-        source: "digits" (embedded), "hf:NAME" of a Hugging Face dataset, or a path.
-        shape: [channels, height, width] of an image.
-        size: height and width that images are resampled to when they are read; 0 for those that they have.
-        crop: "center" takes the middle square of each image first, "none" nothing.
-        flip: mirror images left to right at random.
-        hold: where the images are while training: on the "device", on the "host", of which each step's are copied
-            while the one before is computed, or "auto": on the device if they take a third of its free memory at most.
+        source: "digits" (embedded), "hf:NAME" for a Hugging Face dataset, or a path.
+        shape: [channels, height, width] of an image: square, and divisible by 2 once for each level of
+            `network.channel_mult` after the first.
+        size: the height and width to which images are resampled when they are read; 0 leaves them as they are.
+        crop: "center" cuts each image to its middle square before it is resampled; "none" does not.
+        flip: mirror each image left to right with probability 1/2.
+        hold: where the images are kept while training: on the "device"; on the "host", from which the images of a step
+            are copied while the step before is computed; "auto" takes the device if they fill at most a third of its
+            free memory.
     """
 
     source: Annotated[str, Rule('"digits" or a path', lambda source: source != "")] = "digits"
@@ -138,20 +141,20 @@ class NCSNppConfig:
 
     Attributes:
         family: "ncsnpp".
-        channels: nf, the width that `channel_mult` multiplies; a multiple of 4.
-        channel_mult: width of each level in units of `channels`; each level halves the image.
-        blocks: residual blocks a level on the way down (one more on the way up).
-        attention_resolutions: image heights at which self-attention follows.
-        dropout: rate in [0, 1), between the two convolutions of a block.
-        embedding: "fourier" or "positional" features of c_noise = log(sigma) / 4.
-        embedding_scale: fourier: standard deviation of the frequencies; positional: the factor on
+        channels: nf, the width that `channel_mult` multiplies.
+        channel_mult: the width of each level in units of `channels`; from each level to the next, the image halves.
+        blocks: residual blocks a level on the way down; there is one more on the way up.
+        attention_resolutions: the image heights at which self-attention follows each block.
+        dropout: the share of activations that is dropped between the two convolutions of a block.
+        embedding: the features of c_noise = log(sigma) / 4 that the network is given.
+        embedding_scale: with "fourier", the standard deviation of the frequencies; with "positional", the factor on
             c_noise (1000 gives the authors' 250 log sigma).
-        fir_kernel: the resampling filter; empty for nearest-neighbour and mean pooling.
+        fir_kernel: the filter for resampling; if empty, pixels are repeated on the way up and averaged on the way down.
         input_pyramid: feed the downsampled input to every level ("residual").
-        skip_rescale: divide sums of two branches by sqrt 2.
-        num_classes: 0 for an unconditional model.
-        checkpoint: keep for the gradient what enters each block and attention, and compute the inside of them
-            again: less memory, the same gradient, about a fifth more time.
+        skip_rescale: divide the sum of two branches by sqrt 2.
+        num_classes: the number of classes; 0 makes the model unconditional.
+        checkpoint: keep only the inputs of blocks and attention for the gradient, and compute the rest again: less
+            memory, the same gradient, about a fifth more time.
     """
 
     family: Annotated[str, one_of(("ncsnpp",))] = "ncsnpp"
@@ -178,21 +181,22 @@ class ADMConfig:
 
     Attributes:
         family: "adm".
-        channels: the width that `channel_mult` multiplies; every level's is a multiple of 32.
-        channel_mult: width of each level in units of `channels`; each level halves the image.
-        blocks: residual blocks a level on the way down (one more on the way up).
-        attention_resolutions: image heights at which self-attention follows each block.
-        head_channels: channels of an attention head; divides the width of each level with attention.
-        dropout: rate in [0, 1), between the last activation and the second convolution of a block.
-        dropout_resolution: dropout acts in blocks whose output is at most so high; 0 for all of them.
-        scale_shift: let the embedding scale and shift what is normalised (AdaGN) instead of being added
-            before. iCT turns it off: it makes consistency training diverge.
-        resblock_updown: resample in residual blocks; otherwise by a strided convolution, and by one after
-            repeating pixels.
+        channels: the width that `channel_mult` multiplies.
+        channel_mult: the width of each level in units of `channels`: integers >= 1 that make every width a multiple of
+            32. From each level to the next, the image halves.
+        blocks: residual blocks a level on the way down; there is one more on the way up.
+        attention_resolutions: the image heights at which self-attention follows each block.
+        head_channels: the channels of an attention head; divides the width of each level with attention.
+        dropout: the share of activations that is dropped before the second convolution of a block.
+        dropout_resolution: only blocks whose output is at most this high have dropout; 0 gives it to all blocks.
+        scale_shift: scale and shift the normalised activations by the embedding (AdaGN), instead of adding it before
+            they are normalised. iCT turns this off, since it makes consistency training diverge.
+        resblock_updown: resample within residual blocks; if false, a strided convolution halves the image, and
+            repeated pixels and a convolution double it.
         embedding_scale: the factor on c_noise (1000 gives the authors' 250 log sigma).
-        num_classes: 0 for an unconditional model.
-        checkpoint: keep for the gradient what enters each block and attention, and compute the inside of them
-            again: less memory, the same gradient, about a fifth more time.
+        num_classes: the number of classes; 0 makes the model unconditional.
+        checkpoint: keep only the inputs of blocks and attention for the gradient, and compute the rest again: less
+            memory, the same gradient, about a fifth more time.
     """
 
     family: Annotated[str, one_of(("adm",))] = "adm"
@@ -226,10 +230,13 @@ class NoiseConfig:
     """The noise levels and their law in training.
 
     Attributes:
-        sigma_min, sigma_max, rho: of `karras_sigmas`.
-        sigma_data: standard deviation of the data that `scalings` assumes.
-        law: of the interval between two levels, "lognormal" or "uniform" (original consistency training).
-        p_mean, p_std: mean and standard deviation of log sigma in the lognormal law.
+        sigma_min: the smallest level; pixels are in [-1, 1].
+        sigma_max: the largest level, > `sigma_min`.
+        rho: how much `karras_sigmas` crowds the levels towards the smallest.
+        sigma_data: the standard deviation of the data that `scalings` assumes.
+        law: how the interval between two levels is drawn; "uniform" is original consistency training.
+        p_mean: the mean of log sigma in the lognormal law.
+        p_std: the standard deviation of log sigma in the lognormal law.
     """
 
     sigma_min: Annotated[float, above(0)] = 0.002
@@ -251,8 +258,10 @@ class CurriculumConfig:
     """The number of noise levels over time: `discretization_steps`.
 
     Attributes:
-        schedule: "doubling", "fixed" (s1 intervals all the time), or "cm", the root of original consistency training.
-        s0, s1: the first and the last number of intervals.
+        schedule: "doubling" is the recipe's; "fixed" has `s1` intervals in every step; "cm" grows like a square root,
+            as original consistency training does.
+        s0: the first number of intervals between levels.
+        s1: the last number of intervals, >= `s0`.
     """
 
     schedule: Annotated[str, one_of(SCHEDULES)] = "doubling"
@@ -269,9 +278,11 @@ class LossConfig:
     """The distance between neighbouring levels, and its weight.
 
     Attributes:
-        distance: "pseudo_huber"; "l2" (squared), "l1", to compare with; "pseudo_huber_elementwise", to show a fault.
-        huber_factor: the Pseudo-Huber constant is c = huber_factor * sqrt(D).
-        weighting: "inverse_gap"; of the level alone "one", "snr", "snr_plus_one", "truncated_snr" or "edm".
+        distance: "pseudo_huber" is the recipe's; "l2" (squared) and "l1" are there for comparison, and
+            "pseudo_huber_elementwise" shows a fault.
+        huber_factor: the Pseudo-Huber constant is c = `huber_factor` * sqrt(D), D the elements of an image.
+        weighting: the weight of an interval (`loss_weight`); "inverse_gap" is the recipe's, and the others depend only
+            on the student's level.
     """
 
     distance: Annotated[str, one_of(DISTANCES)] = "pseudo_huber"
@@ -284,13 +295,13 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """What the student is compared with. In the recipe, itself; all else here is to compare that with.
+    """The teacher that the student is compared with: the student itself, unless these settings change it.
 
     Attributes:
-        decay: mu, of the moving average of the student's weights that the teacher has; 0 for the student's own.
-        schedule: "constant", or "adaptive": `adaptive_decay` from mu0 = decay, nearer to 1 the more levels there are
-            (original consistency training).
-        share_dropout: give both the same dropout masks.
+        decay: mu, if the teacher's weights are a moving average of the student's; 0 gives it the student's own.
+        schedule: "constant" keeps mu = `decay`; "adaptive" brings it nearer to 1 as levels are added, as original
+            consistency training does (`adaptive_decay` with mu0 = `decay`, > 0).
+        share_dropout: give student and teacher the same dropout masks.
     """
 
     decay: Annotated[float, below_one()] = 0.0
@@ -311,28 +322,32 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The optimisation, and what a run leaves behind while it goes.
+    """The optimisation, and what a run logs and keeps.
 
     Attributes:
-        seed: all randomness of the run is a function of it and the step.
-        total_steps: K, over which the curriculum is spread.
+        seed: all randomness of a run is a function of the seed and the step.
+        total_steps: K, the number of training steps, over which the curriculum is spread.
         batch_size: images a step, over all devices and processes.
-        micro_batch: images that a device computes at a time, the gradients being added up; 0 for all of its share.
-            The result is the same but for rounding.
-        precision: what the network computes in, of float32 weights: "float32", which is that on every device; "tf32"
-            (products and convolutions of float32 arrays as tensor cores do them, where there are any), "bf16", or
-            "fp16" (with a scaled loss, for GPUs without bf16). In the last two, norms, embeddings, the last layer, the
-            affine part and the distance stay float32.
-        compile: let torch compile the network, which takes a minute or two; JAX always does.
-        shard_weights: let each device hold a part of the weights, their average and moments, and not a copy of them.
-        learning_rate, betas: of RAdam.
-        ema_decay: of the weights that samples are made from; the teacher's are another matter (`TeacherConfig`).
-        on_nonfinite: "stop" where a loss or the gradient is NaN or infinite, or "skip": leave the weights as they
-            are in such a step, and count it.
-        log_every, sample_every, checkpoint_every: in steps; the last two 0 for never, but the last step
-            always leaves samples and a checkpoint.
-        keep_checkpoints: how many of the newest to keep; 0 for all.
-        keep_every: keep also those of every so many steps; 0 for none of them.
+        micro_batch: images that a device computes at a time, a divisor of `batch_size`; 0 takes all of its share. The
+            gradients of the parts are added up, so that the result is the same but for rounding.
+        precision: what the network computes in; its weights are float32 in any case. "float32" is exactly that on every
+            device; "tf32" lets tensor cores, where there are any, round the factors of products and convolutions;
+            "fp16" is for GPUs without "bf16", and scales the loss. With "bf16" and "fp16", norms, embeddings, the last
+            layer, the affine part and the distance stay float32.
+        compile: compile the network with torch, which takes a minute or two; JAX always compiles. Cannot be combined
+            with `shard_weights`.
+        shard_weights: divide the weights, their average and the optimiser's moments among the devices, instead of
+            giving each a copy.
+        learning_rate: the learning rate of RAdam, the same in every step.
+        betas: the decays of RAdam's two moments.
+        ema_decay: the decay of the average of the weights that samples are made from; the teacher's is `teacher.decay`.
+        on_nonfinite: what happens where a loss or the gradient is NaN or infinite: "stop" ends the run; "skip" leaves
+            the weights as they are and counts the step.
+        log_every: steps from one line of the log to the next.
+        sample_every: steps from one picture of samples to the next; the last step always leaves one.
+        checkpoint_every: steps from one checkpoint to the next; the last step always leaves one.
+        keep_checkpoints: how many of the newest checkpoints are kept.
+        keep_every: keep, beside the newest checkpoints, each whose step is a multiple of this.
         tensorboard: write scalars and sample pictures for TensorBoard, too.
     """
 
@@ -365,10 +380,11 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Sampling defaults.
+    """The defaults of sampling.
 
     Attributes:
-        second_sigma: the second level of two-step sampling, which the literature tunes per data set.
+        second_sigma: the second level of two-step sampling, in [`noise.sigma_min`, `noise.sigma_max`); it is tuned for
+            each data set.
     """
 
     second_sigma: Annotated[float, above(0)] = 0.821
@@ -379,13 +395,13 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Measuring while training: one-step samples of the averaged weights against the data, of their pixels.
+    """Measuring while training: the pixels of one-step samples of the averaged weights, against the data.
 
     Attributes:
-        every: in steps, and after the last one; 0 for never.
-        num: how many samples; 0 for 1,000, or as many as the metric needs.
-        metric: "pixel-fd" (Frechet distance), "kid" (kernel distance) or "sw" (sliced Wasserstein distance); the
-            checkpoint where it is smallest is kept.
+        every: steps from one measurement to the next; if there are any, one follows the last step.
+        num: how many samples are measured; 0 takes 1,000, or more where the metric needs more.
+        metric: "pixel-fd" (Frechet distance), "kid" (kernel distance) or "sw" (sliced Wasserstein distance). The
+            checkpoint with the smallest value is kept.
     """
 
     every: Annotated[int, at_least(0, zero="never")] = 0
@@ -398,7 +414,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run. Sections check themselves; this checks what they must agree on."""
+    """The settings of a whole run. Each section checks itself; this checks what they must agree on."""
 
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NCSNppConfig)

@@ -126,13 +126,13 @@ def _differences(a: Array, b: Array, xp: Namespace) -> Array:
 class Distance(Protocol):
     """d(a, b) per sample: two [b, *event] in, [b] out."""
 
-    def __call__(self, a: Array, b: Array, /, *, xp: Namespace | None = None) -> Array:
+    def __call__(self, a: Array, b: Array, /) -> Array:
         """d(a, b)."""
         ...
 
 
-# `loss.distance` of the settings -> d(a, b), made of the Pseudo-Huber constant c, which the others do not have.
-DISTANCES: dict[str, Callable[[float], Distance]] = {
+# `loss.distance` of the settings -> d(a, b, *, xp), made of the Pseudo-Huber constant c, which the others do not have.
+DISTANCES: dict[str, Callable[[float], Callable[..., Array]]] = {
     "pseudo_huber": lambda c: partial(pseudo_huber, c=c),
     "l2": lambda c: squared_l2,
     "l1": lambda c: l1,
@@ -262,7 +262,7 @@ def consistency_loss(
         z: [b, *event] standard normal noise, the dtype of `x`.
         sigma_lo, sigma_hi, weight: [b], from `Grid.draw`, the dtype of `x`.
         c: > 0, the constant of the Pseudo-Huber distance, which is the recipe's d.
-        distance: another d(a, b, xp=...) -> [b], in place of `c`: `squared_l2`, or one of your own.
+        distance: another d(a, b) -> [b], in place of `c`: `squared_l2`, or one of your own.
         xp: array namespace; inferred from `x` when omitted.
 
     Returns:
@@ -278,17 +278,28 @@ def consistency_loss(
     >>> loss.per_sample.round(3)
     array([0.772, 0.817])
     """
-    if (c is None) == (distance is None):
-        raise TypeError("consistency_loss takes c, for the Pseudo-Huber distance, or else distance")
-    if c is not None:
-        distance = partial(pseudo_huber, c=c)
-    assert distance is not None
     xp = namespace("x", x, xp)
     check_floating("x", x, xp)
     check_same("x", x, "z", z)
     for name, values in (("sigma_lo", sigma_lo), ("sigma_hi", sigma_hi), ("weight", weight)):
         check_per_sample(name, values, "x", x)
+    d = _chosen_distance(c, distance, xp)
     y_lo = teacher(x + per_sample(sigma_lo, x, xp) * z, sigma_lo)
     y_hi = student(x + per_sample(sigma_hi, x, xp) * z, sigma_hi)
-    losses = weight * distance(y_hi, y_lo, xp=xp)
+    distances = d(y_hi, y_lo)
+    # [b, 1], or a mean over the batch, would broadcast to a loss that is wrong and looks right.
+    if tuple(distances.shape) != tuple(x.shape[:1]):
+        raise ValueError(f"distance must return [b] = {tuple(x.shape[:1])}, not {tuple(distances.shape)}")
+    losses = weight * distances
     return ConsistencyLoss(xp.mean(losses), losses)
+
+
+def _chosen_distance(c: float | None, distance: Distance | None, xp: Namespace) -> Distance:
+    """The distance that a caller has given, by itself or by the constant of the Pseudo-Huber one."""
+    if c is not None and distance is None:
+        return partial(pseudo_huber, c=c, xp=xp)
+    if distance is None or c is not None:
+        raise TypeError("consistency_loss takes c, for the Pseudo-Huber distance, or else distance")
+    if not callable(distance):
+        raise TypeError(f"distance must be a function of (a, b), not {type(distance).__name__}")
+    return distance

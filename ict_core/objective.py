@@ -6,6 +6,7 @@ What differs between frameworks comes as an argument: how a gradient is stopped,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from ict_core._arrays import Array, Namespace
@@ -76,10 +77,15 @@ def consistency_function(
     return f
 
 
-def distance_of(config: Config) -> Distance:
-    """The distance d(a, b) that a configuration's losses are measured by."""
+def distance_of(config: Config, *, xp: Namespace | None = None) -> Distance:
+    """The distance d(a, b) that the settings of a run name.
+
+    Args:
+        config: `data.shape` and `loss` decide the distance and its constant.
+        xp: array namespace; inferred from a when omitted.
+    """
     c = huber_constant(config.data.dim, factor=config.loss.huber_factor)
-    return DISTANCES[config.loss.distance](c)
+    return partial(DISTANCES[config.loss.distance](c), xp=xp)
 
 
 def batch_loss(
@@ -89,18 +95,25 @@ def batch_loss(
     *,
     without_gradient: Callable[[ConsistencyFunction], ConsistencyFunction],
     teacher: MaskedNetwork | None = None,
+    distance: Distance | None = None,
     xp: Namespace | None = None,
 ) -> ConsistencyLoss:
-    """The loss of a batch; the teacher is the student itself, with the same dropout masks and without gradient.
+    """The loss of a batch: `consistency_loss` of a network, which teaches itself unless there is another teacher.
 
     Args:
         student: the network in training, F(x_in, c_noise, labels, masks).
+        config: its `noise`, `loss` and `data.shape` decide the scalings and the distance.
+        batch: each network is given its labels; the student its `masks`, the teacher its `teacher_masks`.
         without_gradient: makes of a consistency function one that no gradient passes through.
         teacher: the network of a teacher that has weights of its own (`teacher.decay` > 0).
+        distance: d(a, b) -> [b], in place of the one that the settings name: one of your own.
         xp: array namespace; inferred from `batch.x` when omitted.
 
     Returns:
         `ConsistencyLoss(mean [], per_sample [b])`.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
     """
     other = student if teacher is None else teacher
     return consistency_loss(
@@ -111,6 +124,6 @@ def batch_loss(
         sigma_lo=batch.sigma_lo,
         sigma_hi=batch.sigma_hi,
         weight=batch.weight,
-        distance=distance_of(config),
+        distance=distance_of(config, xp=xp) if distance is None else distance,
         xp=xp,
     )

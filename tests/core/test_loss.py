@@ -519,8 +519,8 @@ def test_loss_takes_each_distance(lib: Library, dtype: str, distance: str) -> No
 def test_loss_takes_a_distance_of_ones_own(lib: Library, dtype: str) -> None:
     batch = Batch(lib, 0, (3, 2), dtype)
 
-    def largest(a: Array, b: Array, /, *, xp: Any = None) -> Array:
-        return xp.max(xp.abs(a - b), axis=1)
+    def largest(a: Array, b: Array) -> Array:
+        return lib.xp.max(lib.xp.abs(a - b), axis=1)
 
     own = consistency_loss(shrink, identity, *batch.arguments, distance=largest, xp=lib.xp)
     x, z, low, high = (to_numpy(a) for a in batch.arguments[:4])
@@ -534,6 +534,21 @@ def test_loss_takes_a_constant_or_a_distance(given_: dict[str, Any]) -> None:
     batch = Batch(TORCH, 0, (3, 2), "float64")
     with pytest.raises(TypeError, match="^consistency_loss takes c, for the Pseudo-Huber distance, or else distance"):
         consistency_loss(shrink, identity, *batch.arguments, **given_)
+
+
+def test_a_name_is_no_distance() -> None:
+    """Names belong to settings, which `distance_of` reads."""
+    batch = Batch(TORCH, 0, (3, 2), "float64")
+    with pytest.raises(TypeError, match="^distance must be a function of .a, b., not str"):
+        consistency_loss(shrink, identity, *batch.arguments, distance="l2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1), (3, 2)])
+def test_a_distance_of_another_shape_is_refused(lib: Library, dtype: str, shape: tuple[int, ...]) -> None:
+    """[b, 1] would make [b, b] losses, and a mean over the batch would be weighted by every sample's weight."""
+    batch, wrong = Batch(lib, 0, (3, 2), dtype), lib.asarray(np.ones(shape), dtype)
+    with pytest.raises(ValueError, match=r"^distance must return \[b\] = \(3,\), not"):
+        consistency_loss(shrink, identity, *batch.arguments, distance=lambda a, b: wrong)
 
 
 @given(shape=batch_shapes, seed=seeds, c=constants)

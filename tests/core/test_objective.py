@@ -40,6 +40,17 @@ def network(factor: float) -> Callable[..., Array]:
     return lambda x_in, c_noise, labels, masks: factor * x_in * (1.0 if masks is None else masks[0])
 
 
+def written_out(batch: Batch, distance: Callable[[Array, Array], Array], xp: Any) -> Array:
+    """The weighted distances of a student that scales by 0.5 and a teacher that scales by 0.2, [b]."""
+
+    def clean(factor: float, mask: Array, sigma: Array) -> Array:
+        noisy = batch.x + xp.reshape(sigma, (-1, 1, 1, 1)) * batch.z
+        return consistency_output(lambda x, c, y: factor * x * mask, noisy, sigma, xp=xp)
+
+    y_hi, y_lo = clean(0.5, batch.masks[0], batch.sigma_hi), clean(0.2, batch.teacher_masks[0], batch.sigma_lo)
+    return batch.weight * distance(y_hi, y_lo)
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 @given(seed=seeds)
 def test_the_loss_is_the_weighted_distance_of_student_and_teacher(
@@ -47,16 +58,29 @@ def test_the_loss_is_the_weighted_distance_of_student_and_teacher(
 ) -> None:
     config, batch = replace(CONFIG, loss={"distance": distance}), make_batch(lib, dtype, seed)
     loss = batch_loss(network(0.5), config, batch, without_gradient=unchanged, teacher=network(0.2), xp=lib.xp)
-
-    def clean(factor: float, mask: Array, sigma: Array) -> Array:
-        column = lib.xp.reshape(sigma, (-1, 1, 1, 1))
-        noisy = batch.x + column * batch.z
-        return consistency_output(lambda x, c, y: factor * x * mask, noisy, sigma, xp=lib.xp)
-
-    pair = clean(0.5, batch.masks[0], batch.sigma_hi), clean(0.2, batch.teacher_masks[0], batch.sigma_lo)
-    expected = batch.weight * distance_of(config)(*pair)
+    expected = written_out(batch, distance_of(config), lib.xp)
     assert_same(loss.per_sample, expected, rtol=16 * eps(dtype))
     assert_same(loss.mean, lib.asarray(to_numpy(expected).mean(), dtype), rtol=16 * eps(dtype))
+
+
+def test_a_distance_of_ones_own_takes_the_place_of_the_named_one(lib: Library, dtype: str) -> None:
+    batch = make_batch(lib, dtype)
+
+    def largest(a: Array, b: Array) -> Array:
+        return lib.xp.max(lib.xp.reshape(lib.xp.abs(a - b), (SHAPE[0], -1)), axis=1)
+
+    networks = {"student": network(0.5), "teacher": network(0.2)}
+    loss = batch_loss(**networks, config=CONFIG, batch=batch, without_gradient=unchanged, distance=largest, xp=lib.xp)
+    assert_same(loss.per_sample, written_out(batch, largest, lib.xp), rtol=16 * eps(dtype))
+
+
+@pytest.mark.parametrize(("one", "other"), [("masks", "teacher_masks"), ("sigma_lo", "sigma_hi"), ("x", "z")])
+def test_the_comparison_with_the_formula_can_fail(lib: Library, dtype: str, one: str, other: str) -> None:
+    batch = make_batch(lib, dtype)
+    swapped = batch._replace(**{one: getattr(batch, other), other: getattr(batch, one)})
+    loss = batch_loss(network(0.5), CONFIG, swapped, without_gradient=unchanged, teacher=network(0.2), xp=lib.xp)
+    with pytest.raises(AssertionError):
+        assert_same(loss.per_sample, written_out(batch, distance_of(CONFIG), lib.xp), rtol=16 * eps(dtype))
 
 
 def test_each_network_is_given_the_labels_and_its_own_masks(lib: Library) -> None:
