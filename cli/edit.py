@@ -233,9 +233,8 @@ def _config(request: Request) -> Config:
 
 def _load(request: Request, *, grey_will_do: bool = False) -> tuple[Config, np.ndarray]:
     """The run's settings, and the images that --image names, [b, c, h, w] float32."""
-    from ict_backends.data.decode import read_image
+    from ict_backends.data.decode import fit_image, read_image
     from ict_backends.images import to_float
-    from ict_backends.sampling.editing import fit_image
 
     config = _config(request)
     found = []
@@ -277,8 +276,7 @@ def _load_small(request: Request, config: Config, factor: int | None) -> tuple[n
 
 def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
     """bool [1, h, w]: what stays, the black half of the greys."""
-    from ict_backends.data.decode import read_image
-    from ict_backends.sampling.editing import fit_image, to_grey_pixels
+    from ict_backends.data.decode import fit_image, read_image, to_grey_pixels
 
     image = read_image(path)
     grey = to_grey_pixels(image)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from einops import rearrange
-from PIL import Image
 
-from ict_backends.data.decode import describe_shape, from_picture, middle_square, resample, to_picture
-from ict_backends.errors import DataError, UsageError
+from ict_backends.errors import UsageError
 from ict_backends.images import to_uint8
 from ict_backends.randomness import image_noises
 from ict_backends.sampling.batches import Model
@@ -89,32 +87,6 @@ def interpolate(
     noises = image_noises(seed, [a, b], len(sigmas), model.config.data.shape)
     between = [editing.interpolate_noise(z[0], z[1], np.linspace(0, 1, num).tolist()) for z in noises]
     return model.sample(np.stack(between), sigmas, None if label is None else np.full(num, label))
-
-
-def fit_image(image: np.ndarray, shape: Sequence[int], *, resize: bool, what: str) -> np.ndarray:
-    """[c, h, w] uint8 as one of `shape`.
-
-    With `resize`, the middle square is resampled, grey is repeated and RGB becomes luma.
-
-    Raises:
-        DataError: naming `what` and both sizes, where it is of another and may not be changed.
-    """
-    if image.shape == tuple(shape):
-        return image
-    if not resize:
-        raise DataError(
-            f"{what} is {describe_shape(image.shape)}, but {describe_shape(shape)} is needed; --resize makes it fit"
-        )
-    channels, height, width = shape
-    picture = to_picture(middle_square(image)).convert("L" if channels == 1 else "RGB")
-    return from_picture(resample(picture, height, width))
-
-
-def to_grey_pixels(image: np.ndarray) -> np.ndarray:
-    """[c, h, w] uint8 as grey, [1, h, w], of its own size."""
-    if len(image) == 1:
-        return image
-    return np.asarray(Image.fromarray(rearrange(image, "c h w -> h w c")).convert("L"))[None]
 
 
 def lower(images: Images, factor: int) -> Images:
