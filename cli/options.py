@@ -94,9 +94,9 @@ def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run
 
 def _found(run: Path | None) -> list[float]:
     from ict_backends.runs.folder import RunDir
-    from ict_backends.sampling.search_sigmas import found_sigmas
+    from ict_backends.sampling.search_sigmas import load_sigmas
 
-    return found_sigmas(RunDir(run)) if run else []
+    return load_sigmas(RunDir(run)) if run else []
 
 
 def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 0) -> np.ndarray | None:
