@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import as_options, smallest
 
 import ict_backends.torch as engine
 from ict_backends.networks.roofline import least_seconds, operations
@@ -19,10 +20,7 @@ from ict_core.settings import build_config
 PLAIN = Path(__file__).resolve().parents[2] / "bench" / "plain.py"
 SMALL = [
     "--preset=digits",
-    "--set=network.channels=4",
-    "--set=network.channel_mult=[1]",
-    "--set=data.shape=[1,4,4]",
-    "--set=train.batch_size=4",
+    *as_options(smallest(network={"channels": 4})),
     "--device=cpu",
     "--repeats=2",
     "--steps=2",
