@@ -22,7 +22,7 @@ def sample_images(
     seed: int,
     labels: np.ndarray | None = None,
     batch: int = 256,
-    on_batch: Callable[[int], None] = lambda done: None,
+    on_batch: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """Sample images 0..num-1 of a seed: [num, c, h, w] float32 in [-1, 1].
 
