@@ -16,6 +16,8 @@ from tiny import as_options, smallest
 
 import ict_backends.torch as engine
 from ict_backends.networks.roofline import least_seconds, operations
+from ict_backends.protocols import Arrays, Model
+from ict_core import Config
 from ict_core.settings import build_config
 
 PLAIN = Path(__file__).resolve().parents[2] / "bench" / "plain.py"
@@ -165,7 +167,7 @@ def test_bad_input_is_one_line(
 
 
 def test_a_loss_that_is_not_finite_is_refused(ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def advance(steps):
+    def advance(steps: int) -> np.ndarray:
         return np.full((steps, 4), np.nan)
 
     monkeypatch.setattr(
@@ -185,7 +187,7 @@ def test_a_plain_loss_that_is_not_finite_is_refused(ict: Ict, tmp_path: Path) ->
 def test_samples_that_are_all_zero_are_refused(ict: Ict, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model = engine.make_model
 
-    def zero(config, arrays, device):
+    def zero(config: Config, arrays: Arrays, device: str) -> Model:
         return make_model(config, {name: 0 * a for name, a in arrays.items()}, device)
 
     monkeypatch.setattr(engine, "make_model", zero)

@@ -7,6 +7,7 @@ import json
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def means(path: Path) -> np.ndarray:
     return images.reshape(-1, 2, 4, 2, 4).mean(axis=(2, 4)).reshape(-1, 4)
 
 
-def figures(ict, tmp_path, *arguments) -> dict:
+def figures(ict: Ict, tmp_path: Path, *arguments: object) -> dict[str, Any]:
     done = ict("eval", *arguments, "--json", tmp_path / "x.json", "--device", "cpu")
     assert done.code == 0, done.err
     return json.loads((tmp_path / "x.json").read_text())
