@@ -1,4 +1,4 @@
-"""Which part of the work is this process's, where several share it."""
+"""The cores of this process, its place among the processes that share its work, and how it ends among them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def available_cores() -> int:
 
 
 def local_rank() -> int | None:
-    """The number of this process on its machine, from LOCAL_RANK, which torchrun sets; None without it.
+    """The number of this process on its machine, >= 0, from LOCAL_RANK, as torchrun sets it; None where it is not set.
 
     Raises:
-        UsageError: it is no number.
+        UsageError: LOCAL_RANK is not a number >= 0.
     """
     number = os.environ.get("LOCAL_RANK")
     if number is None:
@@ -29,10 +29,10 @@ def local_rank() -> int | None:
 
 
 def share_of_work() -> tuple[int, int]:
-    """(rank, world size) from RANK and WORLD_SIZE, which torchrun and its like set; (0, 1) without them.
+    """(rank, world size) from RANK and WORLD_SIZE, as torchrun sets them; (0, 1) where neither is set.
 
     Raises:
-        UsageError: only one of them is set, or they are no rank and size.
+        UsageError: only one of them is set, or they are not integers with 0 <= RANK < WORLD_SIZE.
     """
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if rank is None and size is None:
@@ -49,13 +49,13 @@ _at_once = False
 
 
 def leave_at_once() -> None:
-    """Let the command end without what libraries do at exit."""
+    """Let the command end without the exit handlers of libraries, which could wait for a process that is gone."""
     global _at_once
     _at_once = True
 
 
 def leaves_at_once() -> bool:
-    """Whether `leave_at_once` was called."""
+    """True if `leave_at_once` was called in this process."""
     return _at_once
 
 
@@ -63,7 +63,7 @@ def check_rendezvous() -> str:
     """HOST:PORT where the processes meet, from MASTER_ADDR and MASTER_PORT, as torchrun sets them.
 
     Raises:
-        UsageError: one of them is not set, or the port is none.
+        UsageError: one of them is not set, or the port is not in 1..65535.
     """
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not host or port is None or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -76,9 +76,12 @@ def check_rendezvous() -> str:
 
 
 def leave(wait: Callable[[], object]) -> None:
-    """Wait for the others at the end: one that left would cut them off in the middle of their last exchange.
+    """Wait for the other processes before leaving, since one that left would cut off their last exchange.
 
-    That they are gone already is no fault any more.
+    If another process is gone already, that is no error any more.
+
+    Args:
+        wait: returns when every process has called it; raises RuntimeError where one is gone.
     """
     with contextlib.suppress(RuntimeError):
         wait()

@@ -1,4 +1,4 @@
-"""`python -m ict_cli`."""
+"""Runs the `ict` command as `python -m ict_cli`."""
 
 from ict_cli.main import run
 

@@ -1,4 +1,4 @@
-"""`ict edit`."""
+"""`ict edit`, and a subcommand for each kind of edit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from ict_cli.options import (
 from ict_core import Config
 
 if TYPE_CHECKING:
-    from ict_backends.sampling.batches import Model
     from ict_backends.sampling.editing import Editor
 
 
@@ -36,8 +35,8 @@ def edit_command() -> None:
     """
 
 
-class Request(NamedTuple):
-    """What every edit is asked for; see the options of the same names."""
+class EditRequest(NamedTuple):
+    """The argument and the options that all edits of given images share, by the names of their parameters."""
 
     run: Path
     images: tuple[Path, ...]
@@ -50,17 +49,11 @@ class Request(NamedTuple):
     device: str
 
 
-def _edit_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The argument RUN and the options of a `Request`, which the command takes as its first argument."""
-    name = command.__name__.removesuffix("_command").replace("_", "-")
+_Command = Callable[..., None]
 
-    def gather(**options: Any) -> None:
-        own = {key: value for key, value in options.items() if key not in Request._fields}
-        shared = {key: value for key, value in options.items() if key in Request._fields}
-        command(Request(**shared), **own)
 
-    gather.__doc__, gather.__name__ = command.__doc__, command.__name__
-    gather.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+def _shared_options(default_out: str) -> Callable[[_Command], _Command]:
+    """A decorator that adds the parameters of an `EditRequest`, and --debug."""
     decorators = [
         click.argument("run", type=click.Path(path_type=Path)),
         click.option(
@@ -69,7 +62,7 @@ def _edit_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--out",
             type=click.Path(path_type=Path),
-            default=Path(f"{name}.png"),
+            default=Path(default_out),
             show_default=True,
             help="The result: x.png. Beside it comes x-side-by-side.png.",
         ),
@@ -81,26 +74,31 @@ def _edit_options(command: Callable[..., None]) -> Callable[..., None]:
         device_option,
         debug_option,
     ]
-    for decorate in reversed(decorators):
-        gather = decorate(gather)
-    return gather
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(decorators):  # the help lists them in the order in which they stand above a function
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def _path_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --steps and --sigmas of an edit."""
-    command = click.option("--sigmas", help="Falling noise levels, one a step, instead of --steps.")(command)
-    steps = click.IntRange(min=1)
-    return click.option("--steps", type=steps, default=40, show_default=True, help="Evaluations of the model.")(command)
+_steps_option = click.option(
+    "--steps", type=click.IntRange(min=1), default=40, show_default=True, help="Evaluations of the model."
+)
+_sigmas_option = click.option("--sigmas", help="Falling noise levels, one a step, instead of --steps.")
 
 
 @edit_command.command("inpaint")
-@_edit_options
+@_shared_options("inpaint.png")
 @click.option(
     "--mask", type=click.Path(path_type=Path), required=True, help="A picture: white is filled in, black stays."
 )
-@_path_options
-def inpaint_command(request: Request, mask: Path, steps: int, sigmas: str | None) -> None:
+@_steps_option
+@_sigmas_option
+def inpaint_command(mask: Path, steps: int, sigmas: str | None, **shared: Any) -> None:
     """Fill in a part of images."""
+    request = EditRequest(**shared)
     config, images = _load(request)
     known = np.broadcast_to(_read_mask(mask, config, request.resize), images.shape)
     edit = _editor(request, config, _levels(config, steps, sigmas))
@@ -108,12 +106,14 @@ def inpaint_command(request: Request, mask: Path, steps: int, sigmas: str | None
 
 
 @edit_command.command("colorize")
-@_edit_options
-@_path_options
-def colorize_command(request: Request, steps: int, sigmas: str | None) -> None:
+@_shared_options("colorize.png")
+@_steps_option
+@_sigmas_option
+def colorize_command(steps: int, sigmas: str | None, **shared: Any) -> None:
     """Give colours to images, whose luma stays."""
     from ict_core import to_grey
 
+    request = EditRequest(**shared)
     config, images = _load(request, grey_will_do=True)
     if config.data.shape[0] != 3:
         raise UsageError("colorize needs a model of RGB images; this one's are grey")
@@ -122,20 +122,22 @@ def colorize_command(request: Request, steps: int, sigmas: str | None) -> None:
 
 
 @edit_command.command("super-resolve")
-@_edit_options
+@_shared_options("super-resolve.png")
 @click.option(
     "--factor",
     type=click.IntRange(min=2),
     help="How much larger the result is.  [default: what leads from the image's size to the model's]",
 )
-@_path_options
-def super_resolve_command(request: Request, factor: int | None, steps: int, sigmas: str | None) -> None:
+@_steps_option
+@_sigmas_option
+def super_resolve_command(factor: int | None, steps: int, sigmas: str | None, **shared: Any) -> None:
     """Make images larger: each pixel stays as the mean of a patch.
 
     Images of the model's own size are made smaller first, by --factor.
     """
     from ict_backends.sampling.editing import enlarge
 
+    request = EditRequest(**shared)
     config = _config(request)
     images, small = _load_small(request, config, factor)
     edit = _editor(request, config, _levels(config, steps, sigmas))
@@ -143,13 +145,14 @@ def super_resolve_command(request: Request, factor: int | None, steps: int, sigm
 
 
 @edit_command.command("denoise")
-@_edit_options
+@_shared_options("denoise.png")
 @click.option(
     "--sigma", type=float, required=True, help="Standard deviation of the noise; grey levels go from -1 to 1."
 )
 @click.option("--add-noise", is_flag=True, help="The images are clean: add the noise first.")
-def denoise_command(request: Request, sigma: float, add_noise: bool) -> None:
+def denoise_command(sigma: float, add_noise: bool, **shared: Any) -> None:
     """Remove noise of a known level from images, in one evaluation."""
+    request = EditRequest(**shared)
     config, images = _load(request)
     _check_level(config, sigma)
     edit = _editor(request, config, [config.noise.sigma_max])
@@ -158,13 +161,14 @@ def denoise_command(request: Request, sigma: float, add_noise: bool) -> None:
 
 
 @edit_command.command("stroke")
-@_edit_options
+@_shared_options("stroke.png")
 @click.option("--sigma", type=float, default=5.0, show_default=True, help="The first level: the larger, the freer.")
-@click.option("--steps", type=click.IntRange(min=1), default=40, show_default=True, help="Evaluations of the model.")
-def stroke_command(request: Request, sigma: float, steps: int) -> None:
+@_steps_option
+def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
     """Make images of coarse drawings."""
     from ict_backends.sampling.editing import edit_levels
 
+    request = EditRequest(**shared)
     config, images = _load(request)
     _check_level(config, sigma)
     edit = _editor(request, config, edit_levels(config, steps, below=sigma))
@@ -208,20 +212,19 @@ def interpolate_command(
     config = RunDir(run).load_config()
     if first == last:
         raise UsageError(f"--from {first} and --to {last} are the same image")
-    chosen = resolve_labels(config, None if label is None else str(label), num)
-    if chosen is not None and label is None:
-        chosen = np.zeros_like(chosen)
+    if label is None and config.network.num_classes:
+        label = 0
+    resolve_labels(config, None if label is None else str(label), num)  # refuses a label that does not fit
     levels = resolve_sigmas(config, None, sigmas)
     check_output(out, (".png",), create=True)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
-    only = None if chosen is None else int(chosen[0])
-    images = interpolate(model, first, last, num, sigmas=levels, seed=seed, label=only)
+    images = interpolate(model, first, last, num, sigmas=levels, seed=seed, label=label)
     save_grid(out, to_uint8(images), columns=num)
     click.echo(f"{num} images: {out}")
 
 
-def _config(request: Request) -> Config:
-    """The run's settings, once the output is known to be possible."""
+def _config(request: EditRequest) -> Config:
+    """The run's settings, after a check that the output can be written."""
     from ict_backends.runs.folder import RunDir
 
     config = RunDir(request.run).load_config()
@@ -231,31 +234,33 @@ def _config(request: Request) -> Config:
     return config
 
 
-def _load(request: Request, *, grey_will_do: bool = False) -> tuple[Config, np.ndarray]:
-    """The run's settings, and the images that --image names, [b, c, h, w] float32."""
-    from ict_backends.data.decode import read_image
+def _load(request: EditRequest, *, grey_will_do: bool = False) -> tuple[Config, np.ndarray]:
+    """The run's settings, and the images that --image names, [b, c, h, w] float32 in [-1, 1].
+
+    With `grey_will_do`, a grey image is repeated to the channels of the model.
+    """
+    from ict_backends.data.decode import fit_image, read_image
     from ict_backends.images import to_float
-    from ict_backends.sampling.editing import fit_image
 
     config = _config(request)
-    found = []
+    fitted = []
     for path in request.images:
         image = read_image(path)
         if grey_will_do and len(image) == 1:
             image = image.repeat(config.data.shape[0], axis=0)
-        found.append(fit_image(image, config.data.shape, resize=request.resize, what=f"--image {path}"))
-    return config, to_float(np.stack(found))
+        fitted.append(fit_image(image, config.data.shape, resize=request.resize, what=f"--image {path}"))
+    return config, to_float(np.stack(fitted))
 
 
-def _load_small(request: Request, config: Config, factor: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The images at the model's size, to be shown, and their small versions, to be made larger."""
+def _load_small(request: EditRequest, config: Config, factor: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The images at the model's size, which are only shown, and their small versions, which are made larger."""
     from ict_backends.data.decode import describe_shape, read_image
     from ict_backends.images import to_float
     from ict_backends.sampling.editing import enlarge, lower
 
     channels, height, _ = config.data.shape
-    found = {path: read_image(path) for path in request.images}
-    first, size = request.images[0], found[request.images[0]].shape[1]
+    pixels = {path: read_image(path) for path in request.images}
+    first, size = request.images[0], pixels[request.images[0]].shape[1]
     if request.resize or size == height:
         if factor is None:
             raise UsageError(f"--image {first} comes to have the model's size: say by --factor how small to make it")
@@ -265,23 +270,21 @@ def _load_small(request: Request, config: Config, factor: int | None) -> tuple[n
     if height % factor:
         raise UsageError(f"--factor {factor} must divide the size of the model's images, {height}")
     small = (channels, height // factor, height // factor)
-    wrong = [path for path, image in found.items() if image.shape != small]
+    wrong = [path for path, image in pixels.items() if image.shape != small]
     if wrong:
         raise DataError(
-            f"--image {wrong[0]} is {describe_shape(found[wrong[0]].shape)}; to be enlarged "
+            f"--image {wrong[0]} is {describe_shape(pixels[wrong[0]].shape)}; to be enlarged "
             f"by --factor {factor} it must be {describe_shape(small)}; --resize makes it fit"
         )
-    pixels = to_float(np.stack(list(found.values())))
-    return enlarge(pixels, factor), pixels
+    images = to_float(np.stack(list(pixels.values())))
+    return enlarge(images, factor), images
 
 
 def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
-    """bool [1, h, w]: what stays, the black half of the greys."""
-    from ict_backends.data.decode import read_image
-    from ict_backends.sampling.editing import fit_image, to_grey_pixels
+    """The pixels that stay, [1, h, w] bool: those that are darker than middle grey in the mask."""
+    from ict_backends.data.decode import fit_image, read_image, to_grey_pixels
 
-    image = read_image(path)
-    grey = to_grey_pixels(image)
+    grey = to_grey_pixels(read_image(path))
     mask = fit_image(grey, (1, *config.data.shape[1:]), resize=resize, what=f"--mask {path}") < 128
     if mask.all() or not mask.any():
         raise DataError(f"--mask {path} is all {'black' if mask.all() else 'white'}; white is filled in, black stays")
@@ -289,6 +292,7 @@ def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
 
 
 def _levels(config: Config, steps: int, sigmas: str | None) -> list[float]:
+    """The levels that --sigmas gives, or else those of --steps; giving both is refused."""
     from ict_backends.sampling.editing import edit_levels
 
     given = click.get_current_context().get_parameter_source("steps") != click.core.ParameterSource.DEFAULT
@@ -303,18 +307,22 @@ def _check_level(config: Config, sigma: float) -> None:
         raise UsageError(f"--sigma {sigma:g} must be in ({low:g}, {high:g}]")
 
 
-def _editor(request: Request, config: Config, levels: list[float]) -> Editor:
+def _editor(request: EditRequest, config: Config, levels: list[float]) -> Editor:
     from ict_backends.sampling.editing import Editor
 
     labels = resolve_labels(config, request.labels, len(request.images))
-    model: Model = open_backend(request.backend, request.device).load_model(
-        request.run, weights=request.weights, device=request.device
-    )
+    engine = open_backend(request.backend, request.device)
+    model = engine.load_model(request.run, weights=request.weights, device=request.device)
     return Editor(model, levels, seed=request.seed, labels=labels)
 
 
-def _write(request: Request, images: np.ndarray, seen: np.ndarray, result: np.ndarray) -> None:
-    """The result, one image as it is and several as a grid, and the picture of input, what was seen, and result."""
+def _write(request: EditRequest, images: np.ndarray, seen: np.ndarray, result: np.ndarray) -> None:
+    """Write the result, one image as it is and several as a grid, and beside it the picture that compares it.
+
+    Args:
+        images, seen, result: [b, c, h, w], in [-1, 1] where they are not clipped: the input, what the model saw of it,
+            and what it made of that.
+    """
     from einops import rearrange
 
     from ict_backends.files import write_atomically

@@ -244,7 +244,7 @@ def read_reference(
 def _load_images(data: DataConfig, shape: tuple[int, ...] | None) -> np.ndarray:
     """The images of a source, resampled to a shape where one is given; what cannot be read is named and left out."""
     from ict_backends.data.dataset import load_data
-    from ict_backends.sampling.editing import fit_image
+    from ict_backends.data.decode import fit_image
 
     def fit(image: np.ndarray) -> np.ndarray:
         return fit_image(image, shape, resize=True, what=data.source)

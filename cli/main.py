@@ -1,4 +1,4 @@
-"""The `ict` command: its subcommands, and the one place where errors become one line and an exit code."""
+"""The `ict` command: the list of its subcommands, and the only place where errors become one line and an exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _INTERRUPTED = 130
 
 
 class _LazyGroup(click.Group):
-    """Imports a command's module when it is used, so that `ict --help` answers at once."""
+    """Imports the module of a command only when the command is used, so that `ict --help` answers at once."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -73,8 +73,10 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _exit(code: int, error: BaseException | None = None) -> NoReturn:
-    """Leave, among several processes without what libraries do at exit: they would wait for each other, or for one that
-    is gone."""
+    """Exit with a code, among several processes without the exit handlers of libraries.
+
+    Those would wait for the other processes, of which one may be gone.
+    """
     from ict_backends.environment import leaves_at_once
     from ict_backends.errors import LostProcessError
 
@@ -86,7 +88,7 @@ def _exit(code: int, error: BaseException | None = None) -> NoReturn:
 
 
 def _explain(error: BaseException) -> tuple[str | None, int]:
-    """The line and the exit code for an error of the user's; None for one of ours, which shows its traceback."""
+    """The line to show for an error, and the exit code; no line for a fault of the software: it shows its traceback."""
     from ict_backends.errors import UserError
     from ict_core import ConfigError
 
@@ -99,7 +101,7 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, ConfigError):
         return f"Error: {error}", 2
     if isinstance(error, BrokenPipeError):
-        # Whoever read our output has left; what Python would still flush at exit goes nowhere.
+        # The reader of the output is gone; what Python would still flush at exit goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "Error: the output was closed", 1
     if isinstance(error, OSError) and error.strerror:

@@ -1,4 +1,4 @@
-"""What several commands share: options, and how their values are read."""
+"""The options that several commands share, and the functions that read their values."""
 
 from __future__ import annotations
 
@@ -44,12 +44,16 @@ crop_option = click.option(
     type=click.Choice(["none", "center"]),
     help="Take the middle square of each image first (data.crop).  [default: none]",
 )
-# Read by `ict_cli.main.run` from the arguments; declared so that every command takes and documents it.
+# `ict_cli.main.run` reads it from the arguments; it is declared so that every command takes and documents it.
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
 def open_backend(name: str, device: str) -> Backend[Any, Any]:
-    """A backend, for which this process is set up. Raises UsageError where it or the device is not available."""
+    """Load a backend, and set this process up for it and for the device.
+
+    Raises:
+        UsageError: the backend or the device is not available.
+    """
     from ict_backends import load_backend
 
     engine = load_backend(name)
@@ -59,7 +63,7 @@ def open_backend(name: str, device: str) -> Backend[Any, Any]:
 
 
 def steps_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --steps and --sigmas."""
+    """Add --steps and --sigmas to a command; `resolve_sigmas` reads them."""
     command = click.option("--sigmas", help="Falling noise levels, one a step, such as 80,0.821.")(command)
     return click.option(
         "--steps",
@@ -69,13 +73,17 @@ def steps_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run: Path | None = None) -> list[float]:
-    """The levels that --steps or --sigmas ask for: those found for the run, or else the preset's two.
+    """The levels to sample at, falling, one a step: those of --sigmas, or the first --steps of the known ones.
 
-    Raises UsageError, naming the option and what is allowed.
+    Known are the levels that `ict search-sigmas` found for `run`, or else the two of its settings.
+
+    Raises:
+        UsageError: naming the option and what is allowed.
+        CheckpointError: the levels of the run cannot be read.
     """
     first, second = config.noise.sigma_max, config.sample.second_sigma
     if sigmas is None:
-        known = _found(run) or [first, second]
+        known = _searched_sigmas(run) or [first, second]
         if (steps or 1) > len(known):
             raise UsageError(
                 f"--steps {steps} needs its levels: --sigmas {first:g},... with {steps} falling values, or "
@@ -92,19 +100,22 @@ def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run
     return levels
 
 
-def _found(run: Path | None) -> list[float]:
+def _searched_sigmas(run: Path | None) -> list[float]:
     from ict_backends.runs.folder import RunDir
-    from ict_backends.sampling.search_sigmas import found_sigmas
+    from ict_backends.sampling.search_sigmas import load_sigmas
 
-    return found_sigmas(RunDir(run)) if run else []
+    return load_sigmas(RunDir(run)) if run else []
 
 
 def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 0) -> np.ndarray | None:
-    """[num] class labels; None for an unconditional model.
+    """The classes of images 0..num-1, [num] int64; None for an unconditional model.
 
     Args:
-        labels: classes such as "3" or "0,1,2", in turn; "balanced" or None, all in turn; "random", each image's a
-            function of (seed, its number).
+        labels: classes that take turns, such as "3" or "0,1,2"; "balanced" or None for all of them; or "random", where
+            the class of image i is a function of the seed and i only.
+
+    Raises:
+        UsageError: naming the option and what is allowed.
     """
     classes = config.network.num_classes
     if not classes:
@@ -126,38 +137,46 @@ def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 
 
 
 def command_line(*without: str) -> str:
-    """What repeats the command that is being carried out: its arguments, and the options that were given.
+    """The words that repeat the running command: its name, its arguments, and the options that were given.
 
     Args:
         without: names of parameters that are left out.
     """
     context = click.get_current_context()
-    words = ["ict", context.info_name]
+    words = ["ict", str(context.info_name)]
     for parameter in context.command.params:
-        given = context.params.get(parameter.name)
-        if (
-            parameter.name in without
-            or given is None
-            or context.get_parameter_source(parameter.name) == click.core.ParameterSource.DEFAULT
-        ):
-            continue
-        name = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
-        for value in given if isinstance(given, tuple) else (given,):
-            flag = isinstance(parameter, click.Option) and parameter.is_flag
-            words += name if flag else [*name, str(value)]
+        name = str(parameter.name)
+        value = context.params.get(name)
+        default = context.get_parameter_source(name) == click.core.ParameterSource.DEFAULT
+        if name not in without and value is not None and not default:
+            words += _repeat(parameter, value)
     return shlex.join(words)
 
 
+def _repeat(parameter: click.Parameter, value: object) -> list[str]:
+    """The words that give a parameter its value."""
+    option = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
+    values = value if isinstance(value, tuple) else (value,)
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        return option * len(values)
+    return [word for each in values for word in (*option, str(each))]
+
+
 def check_new_folder(out: Path) -> None:
-    """Raise UsageError where `out` is there and no empty folder."""
+    """Raise UsageError if `out` exists and is not an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is not an empty folder; choose another one")
 
 
 def check_output(out: Path, suffixes: Sequence[str], *, create: bool) -> None:
-    """Raise before any work unless `out` can become a file with one of the suffixes, or a new folder.
+    """Check, before any work, that `out` can become a file with one of the suffixes, or a new folder.
 
-    With `create`, the folder is made, so that one that cannot be made is found out now.
+    Args:
+        create: make the folder, or that of the file, so that an error comes now and not after the work.
+
+    Raises:
+        UsageError: `out` has another suffix, is a folder that should be a file, or is not an empty folder.
+        OSError: the folder cannot be made.
     """
     if out.suffix and out.suffix not in suffixes:
         raise UsageError(f"--out {out} must end in {' or '.join(suffixes)}, or name a folder")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import numpy as np
@@ -27,7 +27,7 @@ from ict_cli.options import (
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from ict_backends.sampling.batches import Model
+    from ict_backends.protocols import Model
 
 
 @click.command("sample")
@@ -71,36 +71,63 @@ def sample_command(
     config = RunDir(run).load_config()
     levels = resolve_sigmas(config, steps, sigmas, run=run)
     classes = resolve_labels(config, labels, num, seed=seed)
-    rank, world = share_of_work()
-    what = _describe(run, weights, num, levels, seed, labels)
-    _check_output(out, what, trajectory, create=not dry_run)
+    drawing = _Drawing(out, num, levels, seed, classes, batch_size, *share_of_work())
+    recipe = _recipe(run, weights, drawing, labels)
+    _check_output(out, recipe, trajectory, create=not dry_run)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
     if dry_run:
         click.echo(f"would draw {num} images at sigmas {', '.join(f'{s:g}' for s in levels)} into {out}")
         return
     if out.suffix != ".png":
-        _write_many(model, out, what, classes, batch_size, rank, world)
-    elif rank == 0 and trajectory:
-        _write_trajectory(model, out, num, levels, seed, classes, batch_size)
-    elif rank == 0:
-        _write_grid(model, out, num, levels, seed, classes, batch_size)
-    if rank == 0:
+        _write_many(model, drawing, recipe)
+    elif drawing.rank == 0 and trajectory:
+        _write_trajectory(model, drawing)
+    elif drawing.rank == 0:
+        _write_grid(model, drawing)
+    if drawing.rank == 0:
         click.echo(f"{num} images: {out}")
 
 
-def _describe(
-    run: Path, weights: str, num: int, levels: list[float], seed: int, labels: str | None
-) -> dict[str, object]:
-    """What samples are of: two sets that have the same are the same."""
+class _Drawing(NamedTuple):
+    """The samples that are drawn, where they go, and which of the processes that draw them this is.
+
+    Attributes:
+        sigmas: falling levels, one a step.
+        labels: [num] classes, or None.
+        batch: images computed at a time.
+    """
+
+    out: Path
+    num: int
+    sigmas: list[float]
+    seed: int
+    labels: np.ndarray | None
+    batch: int
+    rank: int
+    world: int
+
+
+def _recipe(run: Path, weights: str, drawing: _Drawing, labels: str | None) -> dict[str, object]:
+    """The settings that determine the samples: equal ones give equal samples.
+
+    Args:
+        labels: the value of --labels.
+    """
     from ict_backends.runs.checkpoint import read_digest
     from ict_backends.runs.folder import RunDir
 
-    model = {"weights": weights, "sha256": read_digest(RunDir(run).checkpoint_of(weights))}
-    return model | {"num": num, "sigmas": levels, "seed": seed, "labels": labels}
+    return {
+        "weights": weights,
+        "sha256": read_digest(RunDir(run).checkpoint_of(weights)),
+        "num": drawing.num,
+        "sigmas": drawing.sigmas,
+        "seed": drawing.seed,
+        "labels": labels,
+    }
 
 
-def _check_output(out: Path, what: dict[str, object], trajectory: bool, *, create: bool) -> None:
-    """Refuse an output that cannot be."""
+def _check_output(out: Path, recipe: dict[str, object], trajectory: bool, *, create: bool) -> None:
+    """Raise UsageError unless the samples can be written to `out`."""
     from ict_backends.sampling.files import check_sink
 
     if trajectory and out.suffix != ".png":
@@ -110,59 +137,59 @@ def _check_output(out: Path, what: dict[str, object], trajectory: bool, *, creat
     elif out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not an empty folder; choose another one")
     if out.suffix != ".png":
-        check_sink(out, what)
+        check_sink(out, recipe)
 
 
-def _write_grid(
-    model: Model, out: Path, num: int, levels: list[float], seed: int, labels: np.ndarray | None, batch: int
-) -> None:
+def _write_grid(model: Model, drawing: _Drawing) -> None:
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.sampling.batches import sample_images
 
-    with _bar(num) as bar:
-        images = sample_images(model, num, sigmas=levels, seed=seed, labels=labels, batch=batch, on_batch=bar.update)
-    save_grid(out, to_uint8(images))
+    with _bar(drawing.num) as bar:
+        images = sample_images(
+            model,
+            drawing.num,
+            sigmas=drawing.sigmas,
+            seed=drawing.seed,
+            labels=drawing.labels,
+            batch=drawing.batch,
+            on_batch=bar.update,
+        )
+    save_grid(drawing.out, to_uint8(images))
 
 
-def _write_trajectory(
-    model: Model, out: Path, num: int, levels: list[float], seed: int, labels: np.ndarray | None, batch: int
-) -> None:
-    """A row an image: for each step, what it is given, scaled to be seen, and what it makes of it."""
+def _write_trajectory(model: Model, drawing: _Drawing) -> None:
+    """Draw a row an image: for each step its input, scaled to be seen, and its output."""
     from einops import rearrange
 
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.sampling.batches import trajectory
 
-    seen = trajectory(model, num, sigmas=levels, seed=seed, labels=labels, batch=batch)
-    for i, level in enumerate(levels):
+    sigmas = drawing.sigmas
+    pictures = trajectory(
+        model, drawing.num, sigmas=sigmas, seed=drawing.seed, labels=drawing.labels, batch=drawing.batch
+    )
+    for i, sigma in enumerate(sigmas):
         # Noise of standard deviation s about images in [-1, 1] is shown within about that range.
-        seen[2 * i] /= np.sqrt(level**2 + 1)
-    save_grid(out, to_uint8(rearrange(seen, "k n c h w -> (n k) c h w")), columns=2 * len(levels))
+        pictures[2 * i] /= np.sqrt(sigma**2 + 1)
+    save_grid(drawing.out, to_uint8(rearrange(pictures, "k n c h w -> (n k) c h w")), columns=2 * len(sigmas))
 
 
-def _write_many(
-    model: Model,
-    out: Path,
-    what: dict[str, Any],
-    labels: np.ndarray | None,
-    batch: int,
-    rank: int,
-    world: int,
-) -> None:
+def _write_many(model: Model, drawing: _Drawing, recipe: dict[str, object]) -> None:
     from ict_backends.images import to_uint8
     from ict_backends.sampling.batches import sample_batches
     from ict_backends.sampling.files import draw_into, open_sink, share
 
-    sink = open_sink(out, what["num"], what, rank=rank)
+    sigmas, seed, labels = drawing.sigmas, drawing.seed, drawing.labels
+    batch, rank, world = drawing.batch, drawing.rank, drawing.world
+    sink = open_sink(drawing.out, drawing.num, recipe, rank=rank)
     if sink is None:
         return
-    left = share(sink.missing(), batch, rank, world)
 
     def draw(indices: Sequence[int]) -> Iterator[np.ndarray]:
-        batches = sample_batches(model, indices, sigmas=what["sigmas"], seed=what["seed"], labels=labels, batch=batch)
-        return (to_uint8(images) for images in batches)
+        for images in sample_batches(model, indices, sigmas=sigmas, seed=seed, labels=labels, batch=batch):
+            yield to_uint8(images)
 
-    with _bar(len(left)) as bar:
+    with _bar(len(share(sink.missing(), batch, rank, world))) as bar:
         draw_into(sink, draw, labels, batch=batch, rank=rank, world=world, on_batch=bar.update)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import LIBRARIES, Library
 from hypothesis import HealthCheck, settings
+from tiny import smallest
 
 from ict_backends.console import show_on_stderr
 from ict_backends.data.dataset import Dataset
@@ -74,11 +75,10 @@ def _load_reference(name: str) -> Mapping[str, np.ndarray]:
 
 
 # The smallest configuration in which every part of training has something to do.
-TINY = {
-    "data": {"shape": [3, 8, 8], "flip": True},
-    "network": {"channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [4], "dropout": 0.3},
-    "curriculum": {"s0": 2, "s1": 8},
-    "train": {
+TINY = smallest(
+    data={"shape": [3, 8, 8], "flip": True},
+    network={"channel_mult": [1, 2], "attention_resolutions": [4], "dropout": 0.3},
+    train={
         "total_steps": 10,
         "batch_size": 6,
         "learning_rate": 1e-3,
@@ -87,7 +87,7 @@ TINY = {
         "sample_every": 0,
         "checkpoint_every": 0,
     },
-}
+)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from flax import nnx
 from hypothesis import strategies as st
+from tiny import smallest
 
 from ict_backends.jax import state as jax_state
 from ict_backends.jax import step as jax_step
@@ -33,19 +34,11 @@ from ict_core.settings import build_config, merge
 
 Arrays = Mapping[str, np.ndarray]
 
-SMALL = {
-    "data": {"shape": [3, 4, 4]},
-    "network": {
-        "channels": 8,
-        "channel_mult": [2],
-        "blocks": 1,
-        "attention_resolutions": [4],
-        "num_classes": 3,
-        "dropout": 0.0,
-    },
-    "curriculum": {"s0": 2, "s1": 8},
-    "train": {"total_steps": 24, "batch_size": 4, "learning_rate": 1e-3, "ema_decay": 0.9, "sample_every": 0},
-}
+SMALL = smallest(
+    data={"shape": [3, 4, 4]},
+    network={"channel_mult": [2], "attention_resolutions": [4], "num_classes": 3},
+    train={"total_steps": 24, "learning_rate": 1e-3, "ema_decay": 0.9, "sample_every": 0},
+)
 
 
 def small_config(**sections: Mapping[str, Any]) -> Config:

@@ -178,6 +178,35 @@ def prepare(image: np.ndarray, name: str, *, size: int = 0, crop: str = "none") 
     return from_picture(resample(to_picture(image), size, size))
 
 
+def fit_image(image: np.ndarray, shape: Sequence[int], *, resize: bool, what: str) -> np.ndarray:
+    """[c, h, w] uint8 as one of `shape`.
+
+    With `resize`, the middle square is resampled, grey is repeated and RGB becomes luma.
+
+    Args:
+        what: names the image in the error, such as "--image x.png".
+
+    Raises:
+        DataError: the image has another shape, and `resize` is not set; it gives both sizes.
+    """
+    if image.shape == tuple(shape):
+        return image
+    if not resize:
+        raise DataError(
+            f"{what} is {describe_shape(image.shape)}, but {describe_shape(shape)} is needed; --resize makes it fit"
+        )
+    channels, height, width = shape
+    picture = to_picture(middle_square(image)).convert("L" if channels == 1 else "RGB")
+    return from_picture(resample(picture, height, width))
+
+
+def to_grey_pixels(image: np.ndarray) -> np.ndarray:
+    """[c, h, w] uint8 as grey, [1, h, w], of the same size."""
+    if len(image) == 1:
+        return image
+    return np.asarray(Image.fromarray(rearrange(image, "c h w -> h w c")).convert("L"))[None]
+
+
 def describe_shape(shape: Sequence[int]) -> str:
     """[channels, height, width] in words: "32x32 RGB"."""
     channels, height, width = shape

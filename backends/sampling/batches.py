@@ -1,30 +1,17 @@
-"""Sampling many images: their noise, labels and batches, the same for every backend."""
+"""Sampling of many images in batches, with noise and labels that are the same for every backend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import overload
 
 import numpy as np
 
 from ict_backends.errors import OutOfMemoryError
 from ict_backends.images import to_uint8
+from ict_backends.protocols import Model
 from ict_backends.randomness import image_noises
-from ict_core import Config, multistep_sample
-
-
-class Model(Protocol):
-    """What `load_model` gives: NumPy in and out, NCHW float32."""
-
-    config: Config
-
-    def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        """[b, c, h, w] noisy images and their [b] levels to clean ones."""
-        ...
-
-    def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None) -> np.ndarray:
-        """[steps, b, c, h, w] noise to [b, c, h, w] images in [-1, 1]."""
-        ...
+from ict_core import multistep_sample
 
 
 def sample_images(
@@ -35,16 +22,21 @@ def sample_images(
     seed: int,
     labels: np.ndarray | None = None,
     batch: int = 256,
-    on_batch: Callable[[int], None] = lambda done: None,
+    on_batch: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """Sample images 0..num-1 of a seed: [num, c, h, w] float32 in [-1, 1].
 
-    Image i depends on (seed, i) and its label alone, not on the batch it is in.
+    Image i depends on the seed, on i and on its label only, not on the batch that it is in.
 
     Args:
-        sigmas: falling levels, the first one the model's sigma_max.
-        labels: [num] for a conditional model.
-        on_batch: called with the number of images that each batch adds.
+        num: >= 1.
+        sigmas: falling levels, one a step; the first one is the model's sigma_max.
+        labels: [num] classes for a conditional model.
+        batch: images that are computed at a time, >= 1; halved where so many do not fit into the device's memory.
+        on_batch: called after each batch with the number of its images.
+
+    Raises:
+        OutOfMemoryError: the device cannot hold even one image.
     """
     parts = []
     for images in sample_batches(model, range(num), sigmas=sigmas, seed=seed, labels=labels, batch=batch):
@@ -62,13 +54,12 @@ def sample_batches(
     labels: np.ndarray | None = None,
     batch: int = 256,
 ) -> Iterator[np.ndarray]:
-    """The images of a seed with these numbers, [b, c, h, w] a batch, one batch after the other.
-
-    Where a batch does not fit into the device's memory, it and those after it are halved until they do.
+    """Sample the images of a seed that have these numbers, and yield them in batches, [b, c, h, w] float32.
 
     Args:
-        labels: those of all numbers from 0 on, for a conditional model.
-        sigmas, seed, batch: as for `sample_images`.
+        indices: numbers of images, >= 0.
+        labels: classes for a conditional model, [n] with n > max(indices): image i has class labels[i].
+        sigmas, seed, batch: as for `sample_images`, which raises the same errors.
     """
 
     def draw(rows: slice) -> np.ndarray:
@@ -80,7 +71,17 @@ def sample_batches(
 
 
 def fitting_batches(compute: Callable[[slice], np.ndarray], count: int, batch: int) -> Iterator[np.ndarray]:
-    """What `compute` makes of rows 0..count-1, a batch at a time, in halves where one does not fit into memory."""
+    """Compute rows 0..count-1 and yield the results in batches.
+
+    Where a batch does not fit into the device's memory, it and all later ones are halved until they do.
+
+    Args:
+        compute: from a slice of the rows to its result, [b, ...].
+        batch: rows that are computed at a time, >= 1.
+
+    Raises:
+        OutOfMemoryError: a single row does not fit either.
+    """
     first = 0
     while first < count:
         rows = slice(first, min(first + batch, count))
@@ -95,8 +96,16 @@ def fitting_batches(compute: Callable[[slice], np.ndarray], count: int, batch: i
         yield images
 
 
+@overload
+def padded(array: np.ndarray, size: int) -> np.ndarray: ...
+@overload
+def padded(array: None, size: int) -> None: ...
 def padded(array: np.ndarray | None, size: int) -> np.ndarray | None:
-    """The first axis made `size` long by repeating the last element."""
+    """The array with its first axis extended to `size` by repeating the last element; None for None.
+
+    Args:
+        array: [b, ...] with 1 <= b <= size.
+    """
     if array is None:
         return None
     array = np.asarray(array)
@@ -104,14 +113,23 @@ def padded(array: np.ndarray | None, size: int) -> np.ndarray | None:
 
 
 def compiled_size(batch: int) -> int:
-    """The power of two that a batch is padded to where each size is compiled by itself."""
+    """The smallest power of two >= `batch`: the size that a batch is padded to, so that few sizes are compiled."""
     return 1 << (batch - 1).bit_length()
 
 
 def consistency_in_batches(
     model: Model, x: np.ndarray, sigma: float, labels: np.ndarray | None, *, batch: int
 ) -> np.ndarray:
-    """The consistency function of any number of images, [n, c, h, w], that have one noise level."""
+    """The consistency function of any number of images that have the same noise level.
+
+    Args:
+        x: [n, c, h, w] noisy images, n >= 1.
+        labels: [n] classes for a conditional model.
+        batch: as for `sample_images`.
+
+    Returns:
+        [n, c, h, w] float32.
+    """
 
     def clean(rows: slice) -> np.ndarray:
         levels = np.full(len(x[rows]), sigma, dtype=np.float32)
@@ -129,21 +147,24 @@ def trajectory(
     labels: np.ndarray | None = None,
     batch: int = 256,
 ) -> np.ndarray:
-    """What each step of sampling is given and what it makes of it: [2 steps, num, c, h, w] float32, in turn."""
-    seen: list[np.ndarray] = []
+    """The input and the output of each step of sampling, in turn: [2 steps, num, c, h, w] float32, not clipped.
+
+    The arguments are those of `sample_images`.
+    """
+    inputs_and_outputs: list[np.ndarray] = []
 
     def f(x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
         clean = consistency_in_batches(model, x, float(sigma[0]), labels, batch=batch)
-        seen.extend((x, clean))
+        inputs_and_outputs.extend((x, clean))
         return clean
 
     noises = image_noises(seed, range(num), len(sigmas), model.config.data.shape)
     multistep_sample(f, noises, sigmas, sigma_min=model.config.noise.sigma_min)
-    return np.stack(seen)
+    return np.stack(inputs_and_outputs)
 
 
 def preview(model: Model, num: int = 64) -> np.ndarray:
-    """[num, c, h, w] uint8 one-step samples from noise that is always the same; classes take turns."""
+    """One-step samples of seed 0, [num, c, h, w] uint8, for pictures of a run's progress; classes take turns."""
     classes = model.config.network.num_classes
     labels = np.arange(num) % classes if classes else None
     return to_uint8(sample_images(model, num, sigmas=[model.config.noise.sigma_max], seed=0, labels=labels))

@@ -3,72 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from einops import rearrange
-from PIL import Image
 
-from ict_backends.data.decode import describe_shape, from_picture, middle_square, resample, to_picture
-from ict_backends.errors import DataError, UsageError
+from ict_backends.errors import UsageError
 from ict_backends.images import to_uint8
+from ict_backends.protocols import Model
 from ict_backends.randomness import image_noises
-from ict_backends.sampling.batches import Model
 from ict_core import Config, editing, karras_sigmas
-from ict_core.loss import ConsistencyFunction
 
 Images = np.ndarray
 
 
 def edit_levels(config: Config, steps: int, *, below: float | None = None) -> list[float]:
-    """`steps` falling levels: of the Karras schedule from sigma_max, or from another level, without sigma_min."""
+    """The levels of an edit in `steps` evaluations, falling: the Karras schedule without its last level, sigma_min.
+
+    Args:
+        steps: >= 1.
+        below: the first level, > sigma_min; by default sigma_max.
+    """
     noise = config.noise
     top = noise.sigma_max if below is None else below
     return [float(s) for s in karras_sigmas(steps + 1, sigma_min=noise.sigma_min, sigma_max=top, rho=noise.rho)[:0:-1]]
 
 
-def consistency_of(model: Model, labels: np.ndarray | None) -> ConsistencyFunction:
-    """The model's f(x, sigma) for given labels."""
-    return lambda x, sigma: model.consistency(x, sigma, labels)
-
-
 class Editor:
-    """A model at work on images [b, c, h, w] float32 in [-1, 1]; image number i gets noise that is a function of
-    (seed, i) alone.
+    """Edits images, [b, c, h, w] float32 in [-1, 1], with a trained model.
+
+    The noise of image i depends on the seed and on i only, as in sampling.
 
     Args:
-        levels: falling noise levels, each one evaluation; for `denoise` they are not used.
+        levels: falling noise levels, each of which costs one evaluation; `denoise` does not use them.
         labels: [b] classes for a conditional model.
     """
 
     def __init__(
         self, model: Model, levels: Sequence[float], *, seed: int = 0, labels: np.ndarray | None = None
     ) -> None:
-        self._f, self._config = consistency_of(model, labels), model.config
+        self._f, self._config = partial(model.consistency, labels=labels), model.config
         self._levels, self._seed = list(levels), seed
 
     def inpaint(self, images: Images, known: np.ndarray) -> Images:
-        """The images with what is not known, bool [b, c, h, w], filled in."""
+        """Fill in the pixels that are not known.
+
+        Args:
+            images: [b, c, h, w]; the values of unknown pixels do not matter.
+            known: [b, c, h, w] bool.
+
+        Returns:
+            [b, c, h, w], equal to `images` where it is known.
+        """
         return editing.inpaint(self._f, images, known, *self._path(images), sigma_min=self._sigma_min)
 
     def colorize(self, images: Images) -> Images:
-        """RGB images of the same luma with other colours."""
+        """Give RGB images other colours: [b, 3, h, w] of the same luma."""
         return editing.colorize(self._f, images, *self._path(images), sigma_min=self._sigma_min)
 
     def super_resolve(self, images: Images) -> Images:
-        """Images of the model's size whose patches have the pixels of these, [b, c, h / p, w / p], as means."""
+        """Enlarge images to the model's size: [b, c, h / p, w / p] to [b, c, h, w].
+
+        The mean of each p x p patch of the result is the pixel of `images` that it comes from.
+        """
         size = self._config.data.shape[1] // images.shape[2]
         return editing.super_resolve(self._f, images, *self._path(images), size=size, sigma_min=self._sigma_min)
 
     def stroke(self, drawings: Images) -> Images:
-        """Images that have the masses and colours of drawings: the more freely, the larger the first level."""
+        """Turn coarse drawings into images of the same layout and colours; a larger first level keeps less of them."""
         return editing.stroke(self._f, drawings, *self._path(drawings), sigma_min=self._sigma_min)
 
     def denoise(self, images: Images, sigma: float) -> Images:
-        """Images without their noise, which has standard deviation sigma."""
+        """Remove noise of standard deviation `sigma`, in (0, sigma_max], in one evaluation."""
         return editing.denoise(self._f, images, np.full(len(images), sigma, dtype=np.float32))
 
     def add_noise(self, images: Images, sigma: float) -> Images:
-        """The images with noise of standard deviation sigma: something to `denoise`."""
+        """Add noise of standard deviation `sigma`, which `denoise` removes again."""
         return images + np.float32(sigma) * self._noises(len(images), 1)[0]
 
     @property
@@ -85,50 +95,45 @@ class Editor:
 def interpolate(
     model: Model, a: int, b: int, num: int, *, sigmas: Sequence[float], seed: int = 0, label: int | None = None
 ) -> Images:
-    """[num, c, h, w] images from number a of a seed to its number b, their noise turned from one to the other."""
+    """Sample images between two others of the same seed, by rotating the noise of one into that of the other.
+
+    Args:
+        a, b: numbers of the images at the ends, as in `sample_images`.
+        num: >= 2, both ends included.
+        sigmas: falling levels, one a step; the first one is the model's sigma_max.
+        label: the class of all images, for a conditional model.
+
+    Returns:
+        [num, c, h, w] float32 in [-1, 1].
+    """
     noises = image_noises(seed, [a, b], len(sigmas), model.config.data.shape)
     between = [editing.interpolate_noise(z[0], z[1], np.linspace(0, 1, num).tolist()) for z in noises]
     return model.sample(np.stack(between), sigmas, None if label is None else np.full(num, label))
 
 
-def fit_image(image: np.ndarray, shape: Sequence[int], *, resize: bool, what: str) -> np.ndarray:
-    """[c, h, w] uint8 as one of `shape`.
-
-    With `resize`, the middle square is resampled, grey is repeated and RGB becomes luma.
+def lower(images: Images, factor: int) -> Images:
+    """Shrink images to the means of their factor x factor patches: [b, c, h, w] to [b, c, h / factor, w / factor].
 
     Raises:
-        DataError: naming `what` and both sizes, where it is of another and may not be changed.
+        UsageError: the factor does not divide the height.
     """
-    if image.shape == tuple(shape):
-        return image
-    if not resize:
-        raise DataError(
-            f"{what} is {describe_shape(image.shape)}, but {describe_shape(shape)} is needed; --resize makes it fit"
-        )
-    channels, height, width = shape
-    picture = to_picture(middle_square(image)).convert("L" if channels == 1 else "RGB")
-    return from_picture(resample(picture, height, width))
-
-
-def to_grey_pixels(image: np.ndarray) -> np.ndarray:
-    """[c, h, w] uint8 as grey, [1, h, w], of its own size."""
-    if len(image) == 1:
-        return image
-    return np.asarray(Image.fromarray(rearrange(image, "c h w -> h w c")).convert("L"))[None]
-
-
-def lower(images: Images, factor: int) -> Images:
-    """The means of factor x factor patches: [b, c, h, w] to [b, c, h / factor, w / factor]."""
     if images.shape[2] % factor:
         raise UsageError(f"--factor {factor} must divide the image's size, {images.shape[2]}")
     return editing.patch_means(images, size=factor)
 
 
 def enlarge(images: Images, factor: int) -> Images:
-    """Each pixel repeated: [b, c, h, w] to [b, c, factor h, factor w]."""
+    """Enlarge images by repeating each pixel: [b, c, h, w] to [b, c, factor h, factor w]."""
     return editing.repeat_pixels(images, size=factor)
 
 
 def side_by_side(*columns: Images) -> np.ndarray:
-    """[b, c, h, w] images of several kinds as [b * kinds, c, h, w] uint8, a row of kinds each."""
+    """Interleave several versions of the same images, for a grid with a row an image.
+
+    Args:
+        columns: k arrays [b, c, h, w] in [-1, 1].
+
+    Returns:
+        [b * k, c, h, w] uint8: all versions of the first image, then those of the second, ...
+    """
     return rearrange(to_uint8(np.stack(columns)), "k b c h w -> (b k) c h w")

@@ -1,7 +1,10 @@
-"""Many samples into files, batch by batch: what was interrupted goes on, and several processes share the work.
+"""Writes many samples into files, batch by batch, so that interrupted work goes on and several processes can share it.
 
-FOLDER/000000.png, ...             one file an image; until all are there, FOLDER/.ict-sample.json says of what
-.NAME.npz.parts/FIRST-LAST.npy     uint8 [b, c, h, w] batches until all are there, and .ict-sample.json
+FOLDER/000000.png, ...             an image each, and FOLDER/.ict-sample.json until all are there
+.NAME.npz.parts/FIRST-LAST.npy     [b, c, h, w] uint8 batches, and .ict-sample.json, until NAME.npz takes their place
+.NAME.done                         left where several processes share the work, for those that start when it is done
+
+.ict-sample.json and .NAME.done hold the recipe: the settings that determine the samples, by name.
 """
 
 from __future__ import annotations
@@ -23,67 +26,76 @@ from ict_backends.files import write_atomically
 from ict_backends.images import save_folder, save_npz
 
 _MANIFEST = ".ict-sample.json"
-# How long the first process waits for something new of the others'.
+# How long the first process waits for new images of the other processes before it draws them itself.
 _PATIENCE_SECONDS = 120.0
 
 
 class Sink(Protocol):
-    """Where images go: the output, and what it is samples of."""
+    """The output that images are written to.
+
+    Attributes:
+        out: a folder, or an .npz file.
+        recipe: the settings that determine the samples.
+    """
 
     out: Path
-    what: Mapping[str, object]
+    recipe: Mapping[str, object]
 
     def missing(self) -> list[int]:
-        """The numbers of the images that are not there yet."""
+        """The numbers of the images that are not written yet, rising."""
         ...
 
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
-        """Add images, uint8 [b, c, h, w], of rising numbers."""
+        """Add images, [b, c, h, w] uint8, that have these b numbers, rising."""
         ...
 
     def finish(self, labels: np.ndarray | None) -> None:
-        """Make the output whole, once every image is there."""
+        """Complete the output, once no image is missing; `labels` are [num] or None."""
         ...
 
 
 def share(indices: Sequence[int], batch: int, rank: int, world: int) -> list[int]:
-    """The numbers that are this process's: every world-th stretch of `batch` numbers."""
+    """The numbers that this process draws: those in every world-th stretch of `batch` numbers."""
     return [i for i in indices if i // batch % world == rank]
 
 
-def open_sink(out: Path, num: int, what: Mapping[str, object], *, rank: int = 0) -> Sink | None:
-    """The files for `num` samples: an .npz, or a folder. None where they are whole, and this process has come late.
+def open_sink(out: Path, num: int, recipe: Mapping[str, object], *, rank: int = 0) -> Sink | None:
+    """Create or reopen the output for `num` samples; None where the other processes have completed it already.
 
     Args:
-        what: says what they are samples of; files of others are refused.
+        out: an .npz file, or a folder where it has no suffix.
+        recipe: the settings that determine the samples, JSON values.
 
     Raises:
-        UsageError: naming what differs.
+        UsageError: `out` holds samples of another recipe, or other files.
     """
-    if rank > 0 and _read(_done_file(out)) == what:
+    if rank > 0 and _read(_done_file(out)) == recipe:
         return None
     if rank == 0:
         _done_file(out).unlink(missing_ok=True)
-    check_sink(out, what)
-    return NpzSink(out, num, what) if out.suffix else FolderSink(out, num, what)
+    check_sink(out, recipe)
+    return NpzSink(out, num, recipe) if out.suffix else FolderSink(out, num, recipe)
 
 
-def check_sink(out: Path, what: Mapping[str, object]) -> bool:
-    """Whether a part of these samples is there already. Raises UsageError, naming what differs, for others'."""
+def check_sink(out: Path, recipe: Mapping[str, object]) -> None:
+    """Check that samples of this recipe can be written to `out`, where a part of them may be already.
+
+    Raises:
+        UsageError: `out` holds samples of another recipe, naming what differs, or other files.
+    """
     folder = _parts_folder(out)
     if not folder.exists():
-        return False
+        return
     known = _read(folder / _MANIFEST)
     if known is None:
-        # What has the manifest's name in its own is another process's, about to become it.
+        # A file with the manifest's name in its own is about to become the manifest: another process writes it.
         names = {path.name for path in folder.iterdir()} - {_MANIFEST}
         if any(not name.startswith(f".{_MANIFEST}.") for name in names):
             raise UsageError(f"--out {out} is not an empty folder; choose another one")
-        return False
-    differ = [f"{key} is {known.get(key)} and not {value}" for key, value in what.items() if known.get(key) != value]
+        return
+    differ = [f"{key} is {known.get(key)} and not {value}" for key, value in recipe.items() if known.get(key) != value]
     if differ:
         raise UsageError(f"--out {out} holds other samples ({'; '.join(differ)}); choose another one")
-    return True
 
 
 def _parts_folder(out: Path) -> Path:
@@ -91,7 +103,7 @@ def _parts_folder(out: Path) -> Path:
 
 
 def _done_file(out: Path) -> Path:
-    """What tells processes that start when all is done that it is."""
+    """The file that tells a process that starts late that the output is complete."""
     return out.with_name(f".{out.name}.done")
 
 
@@ -103,50 +115,50 @@ def _read(manifest: Path) -> dict[str, object] | None:
     return known if isinstance(known, dict) else None
 
 
-def _write(manifest: Path, what: Mapping[str, object]) -> None:
-    write_atomically(manifest, (json.dumps(what, indent=2) + "\n").encode())
+def _write(manifest: Path, recipe: Mapping[str, object]) -> None:
+    write_atomically(manifest, (json.dumps(recipe, indent=2) + "\n").encode())
 
 
 class FolderSink:
-    """A PNG an image. The files themselves say what is there."""
+    """A folder with a PNG an image; which images are there is read from the names of the files."""
 
-    def __init__(self, out: Path, num: int, what: Mapping[str, object]) -> None:
-        self.out, self.what, self._num = out, what, num
+    def __init__(self, out: Path, num: int, recipe: Mapping[str, object]) -> None:
+        self.out, self.recipe, self._num = out, recipe, num
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / _MANIFEST, what)
+        _write(out / _MANIFEST, recipe)
 
     def missing(self) -> list[int]:
-        """The numbers without a file."""
+        """The numbers that have no file."""
         there = {path.name for path in self.out.iterdir()}
         return [i for i in range(self._num) if f"{i:06d}.png" not in there]
 
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
-        """Write a file each."""
+        """Write each image into its own file."""
         for i, image in zip(indices, images, strict=True):
             save_folder(self.out, image[None], first=i)
 
     def finish(self, labels: np.ndarray | None) -> None:
-        """Leave images alone."""
+        """Remove the manifest, so that only images are left."""
         (self.out / _MANIFEST).unlink(missing_ok=True)
 
 
 class NpzSink:
-    """One .npz at the end; until then its parts are kept beside it."""
+    """An .npz file, which is written at the end from parts that are kept beside it until then."""
 
-    def __init__(self, out: Path, num: int, what: Mapping[str, object]) -> None:
-        self.out, self.what, self._num = out, what, num
+    def __init__(self, out: Path, num: int, recipe: Mapping[str, object]) -> None:
+        self.out, self.recipe, self._num = out, recipe, num
         self._parts = _parts_folder(out)
-        _write(self._parts / _MANIFEST, what)
+        _write(self._parts / _MANIFEST, recipe)
 
     def missing(self) -> list[int]:
-        """The numbers in no part."""
+        """The numbers that are in no part."""
         there = np.zeros(self._num, dtype=bool)
-        for first, last, _ in self._found():
+        for first, last, _ in self._stored():
             there[first : last + 1] = True
         return np.flatnonzero(~there).tolist()
 
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
-        """Write a part for each stretch of successive numbers."""
+        """Write a part for each run of consecutive numbers."""
         breaks = [0, *(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
         for start, stop in pairwise(breaks):
             stream = io.BytesIO()
@@ -154,17 +166,19 @@ class NpzSink:
             write_atomically(self._parts / f"{indices[start]:08d}-{indices[stop - 1]:08d}.npy", stream.getvalue())
 
     def finish(self, labels: np.ndarray | None) -> None:
-        """Put the parts together and remove them."""
-        images = None
-        for first, last, path in self._found():
+        """Join the parts into the .npz file, and remove them."""
+        images: np.ndarray | None = None
+        for first, last, path in self._stored():
             part = np.load(path)
             if images is None:
                 images = np.empty((self._num, *part.shape[1:]), dtype=np.uint8)
             images[first : last + 1] = part
+        assert images is not None, "there is at least one image, and none is missing"
         save_npz(self.out, images, labels)
         shutil.rmtree(self._parts)
 
-    def _found(self) -> Iterator[tuple[int, int, Path]]:
+    def _stored(self) -> Iterator[tuple[int, int, Path]]:
+        """The parts: the first and the last number that are in each, and its file."""
         for path in sorted(self._parts.glob("*.npy")):
             if match := re.fullmatch(r"(\d+)-(\d+)\.npy", path.name):
                 yield int(match[1]), int(match[2]), path
@@ -180,16 +194,18 @@ def draw_into(
     world: int = 1,
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> bool:
-    """Draw what is missing of this process's share; the first process then waits for the others' and finishes.
+    """Draw the missing images of this process's share; the process of rank 0 then waits for the others and finishes.
 
-    Where nothing of the others' has come for two minutes, it draws that too: they may have been killed.
+    Where the others write nothing for two minutes, it draws their images too, since they may have been killed.
 
     Args:
-        draw: from numbers to their images, uint8, in batches.
-        on_batch: called with the number of images that each batch adds.
+        draw: from numbers to their images, in batches [b, c, h, w] uint8.
+        labels: [num] or None, written beside the images where the output can hold them.
+        batch: the stretch of numbers that processes take in turn; see `share`.
+        on_batch: called after each batch with the number of its images.
 
     Returns:
-        Whether the output is whole: only the first process can say.
+        True if the output is complete, which only the process of rank 0 knows; False on all others.
     """
 
     def fill(numbers: Sequence[int]) -> None:
@@ -205,12 +221,12 @@ def draw_into(
     fill(_wait_for_others(sink))
     sink.finish(labels)
     if world > 1:
-        _write(_done_file(sink.out), sink.what)
+        _write(_done_file(sink.out), sink.recipe)
     return True
 
 
 def _wait_for_others(sink: Sink) -> list[int]:
-    """The numbers that are missing still when nothing more comes."""
+    """The numbers that are still missing when the other processes are done, or have written nothing for too long."""
     left, since = sink.missing(), time.monotonic()
     while left and time.monotonic() - since <= _PATIENCE_SECONDS:
         time.sleep(0.2)

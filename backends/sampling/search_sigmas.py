@@ -1,10 +1,11 @@
-"""Good noise levels for sampling in several steps: found one after the other, by ternary search."""
+"""The search for good noise levels for sampling in several steps: one after the other, by ternary search."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,22 +13,23 @@ import numpy as np
 from ict_backends.errors import CheckpointError
 from ict_backends.files import write_atomically
 from ict_backends.images import to_uint8
+from ict_backends.protocols import Model
 from ict_backends.randomness import image_noises
 from ict_backends.runs.checkpoint import read_step
 from ict_backends.runs.folder import RunDir
-from ict_backends.sampling.batches import Model, consistency_in_batches
+from ict_backends.sampling.batches import consistency_in_batches
 from ict_core.sampling import check_falling_sigmas
 
 
 class Point(NamedTuple):
-    """A level that was tried, and what the metric made of it; smaller is better."""
+    """A level that was tried, and the metric of its samples; smaller is better."""
 
     sigma: float
     value: float
 
 
 class Step(NamedTuple):
-    """A step of sampling: its level, the metric of the samples up to it, and all that was tried."""
+    """A step of sampling: its level, the metric of the samples after it, and all points that were tried for it."""
 
     sigma: float
     value: float
@@ -48,52 +50,77 @@ def search_sigmas(
 ) -> list[Step]:
     """Find levels greedily: the best second one, then with it the best third, and so on.   CM algorithm 1, sec. 6.2
 
-    Each is found by ternary search on the scale of sigma^(1 / rho), between sigma_min and the level before, with the
-    same noise for all that is tried; what came before is computed once.
+    Each level is found by ternary search over sigma^(1 / rho), between sigma_min and the level before. All levels that
+    are tried for a step start from the same images and add the same noise; only that step is computed for each.
 
     Args:
-        steps: >= 2, how many levels in all; the first is sigma_max.
-        measure: from images, uint8 [num, c, h, w], to a number that is smaller for better ones.
-        num, seed, labels, batch: of the samples.
-        tolerance: where the search stops, as a share of the whole scale.
-        on_point: called with the number of the step and each point.
+        steps: >= 2, the number of levels; the first one is always sigma_max.
+        measure: from images, [num, c, h, w] uint8, to a number that is smaller for better images.
+        num, seed, labels, batch: as for `sample_images`.
+        tolerance: the search of a level stops where it is known to this share of the whole range of sigma^(1 / rho).
+        on_point: called for each level that is tried, with the number of the step, from 1, and the point.
 
     Returns:
-        A `Step` for each level, the first one included.
+        `steps` steps with falling levels, the one at sigma_max included.
     """
     noise = model.config.noise
     noises = image_noises(seed, range(num), steps, model.config.data.shape)
 
-    def evaluate(step: int, before: np.ndarray, std: float, sigma: float) -> tuple[Point, np.ndarray]:
+    def evaluate(step: int, before: np.ndarray, sigma: float) -> tuple[Point, np.ndarray]:
+        std = math.sqrt(sigma**2 - noise.sigma_min**2) if step else sigma
         noisy = before + np.float32(std) * noises[step]
         images = consistency_in_batches(model, noisy, sigma, labels, batch=batch)
         point = Point(sigma, measure(to_uint8(images)))
         on_point(step + 1, point)
         return point, images
 
-    point, images = evaluate(0, np.zeros_like(noises[0]), noise.sigma_max, noise.sigma_max)
-    found = [Step(point.sigma, point.value, (point,))]
+    point, images = evaluate(0, np.zeros_like(noises[0]), noise.sigma_max)
+    chosen = [Step(point.sigma, point.value, (point,))]
     low, top = (sigma ** (1 / noise.rho) for sigma in (noise.sigma_min, noise.sigma_max))
     for step in range(1, steps):
-        before, best, tried = images, math.inf, dict[float, Point]()
+        trials = _Trials(partial(evaluate, step, images), images, noise.rho)
+        _ternary_search(trials.value, low, chosen[-1].sigma ** (1 / noise.rho), width=tolerance * (top - low))
+        point, images = trials.best(), trials.images
+        chosen.append(Step(point.sigma, point.value, tuple(trials.points.values())))
+    return chosen
 
-        def value(place: float, step: int = step, before: np.ndarray = before, tried: dict = tried) -> float:
-            nonlocal images, best
-            sigma = float(place**noise.rho)
-            if sigma not in tried:
-                tried[sigma], made = evaluate(step, before, math.sqrt(sigma**2 - noise.sigma_min**2), sigma)
-                if tried[sigma].value < best:  # of all that is tried, only the best images are held
-                    best, images = tried[sigma].value, made
-            return tried[sigma].value
 
-        _ternary_search(value, low, found[-1].sigma ** (1 / noise.rho), width=tolerance * (top - low))
-        point = min(tried.values(), key=lambda point: point.value)
-        found.append(Step(point.sigma, point.value, tuple(tried.values())))
-    return found
+class _Trials:
+    """The levels that were tried for one step, each evaluated once.
+
+    Args:
+        evaluate: from a level to its point and images.
+        before: the images of the step before.
+        rho: the search runs over sigma^(1 / rho).
+
+    Attributes:
+        points: by level, in the order in which they were tried.
+        images: those of the best level; of all that was tried, only these are held. At first, `before`.
+    """
+
+    def __init__(self, evaluate: Callable[[float], tuple[Point, np.ndarray]], before: np.ndarray, rho: float) -> None:
+        self._evaluate, self._rho, self._smallest = evaluate, rho, math.inf
+        self.points: dict[float, Point] = {}
+        self.images = before
+
+    def value(self, place: float) -> float:
+        """The metric at the level `place` ** rho."""
+        sigma = float(place**self._rho)
+        if sigma not in self.points:
+            self.points[sigma], images = self._evaluate(sigma)
+            if self.points[sigma].value < self._smallest:
+                self._smallest, self.images = self.points[sigma].value, images
+        return self.points[sigma].value
+
+    def best(self) -> Point:
+        """The point with the smallest value; the first one of equal ones."""
+        return min(self.points.values(), key=lambda point: point.value)
 
 
 def _ternary_search(value: Callable[[float], float], low: float, high: float, *, width: float) -> None:
-    """Close in on the minimum of a function that falls and then rises; its last evaluation is within `width` of it."""
+    """Narrow [low, high] down to `width` around the minimum of a function that falls and then rises, and evaluate its
+    middle. The caller reads the minimum from what was evaluated.
+    """
     while high - low > width:
         third = (high - low) / 3
         low, high = (low, high - third) if value(low + third) <= value(high - third) else (low + third, high)
@@ -101,7 +128,11 @@ def _ternary_search(value: Callable[[float], float], low: float, high: float, *,
 
 
 def save_search(run: RunDir, steps: Sequence[Step], *, metric: str, num: int, weights: str) -> None:
-    """Keep what was found with the run, for sampling in as many steps, and what it was found with."""
+    """Write the levels into the run's folder, where `load_sigmas` finds them, and how they were found.
+
+    Args:
+        metric, num, weights: the name of the metric, the number of samples and the weights of the search.
+    """
     record = {
         "metric": metric,
         "num": num,
@@ -114,8 +145,8 @@ def save_search(run: RunDir, steps: Sequence[Step], *, metric: str, num: int, we
     write_atomically(run.sigmas_file, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def found_sigmas(run: RunDir) -> list[float]:
-    """The levels that were found for a run, falling; none where nothing was searched for.
+def load_sigmas(run: RunDir) -> list[float]:
+    """The falling levels that `save_search` wrote for a run; an empty list where there was no search.
 
     Raises:
         CheckpointError: the file is damaged.

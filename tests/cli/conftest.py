@@ -1,25 +1,22 @@
-from typing import NamedTuple
+"""Commands that run in this process, and short runs to try them on."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Ict, Refused, Result, assert_refusal, contents
 from tiny import TINY
 
 from ict_cli.main import run
 
 
-class Result(NamedTuple):
-    """What a command left: its exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def ict(capfd):
-    """Run a command in this process: ict("train", "--steps", "2")."""
+def ict(capfd: pytest.CaptureFixture[str]) -> Ict:
+    """Run a command in this process: ict("train", "--steps", 2)."""
 
-    def call(*arguments) -> Result:
+    def call(*arguments: object) -> Result:
         capfd.readouterr()
         with pytest.raises(SystemExit) as stop:
             run([str(a) for a in arguments])
@@ -28,8 +25,23 @@ def ict(capfd):
     return call
 
 
+@pytest.fixture
+def refused(ict: Ict, tmp_path: Path) -> Refused:
+    """Run a command that must fail with a code, in one line that matches the patterns, and leave tmp_path as it is."""
+
+    def check(code: int, patterns: str | list[str], *arguments: object) -> Result:
+        before = contents(tmp_path)
+        result = ict(*arguments)
+        assert result.code == code, result
+        assert_refusal(result.err, *([patterns] if isinstance(patterns, str) else patterns))
+        assert contents(tmp_path) == before
+        return result
+
+    return check
+
+
 @pytest.fixture(scope="session")
-def images_file(tmp_path_factory):
+def images_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve 8x8 RGB images with labels 0..2, in the layout of the field's evaluators."""
     path = tmp_path_factory.mktemp("data") / "images.npz"
     rng = np.random.default_rng(0)
@@ -41,7 +53,7 @@ def images_file(tmp_path_factory):
 LEARN = ["--steps=30", "--set=train.learning_rate=1e-2", "--set=train.ema_decay=0.5"]
 
 
-def trained(path, *arguments):
+def trained(path: Path, *arguments: str) -> Path:
     with pytest.raises(SystemExit) as stop:
         run(["train", "--out", str(path), *TINY, *LEARN, *arguments])
     assert stop.value.code == 0
@@ -49,20 +61,20 @@ def trained(path, *arguments):
 
 
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory):
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on the digits. Tests must not change it."""
     return trained(tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="session")
-def labelled_run(tmp_path_factory, images_file):
+def labelled_run(tmp_path_factory: pytest.TempPathFactory, images_file: Path) -> Path:
     """A short conditional run on the twelve images. Tests must not change it."""
     path = tmp_path_factory.mktemp("runs") / "labelled"
     return trained(path, f"--data={images_file}", "--set=network.num_classes=3")
 
 
 @pytest.fixture(scope="session")
-def rgb_run(tmp_path_factory):
+def rgb_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on random RGB images of 8x8. Tests must not change it."""
     folder = tmp_path_factory.mktemp("rgb")
     np.savez(folder / "x.npz", np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8))

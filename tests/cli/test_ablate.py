@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Ict, Refused
 from PIL import Image
 
 from ict_backends.runs.checkpoint import load_checkpoint
@@ -70,7 +72,7 @@ def test_each_run_is_one_of_ict_train(study: Path) -> None:
             assert "step 3/3" in log
 
 
-def test_the_figures_are_those_of_ict_eval(study: Path, ict) -> None:
+def test_the_figures_are_those_of_ict_eval(study: Path, ict: Ict) -> None:
     record = json.loads((study / "results.json").read_text())
     assert (record["plan"], record["metric"], record["seeds"]) == ("two-rates", "pixel-fd", [0, 1])
     assert record["versions"]["torch"]
@@ -130,20 +132,17 @@ def test_another_metric_is_measured_anew(study: Path, plan: Path) -> None:
     assert {p: p.read_bytes() for p in weights} == weights
 
 
-def test_other_settings_are_refused_when_going_on(study: Path, plan: Path, ict) -> None:
-    result = ict("ablate", plan, f"--out={study}", *TINY, "--seeds=2", "--steps=4", "--resume")
-    assert result.code == 2
-    assert "has other settings: train.total_steps is 3 and not 4" in result.err
-    assert result.err.count("\n") == 1
+def test_other_settings_are_refused_when_going_on(study: Path, plan: Path, refused: Refused) -> None:
+    says = "has other settings: train.total_steps is 3 and not 4"
+    refused(2, says, "ablate", plan, f"--out={study}", *TINY, "--seeds=2", "--steps=4", "--resume")
 
 
-def test_a_folder_in_use_is_refused(study: Path, plan: Path, ict) -> None:
-    result = ict("ablate", plan, f"--out={study}", *TINY)
-    assert result.code == 2
-    assert "is not an empty folder; choose another one, or go on in it with --resume" in result.err
+def test_a_folder_in_use_is_refused(study: Path, plan: Path, refused: Refused) -> None:
+    says = "is not an empty folder; choose another one, or go on in it with --resume"
+    refused(2, says, "ablate", plan, f"--out={study}", *TINY)
 
 
-def test_a_signal_ends_it_and_the_runs_go_on(plan: Path, tmp_path: Path, ict) -> None:
+def test_a_signal_ends_it_and_the_runs_go_on(plan: Path, tmp_path: Path, ict: Ict) -> None:
     """The training that was under way writes a checkpoint, and ends before the command does."""
     out = tmp_path / "out"
     words = [sys.executable, "-m", "ict_cli", "ablate", str(plan), f"--out={out}", *TINY, "--seeds=1", "--steps=100000"]
@@ -162,7 +161,7 @@ def test_a_signal_ends_it_and_the_runs_go_on(plan: Path, tmp_path: Path, ict) ->
     assert not (out / "runs" / "fast-0").exists()
 
 
-def test_a_dry_run_prints_the_commands_and_makes_nothing(plan: Path, tmp_path: Path, ict) -> None:
+def test_a_dry_run_prints_the_commands_and_makes_nothing(plan: Path, tmp_path: Path, ict: Ict) -> None:
     result = ict("ablate", plan, f"--out={tmp_path / 'out'}", *TINY, "--seeds=2", "--dry-run")
     assert result.code == 0
     lines = result.out.splitlines()
@@ -172,7 +171,7 @@ def test_a_dry_run_prints_the_commands_and_makes_nothing(plan: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_the_plans_that_come_along_are_listed(ict) -> None:
+def test_the_plans_that_come_along_are_listed(ict: Ict) -> None:
     result = ict("ablate")
     assert result.code == 0
     assert "five-changes" in result.out
@@ -192,17 +191,12 @@ def test_the_plans_that_come_along_are_listed(ict) -> None:
         (["five-changes", "--set=network.channel_mult=[1,1,1,1,1]", "--dry-run"], "of a size that divides by 16"),
     ],
 )
-def test_bad_input_is_one_line(ict, arguments: list[str], message: str, tmp_path: Path, monkeypatch) -> None:
+def test_bad_input_is_one_line(
+    refused: Refused, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    result = ict("ablate", *arguments)
-    assert result.code == 2
-    assert message in result.err
-    assert result.err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    refused(2, re.escape(message), "ablate", *arguments)
 
 
-def test_data_that_is_not_there_is_one_line(ict, tmp_path: Path) -> None:
-    result = ict("ablate", "five-changes", f"--data={tmp_path / 'none'}", f"--out={tmp_path / 'out'}")
-    assert result.code == 1
-    assert result.err.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def test_data_that_is_not_there_is_one_line(refused: Refused, tmp_path: Path) -> None:
+    refused(1, [], "ablate", "five-changes", f"--data={tmp_path / 'none'}", f"--out={tmp_path / 'out'}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,36 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Ict, Refused, assert_refusal, contents
 from PIL import Image
 from tiny import TINY
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
 
-def contents(folder: Path) -> dict[str, bytes | None]:
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
-
-
 @pytest.fixture
-def refused(ict, tmp_path):
-    """Run a command that must fail in one line that matches every pattern, and leave tmp_path as it is."""
-
-    def check(code: int, patterns: str | list[str], *arguments: object) -> None:
-        before = contents(tmp_path)
-        result = ict(*arguments)
-        assert result.code == code, result
-        assert result.err.count("\n") == 1, result.err
-        assert result.err.startswith("Error: ")
-        assert "Traceback" not in result.err
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            assert re.search(pattern, result.err), (pattern, result.err)
-        assert contents(tmp_path) == before
-
-    return check
-
-
-@pytest.fixture
-def run_copy(tmp_path, digits_run):
+def run_copy(tmp_path: Path, digits_run: Path) -> Path:
     """A run of one's own, to spoil."""
     return Path(shutil.copytree(digits_run, tmp_path / "copy"))
 
@@ -95,7 +73,9 @@ def newest(run: Path) -> Path:
         (["--resume"], ["--resume needs --out"]),
     ],
 )
-def test_settings_are_refused(refused, tmp_path, arguments, patterns):
+def test_settings_are_refused(
+    refused: Refused, tmp_path: Path, arguments: list[str], patterns: str | list[str]
+) -> None:
     code = 1 if "data.shape=[1,8,4]" in arguments else 2
     out = [] if "--resume" in arguments else ["--out", tmp_path / "run"]
     refused(code, patterns, "train", *out, *arguments)
@@ -109,7 +89,7 @@ def test_settings_are_refused(refused, tmp_path, arguments, patterns):
         ("[train]\nsed = 1", "unknown key train.sed"),
     ],
 )
-def test_a_bad_settings_file_is_refused(refused, tmp_path, text, says):
+def test_a_bad_settings_file_is_refused(refused: Refused, tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "own.toml"
     file.write_text(text)
     refused(2, says, "train", "--config", file, "--out", tmp_path / "run")
@@ -156,38 +136,47 @@ def bad_data(folder: Path, how: str) -> Path:
         ("odd.npy", 2, "divides by 2"),
     ],
 )
-def test_data_are_refused(refused, tmp_path, how, code, says):
+def test_data_are_refused(refused: Refused, tmp_path: Path, how: str, code: int, says: str) -> None:
     refused(code, says, "train", "--data", bad_data(tmp_path, how), "--out", tmp_path / "run", *TINY)
 
 
-def test_labels_of_the_data_must_fit_the_network(refused, tmp_path):
+def test_labels_of_the_data_must_fit_the_network(refused: Refused, tmp_path: Path) -> None:
     command = ["train", "--out", tmp_path / "run", *TINY, "--set", "network.num_classes=5", "--data"]
     refused(1, ["has no labels", "num_classes = 5"], *command, bad_data(tmp_path, "unlabelled.npy"))
     refused(1, ["label 5 is not in 0..4"], *command, bad_data(tmp_path, "labels.npz"))
 
 
+@pytest.mark.parametrize("command", ["train", "sample"])
 @pytest.mark.parametrize(("backend", "framework"), [("torch", "torch"), ("jax", "jax"), ("jax", "optax")])
 def test_a_backend_that_is_not_installed_names_its_extra(
-    refused, digits_run, tmp_path, monkeypatch, backend, framework
-):
+    refused: Refused,
+    digits_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    framework: str,
+    command: str,
+) -> None:
+    run = [digits_run] if command == "sample" else []
     monkeypatch.setitem(sys.modules, framework, None)
-    for command in (["train", "--out", tmp_path / "run"], ["sample", digits_run, "--out", tmp_path / "x.png"]):
-        says = [f"backend '{backend}' is not installed", rf"pip install 'ict\[{backend}\]'"]
-        refused(2, says, *command, "--backend", backend)
+    says = [f"backend '{backend}' is not installed", rf"pip install 'ict\[{backend}\]'"]
+    refused(2, says, command, *run, "--out", tmp_path / "x.png", "--backend", backend)
 
 
-def test_data_need_their_extra(refused, tmp_path, monkeypatch):
+def test_data_need_their_extra(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     refused(2, r"ict\[digits\]", "train", "--out", tmp_path / "run")
 
 
-def test_a_plot_needs_its_extra_and_a_png(refused, tmp_path, monkeypatch):
+def test_a_plot_needs_its_extra_and_a_png(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(2, [r"--plot .*x\.pdf must end in \.png"], "show", "digits", "--plot", tmp_path / "x.pdf")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     refused(2, [r"ict\[plot\]"], "show", "digits", "--plot", tmp_path / "x.png")
 
 
-def test_a_folder_with_another_run_or_other_files_is_left_alone(refused, tmp_path, run_copy):
+def test_a_folder_with_another_run_or_other_files_is_left_alone(
+    refused: Refused, tmp_path: Path, run_copy: Path
+) -> None:
     refused(2, ["--out .*copy holds another run", "--resume"], "train", "--out", run_copy, *TINY)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
@@ -196,7 +185,7 @@ def test_a_folder_with_another_run_or_other_files_is_left_alone(refused, tmp_pat
     refused(2, "not an empty folder", "sample", run_copy, "--out", tmp_path / "other")
 
 
-def test_resuming_with_other_settings_or_data_is_refused(refused, tmp_path, run_copy):
+def test_resuming_with_other_settings_or_data_is_refused(refused: Refused, tmp_path: Path, run_copy: Path) -> None:
     resume = ["train", "--resume", "--out", run_copy]
     refused(2, ["train.seed is 0 and not 3"], *resume, "--seed", 3)
     refused(2, ["network.channels is 8 and not 24"], *resume, "--preset", "digits")
@@ -205,7 +194,7 @@ def test_resuming_with_other_settings_or_data_is_refused(refused, tmp_path, run_
     refused(1, "does not exist", "train", "--resume", "--out", tmp_path / "absent")
 
 
-def test_starting_from_another_run_needs_one_that_fits(refused, tmp_path, run_copy):
+def test_starting_from_another_run_needs_one_that_fits(refused: Refused, tmp_path: Path, run_copy: Path) -> None:
     start = ["train", *TINY, "--out", tmp_path / "run", "--init"]
     refused(2, "--resume and --init exclude each other", *start, run_copy, "--resume")
     refused(1, "does not exist", *start, tmp_path / "absent")
@@ -219,33 +208,29 @@ def test_starting_from_another_run_needs_one_that_fits(refused, tmp_path, run_co
     )
 
 
-def test_what_is_no_run_is_refused(refused, tmp_path, run_copy):
+def test_what_is_no_run_is_refused(refused: Refused, tmp_path: Path, run_copy: Path) -> None:
     out = ["--out", tmp_path / "x.png"]
     refused(1, "absent does not exist", "sample", tmp_path / "absent", *out)
     refused(2, 'unknown preset "absent"', "show", "absent")
     (tmp_path / "folder").mkdir()
-    for command in (
-        ["sample", tmp_path / "folder", *out],
-        ["show", tmp_path / "folder"],
-    ):
-        refused(1, "folder is not a run: it has no config.toml", *command)
+    refused(1, "folder is not a run: it has no config.toml", "sample", tmp_path / "folder", *out)
+    refused(1, "folder is not a run: it has no config.toml", "show", tmp_path / "folder")
     refused(2, "folder is no run: say by --data what to compare with", "eval", tmp_path / "folder")
     (run_copy / "config.toml").write_text("[train]\nsed = 1\n")
     refused(1, ["copy", "unknown key train.sed"], "sample", run_copy, *out)
 
 
-def test_a_run_without_checkpoints_is_refused(refused, tmp_path, run_copy):
+@pytest.mark.parametrize("command", ["sample {run} --out {out}", "eval {run}", "train --resume --out {run}"])
+def test_a_run_without_checkpoints_is_refused(refused: Refused, tmp_path: Path, run_copy: Path, command: str) -> None:
     shutil.rmtree(run_copy / "checkpoints")
-    for command in (
-        ["sample", run_copy, "--out", tmp_path / "x.png"],
-        ["eval", run_copy],
-        ["train", "--resume", "--out", run_copy],
-    ):
-        refused(1, "copy has no checkpoints", *command)
+    words = [word.format(run=run_copy, out=tmp_path / "x.png") for word in command.split()]
+    refused(1, "copy has no checkpoints", *words)
 
 
 @pytest.mark.parametrize("how", ["truncated", "foreign", "other network"])
-def test_a_bad_checkpoint_is_refused(refused, tmp_path, run_copy, labelled_run, how):
+def test_a_bad_checkpoint_is_refused(
+    refused: Refused, tmp_path: Path, run_copy: Path, labelled_run: Path, how: str
+) -> None:
     checkpoint = newest(run_copy)
     tensors = checkpoint / "state.safetensors"
     if how == "truncated":
@@ -266,11 +251,11 @@ def test_a_bad_checkpoint_is_refused(refused, tmp_path, run_copy, labelled_run, 
     ("labels", "says"),
     [("3", "3 is not in 0..2"), ("0,-1", "-1 is not in 0..2"), ("cat", "must be integers"), ("", "must be integers")],
 )
-def test_labels_are_refused(refused, tmp_path, labelled_run, labels, says):
+def test_labels_are_refused(refused: Refused, tmp_path: Path, labelled_run: Path, labels: str, says: str) -> None:
     refused(2, ["--labels", says], "sample", labelled_run, "--out", tmp_path / "x.png", "--labels", labels)
 
 
-def test_labels_for_an_unconditional_model_are_refused(refused, tmp_path, digits_run):
+def test_labels_for_an_unconditional_model_are_refused(refused: Refused, tmp_path: Path, digits_run: Path) -> None:
     refused(2, ["--labels 1", "unconditional"], "sample", digits_run, "--out", tmp_path / "x.png", "--labels", 1)
 
 
@@ -296,11 +281,13 @@ def test_labels_for_an_unconditional_model_are_refused(refused, tmp_path, digits
         (["--device", "warp"], "--device warp"),
     ],
 )
-def test_sampling_options_are_refused(refused, tmp_path, digits_run, arguments, says):
+def test_sampling_options_are_refused(
+    refused: Refused, tmp_path: Path, digits_run: Path, arguments: list[str], says: str
+) -> None:
     refused(2, says, "sample", digits_run, "--out", tmp_path / "x.png", *arguments)
 
 
-def test_outputs_of_samples_are_checked_before_the_work(refused, tmp_path, digits_run):
+def test_outputs_of_samples_are_checked_before_the_work(refused: Refused, tmp_path: Path, digits_run: Path) -> None:
     refused(2, ["--out .*x.jpg must end in .png or .npz"], "sample", digits_run, "--out", tmp_path / "x.jpg")
     (tmp_path / "d.png").mkdir()
     refused(2, "is a folder", "sample", digits_run, "--out", tmp_path / "d.png")
@@ -309,7 +296,7 @@ def test_outputs_of_samples_are_checked_before_the_work(refused, tmp_path, digit
     refused(2, "--out", "sample", digits_run)
 
 
-def test_eval_needs_images_like_the_runs(refused, tmp_path, digits_run):
+def test_eval_needs_images_like_the_runs(refused: Refused, tmp_path: Path, digits_run: Path) -> None:
     np.save(tmp_path / "rgb.npy", PIXELS)
     np.save(tmp_path / "few.npy", PIXELS[:3, ..., 0])
     refused(
@@ -319,7 +306,7 @@ def test_eval_needs_images_like_the_runs(refused, tmp_path, digits_run):
     refused(2, "--num", "eval", digits_run, "--num", 1)
 
 
-def test_an_output_that_cannot_be_made_is_refused(refused, tmp_path):
+def test_an_output_that_cannot_be_made_is_refused(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(1, ["file", "Not a directory|File exists"], "train", "--out", tmp_path / "file" / "run", *TINY)
     refused(1, "/proc/run", "train", "--out", "/proc/run", *TINY)
@@ -341,24 +328,26 @@ def limited(*arguments: object, size: int) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_disk_that_fills_up_loses_nothing_that_was_there(tmp_path, run_copy):
-    before = contents(run_copy)
-    done = limited("sample", run_copy, "--out", tmp_path / "x.npz", "--num", "200", size=5_000)
+def assert_failed_after_progress(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert_refusal(done.stderr.splitlines(keepends=True)[-1])
+
+
+def test_a_disk_that_fills_up_loses_nothing_that_was_there(tmp_path: Path, run_copy: Path) -> None:
+    before = contents(run_copy)
+    done = limited("sample", run_copy, "--out", tmp_path / "x.npz", "--num", "200", size=5_000)
+    assert_failed_after_progress(done)
     assert not (tmp_path / "x.npz").exists()
     assert not list(tmp_path.rglob("*.tmp"))
     # The settings and pictures fit, the checkpoint does not.
     done = limited("train", "--out", tmp_path / "run", *TINY, size=50_000)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert_failed_after_progress(done)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     assert contents(run_copy) == before
 
 
-def test_debug_shows_the_traceback(ict, tmp_path):
+def test_debug_shows_the_traceback(ict: Ict, tmp_path: Path) -> None:
     from ict_cli.main import run
 
     with pytest.raises(ValueError, match="unknown preset"):

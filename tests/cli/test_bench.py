@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Ict, Refused
+from tiny import as_options, smallest
 
 import ict_backends.torch as engine
 from ict_backends.networks.roofline import least_seconds, operations
+from ict_backends.protocols import Arrays, Model
+from ict_core import Config
 from ict_core.settings import build_config
 
 PLAIN = Path(__file__).resolve().parents[2] / "bench" / "plain.py"
 SMALL = [
     "--preset=digits",
-    "--set=network.channels=4",
-    "--set=network.channel_mult=[1]",
-    "--set=data.shape=[1,4,4]",
-    "--set=train.batch_size=4",
+    *as_options(smallest(network={"channels": 4})),
     "--device=cpu",
     "--repeats=2",
     "--steps=2",
@@ -95,7 +96,7 @@ def nested(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return tree
 
 
-def test_it_prints_a_table_and_writes_all_figures(ict, tmp_path):
+def test_it_prints_a_table_and_writes_all_figures(ict: Ict, tmp_path: Path) -> None:
     out = tmp_path / "new" / "x.json"
     result = ict("bench", *SMALL, "--plain", PLAIN, "--plain-batch", 2, "--out", out)
     assert result.code == 0, result.err
@@ -116,13 +117,13 @@ def test_it_prints_a_table_and_writes_all_figures(ict, tmp_path):
     assert all(line.startswith(kind["kind"]) for line, kind in zip(table[1:], kinds, strict=False))
 
 
-def test_micro_batches_and_adm_are_measured(ict, tmp_path):
+def test_micro_batches_and_adm_are_measured(ict: Ict, tmp_path: Path) -> None:
     result = ict("bench", *SMALL, *ADM, "--set=train.micro_batch=2", "--out", tmp_path / "x.json")
     assert result.code == 0, result.err
     check_record(json.loads((tmp_path / "x.json").read_text()), plain=False)
 
 
-def test_jax_is_measured(ict, tmp_path):
+def test_jax_is_measured(ict: Ict, tmp_path: Path) -> None:
     result = ict("bench", "--backend=jax", *SMALL, "--out", tmp_path / "x.json")
     assert result.code == 0, result.err
     check_record(json.loads((tmp_path / "x.json").read_text()), plain=False)
@@ -156,19 +157,17 @@ def plain_files(folder: Path) -> None:
         (2, "--images", ["--images=1"]),
     ],
 )
-def test_bad_input_is_one_line(ict, tmp_path, monkeypatch, code, says, arguments):
+def test_bad_input_is_one_line(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, says: str, arguments: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.json").mkdir()
     plain_files(tmp_path)
-    before = sorted(tmp_path.iterdir())
-    result = ict("bench", *SMALL, *arguments)
-    assert (result.code, result.err.count("\n")) == (code, 1), result
-    assert says in result.err
-    assert sorted(tmp_path.iterdir()) == before
+    refused(code, re.escape(says), "bench", *SMALL, *arguments)
 
 
-def test_a_loss_that_is_not_finite_is_refused(ict, tmp_path, monkeypatch):
-    def advance(steps):
+def test_a_loss_that_is_not_finite_is_refused(ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def advance(steps: int) -> np.ndarray:
         return np.full((steps, 4), np.nan)
 
     monkeypatch.setattr(
@@ -179,16 +178,16 @@ def test_a_loss_that_is_not_finite_is_refused(ict, tmp_path, monkeypatch):
     assert not (tmp_path / "x.json").exists()
 
 
-def test_a_plain_loss_that_is_not_finite_is_refused(ict, tmp_path):
+def test_a_plain_loss_that_is_not_finite_is_refused(ict: Ict, tmp_path: Path) -> None:
     (tmp_path / "nan.py").write_text("def make_step(*_):\n    return lambda: float('nan')")
     result = ict("bench", *SMALL, "--plain", tmp_path / "nan.py")
     assert (result.code, result.err) == (1, "Error: the plain version: 1 of 1 losses are not finite\n")
 
 
-def test_samples_that_are_all_zero_are_refused(ict, monkeypatch):
+def test_samples_that_are_all_zero_are_refused(ict: Ict, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model = engine.make_model
 
-    def zero(config, arrays, device):
+    def zero(config: Config, arrays: Arrays, device: str) -> Model:
         return make_model(config, {name: 0 * a for name, a in arrays.items()}, device)
 
     monkeypatch.setattr(engine, "make_model", zero)

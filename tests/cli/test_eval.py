@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_line import Ict, Refused
 from PIL import Image
 from scipy.linalg import sqrtm
 
@@ -28,7 +31,7 @@ from ict_backends.measuring.evaluation import in_batches
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own."""
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
@@ -67,7 +70,7 @@ class Picky(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory) -> Path:
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Feature networks as files."""
     folder = tmp_path_factory.mktemp("networks")
     with warnings.catch_warnings():
@@ -83,7 +86,7 @@ def networks(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory) -> Path:
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two sets of RGB images, a.npz and b.npz."""
     folder, rng = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
     for name, top in (("a", 256), ("b", 200)):
@@ -96,14 +99,16 @@ def means(path: Path) -> np.ndarray:
     return images.reshape(-1, 2, 4, 2, 4).mean(axis=(2, 4)).reshape(-1, 4)
 
 
-def figures(ict, tmp_path, *arguments) -> dict:
+def figures(ict: Ict, tmp_path: Path, *arguments: object) -> dict[str, Any]:
     done = ict("eval", *arguments, "--json", tmp_path / "x.json", "--device", "cpu")
     assert done.code == 0, done.err
     return json.loads((tmp_path / "x.json").read_text())
 
 
 @pytest.mark.parametrize("file", ["means.pt", "means.pt2"])
-def test_features_of_a_file_are_those_that_are_compared(ict, tmp_path, networks, sets, file) -> None:
+def test_features_of_a_file_are_those_that_are_compared(
+    ict: Ict, tmp_path: Path, networks: Path, sets: Path, file: str
+) -> None:
     options = ("--data", sets / "a.npz", "--features", networks / file, "--metrics", "fid,kid,pr")
     found = figures(ict, tmp_path, sets / "b.npz", *options)
     a, b = means(sets / "a.npz"), means(sets / "b.npz")
@@ -114,7 +119,9 @@ def test_features_of_a_file_are_those_that_are_compared(ict, tmp_path, networks,
     assert (found["num"], found["reference"], found["sigmas"]) == (250, 250, None)
 
 
-def test_the_frechet_distance_in_pixel_space_is_of_values_in_minus_one_to_one(ict, tmp_path, sets) -> None:
+def test_the_frechet_distance_in_pixel_space_is_of_values_in_minus_one_to_one(
+    ict: Ict, tmp_path: Path, sets: Path
+) -> None:
     found = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz")["pixel-fd"]
     a, b = (to_float(load_data(str(sets / f"{n}.npz")).images).reshape(250, -1).astype(float) for n in "ab")
     ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -122,7 +129,7 @@ def test_the_frechet_distance_in_pixel_space_is_of_values_in_minus_one_to_one(ic
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_samples_are_rounded_as_in_files(ict, tmp_path, digits_run) -> None:
+def test_samples_are_rounded_as_in_files(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
     """A run, the .npz of its samples and the folder of them are measured alike."""
     direct = figures(ict, tmp_path, digits_run, "--num", 100, "--metrics", "pixel-fd,sw,kid,pr")
     for out in ("x.npz", "folder"):
@@ -134,7 +141,7 @@ def test_samples_are_rounded_as_in_files(ict, tmp_path, digits_run) -> None:
     assert other["pixel-fd"] != direct["pixel-fd"]
 
 
-def test_an_inception_network_gives_features_and_classes(ict, tmp_path, networks, sets) -> None:
+def test_an_inception_network_gives_features_and_classes(ict: Ict, tmp_path: Path, networks: Path, sets: Path) -> None:
     options = ("--data", sets / "a.npz", "--features", networks / "inception.pt", "--metrics", "is,fid")
     found = figures(ict, tmp_path, sets / "b.npz", *options)
     features = load_data(str(sets / "b.npz")).images.mean(axis=(2, 3))
@@ -145,12 +152,16 @@ def test_an_inception_network_gives_features_and_classes(ict, tmp_path, networks
     assert found["fid"] == pytest.approx(frechet_distance(reference, moments(features)), rel=1e-3)
 
 
-def test_grey_images_are_repeated_for_a_network_of_rgb(ict, tmp_path, networks, digits_run) -> None:
+def test_grey_images_are_repeated_for_a_network_of_rgb(
+    ict: Ict, tmp_path: Path, networks: Path, digits_run: Path
+) -> None:
     options = ("--features", networks / "inception.pt", "--num", 100, "--metrics", "kid")
     assert np.isfinite(figures(ict, tmp_path, digits_run, *options)["kid"])
 
 
-def test_statistics_of_the_data_are_kept_and_read_again(ict, tmp_path, networks, sets, cache) -> None:
+def test_statistics_of_the_data_are_kept_and_read_again(
+    ict: Ict, tmp_path: Path, networks: Path, sets: Path, cache: Path
+) -> None:
     options = ("--features", networks / "means.pt", "--metrics", "fid")
     first = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz", *options)
     (kept,) = cache.iterdir()
@@ -174,7 +185,7 @@ def test_statistics_of_the_data_are_kept_and_read_again(ict, tmp_path, networks,
     assert len(list(cache.iterdir())) == 2
 
 
-def test_as_many_samples_are_drawn_as_the_metrics_need(networks) -> None:
+def test_as_many_samples_are_drawn_as_the_metrics_need(networks: Path) -> None:
     """A covariance of so many pixels needs more than 2,000 where images are large."""
     from ict_cli.eval import default_number
 
@@ -184,7 +195,9 @@ def test_as_many_samples_are_drawn_as_the_metrics_need(networks) -> None:
     assert default_number(["fid"], features, (3, 32, 32)) == 2000
 
 
-def test_a_reference_batch_of_adm_gives_statistics_or_images(ict, tmp_path, networks, sets) -> None:
+def test_a_reference_batch_of_adm_gives_statistics_or_images(
+    ict: Ict, tmp_path: Path, networks: Path, sets: Path
+) -> None:
     """Their files hold mu and sigma, and the images that they are of."""
     expected = moments(means(sets / "a.npz"))
     with np.load(sets / "a.npz") as file:
@@ -197,7 +210,7 @@ def test_a_reference_batch_of_adm_gives_statistics_or_images(ict, tmp_path, netw
     assert found["kid"] == pytest.approx(direct["kid"])
 
 
-def test_unreadable_images_are_named_and_left_out(ict, tmp_path, sets) -> None:
+def test_unreadable_images_are_named_and_left_out(ict: Ict, tmp_path: Path, sets: Path) -> None:
     save_folder(tmp_path / "folder", load_data(str(sets / "b.npz")).images)
     (tmp_path / "folder" / "000100a.png").write_bytes(b"no picture")
     done = ict("eval", tmp_path / "folder", "--data", sets / "a.npz", "--metrics", "pr", "--json", tmp_path / "x.json")
@@ -207,15 +220,15 @@ def test_unreadable_images_are_named_and_left_out(ict, tmp_path, sets) -> None:
     assert json.loads((tmp_path / "x.json").read_text())["num"] == 250
 
 
-def test_images_of_another_kind_are_refused_or_resized(ict, tmp_path, sets, digits_run) -> None:
+def test_images_of_another_kind_are_refused_or_resized(
+    ict: Ict, refused: Refused, tmp_path: Path, sets: Path, digits_run: Path
+) -> None:
     (tmp_path / "large").mkdir()
     for i in range(10):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 16), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "large" / f"{i}.png")
     options = ("eval", tmp_path / "large", "--data", sets / "a.npz", "--metrics", "kid")
-    done = ict(*options)
-    assert (done.code, done.err.count("\n")) == (1, 1)
-    assert "16x20 grey, but those of the data 8x8 RGB; --resize makes them fit" in done.err
+    refused(1, "16x20 grey, but those of the data 8x8 RGB; --resize makes them fit", *options)
     assert ict(*options, "--resize").code == 0
     # A folder of several sizes, and data of another size than the model's.
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "large" / "z.png")
@@ -226,8 +239,9 @@ def test_images_of_another_kind_are_refused_or_resized(ict, tmp_path, sets, digi
     assert ict(*options, "--resize").code == 0
 
 
-def test_what_cannot_be_measured_is_refused_in_one_line(ict, tmp_path, networks, sets, digits_run) -> None:
-    a, b = sets / "a.npz", sets / "b.npz"
+@pytest.fixture
+def places(tmp_path: Path, networks: Path, sets: Path, digits_run: Path) -> dict[str, Path]:
+    """What the options below name in braces."""
     np.savez(tmp_path / "one.npz", np.zeros((1, 8, 8, 3), np.uint8))
     np.savez(tmp_path / "few.npz", np.zeros((4, 8, 8, 3), np.uint8))
     np.savez(tmp_path / "stats.npz", mu=np.zeros(7), sigma=np.eye(7))
@@ -237,47 +251,55 @@ def test_what_cannot_be_measured_is_refused_in_one_line(ict, tmp_path, networks,
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
-    features = ("--features", networks / "means.pt")
-    cases = [
-        (2, "--metrics fif is unknown; there are fid, kid", (b, "--data", a, "--metrics", "fif")),
-        (2, "--metrics fid is of Inception features", (b, "--data", a, "--metrics", "fid")),
-        (2, "needs class probabilities", (b, "--data", a, "--metrics", "is", *features)),
-        (1, "neither TorchScript nor", (b, "--data", a, "--features", networks / "noise.pt")),
-        (1, "neither TorchScript nor", (b, "--data", a, "--features", networks / "noise.pt2")),
-        (1, "cannot be read", (b, "--data", a, "--features", networks / "none.pt")),
-        (1, "must give [2, d] features, not [2, 3, 8, 8]", (b, "--data", a, "--features", networks / "wrong.pt")),
-        (1, "only large images", (b, "--data", a, "--features", networks / "picky.pt")),
-        (1, "--num gives 64 images; pixel-fd needs 65 at least", (digits_run, "--num", 64)),
-        (1, "gives 1 images; kid needs 2 at least", (b, "--data", tmp_path / "one.npz", "--metrics", "kid")),
-        (1, "gives 4 images; fid needs 5 at least", (tmp_path / "few.npz", "--data", a, *features)),
-        (1, "few.npz gives 4 images; fid needs 5", (b, "--data", tmp_path / "few.npz", *features)),
-        (1, "holds mu and sigma only", (b, "--data", tmp_path / "stats.npz", "--metrics", "kid")),
+    return {"here": tmp_path, "nets": networks, "a": sets / "a.npz", "b": sets / "b.npz", "digits": digits_run}
+
+
+@pytest.mark.parametrize(
+    ("code", "says", "options"),
+    [
+        (2, "--metrics fif is unknown; there are fid, kid", "{b} --data {a} --metrics fif"),
+        (2, "--metrics fid is of Inception features", "{b} --data {a} --metrics fid"),
+        (2, "needs class probabilities", "{b} --data {a} --metrics is --features {nets}/means.pt"),
+        (1, "neither TorchScript nor", "{b} --data {a} --features {nets}/noise.pt"),
+        (1, "neither TorchScript nor", "{b} --data {a} --features {nets}/noise.pt2"),
+        (1, "cannot be read", "{b} --data {a} --features {nets}/none.pt"),
+        (1, "must give [2, d] features, not [2, 3, 8, 8]", "{b} --data {a} --features {nets}/wrong.pt"),
+        (1, "only large images", "{b} --data {a} --features {nets}/picky.pt"),
+        (1, "--num gives 64 images; pixel-fd needs 65 at least", "{digits} --num 64"),
+        (1, "gives 1 images; kid needs 2 at least", "{b} --data {here}/one.npz --metrics kid"),
+        (1, "gives 4 images; fid needs 5 at least", "{here}/few.npz --data {a} --features {nets}/means.pt"),
+        (1, "few.npz gives 4 images; fid needs 5", "{b} --data {here}/few.npz --features {nets}/means.pt"),
+        (1, "holds mu and sigma only", "{b} --data {here}/stats.npz --metrics kid"),
         (
             1,
             "statistics of 7 values; fid needs 4",
-            (b, "--data", tmp_path / "stats.npz", "--metrics", "fid", *features),
+            "{b} --data {here}/stats.npz --metrics fid --features {nets}/means.pt",
         ),
-        (1, "statistics of 7 values; pixel-fd needs 192", (b, "--data", tmp_path / "stats.npz")),
-        (1, "mu and sigma must be finite, [d] and [d, d]", (b, "--data", tmp_path / "odd.npz")),
-        (1, "mu and sigma must be finite", (b, "--data", tmp_path / "nan.npz")),
-        (1, "holds no images", (tmp_path / "empty", "--data", a)),
-        (1, "holds no image that can be read", (tmp_path / "bad", "--data", a)),
-        (1, "the model's images are 8x8 grey, but those of the data 8x8 RGB", (digits_run, "--data", a)),
-        (1, "does not exist", (tmp_path / "none", "--data", a)),
-        (2, "say by --data", (b,)),
-        (2, "--steps is of samples that a model draws", (b, "--data", a, "--steps", 2)),
-        (2, "--seed is of samples that a model draws", (b, "--data", a, "--seed", 1)),
-        (2, "--batch-size is of samples", (b, "--data", a, "--batch-size", 9)),
-        (1, "is not a readable .npz file", (b, "--data", tmp_path / "cut.npz")),
-        (2, "--num 251 is more than the 250 images", (b, "--data", a, "--num", 251)),
-    ]
-    for code, says, arguments in cases:
-        done = ict("eval", *arguments, "--device", "cpu")
-        assert (done.code, done.err.count("\n")) == (code, 1), (arguments, done)
-        assert says in done.err, (says, done.err)
+        (1, "statistics of 7 values; pixel-fd needs 192", "{b} --data {here}/stats.npz"),
+        (1, "mu and sigma must be finite, [d] and [d, d]", "{b} --data {here}/odd.npz"),
+        (1, "mu and sigma must be finite", "{b} --data {here}/nan.npz"),
+        (1, "holds no images", "{here}/empty --data {a}"),
+        (1, "holds no image that can be read", "{here}/bad --data {a}"),
+        (1, "the model's images are 8x8 grey, but those of the data 8x8 RGB", "{digits} --data {a}"),
+        (1, "does not exist", "{here}/none --data {a}"),
+        (2, "say by --data", "{b}"),
+        (2, "--steps is of samples that a model draws", "{b} --data {a} --steps 2"),
+        (2, "--seed is of samples that a model draws", "{b} --data {a} --seed 1"),
+        (2, "--batch-size is of samples", "{b} --data {a} --batch-size 9"),
+        (1, "is not a readable .npz file", "{b} --data {here}/cut.npz"),
+        (2, "--num 251 is more than the 250 images", "{b} --data {a} --num 251"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    refused: Refused, places: dict[str, Path], code: int, says: str, options: str
+) -> None:
+    words = [word.format(**places) for word in options.split()]
+    refused(code, re.escape(says), "eval", *words, "--device", "cpu")
 
 
-def test_the_inception_network_is_downloaded_once_and_its_hash_checked(tmp_path, networks, cache, monkeypatch) -> None:
+def test_the_inception_network_is_downloaded_once_and_its_hash_checked(
+    tmp_path: Path, networks: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = (networks / "inception.pt").read_bytes()
     source = tmp_path / "there.pt"
     source.write_bytes(content)
@@ -294,7 +316,7 @@ def test_the_inception_network_is_downloaded_once_and_its_hash_checked(tmp_path,
         inception.fetch_inception(source.as_uri())
 
 
-def test_batches_are_the_images(sets) -> None:
+def test_batches_are_the_images(sets: Path) -> None:
     images = load_data(str(sets / "a.npz")).images
     parts = list(in_batches(images, 100))
     assert [len(p) for p in parts] == [100, 100, 50]

@@ -15,7 +15,9 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
-def test_the_examples_run(tmp_path, rgb_run, backend, monkeypatch, capsys) -> None:
+def test_the_examples_run(
+    tmp_path: Path, rgb_run: Path, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert len(EXAMPLES) == 3
     names: dict = {}

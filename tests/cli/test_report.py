@@ -8,9 +8,11 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Ict, Refused
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,19 +39,19 @@ class Page(HTMLParser):
         self.feed(text)
         assert self.open == []
 
-    def handle_starttag(self, tag, attrs) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs) -> None:
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
-    def handle_endtag(self, tag) -> None:
+    def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
             assert self.open.pop() == tag
 
-    def handle_data(self, data) -> None:
+    def handle_data(self, data: str) -> None:
         self.words.append(data)
 
     def points(self) -> list[int]:
@@ -64,7 +66,7 @@ def picture(url: str) -> Image.Image:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Path:
     """A run of four steps with three pictures and two evaluations."""
     from ict_cli.main import run as ict
 
@@ -80,7 +82,7 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def test_the_page_shows_the_run_and_needs_nothing_else(ict, run) -> None:
+def test_the_page_shows_the_run_and_needs_nothing_else(ict: Ict, run: Path) -> None:
     done = ict("report", run, "--device", "cpu")
     assert (done.code, done.err) == (0, "")
     text = (run / "report.html").read_text(encoding="utf-8")
@@ -110,7 +112,7 @@ def test_the_page_shows_the_run_and_needs_nothing_else(ict, run) -> None:
     assert nearest.size == (5 * 36, 8 * 36)
 
 
-def test_losses_by_level_add_up_to_the_loss(ict, run) -> None:
+def test_losses_by_level_add_up_to_the_loss(ict: Ict, run: Path) -> None:
     config = RunDir(run).load_config()
     edges = band_edges(config)
     assert len(edges) == BANDS + 1
@@ -125,7 +127,7 @@ def test_losses_by_level_add_up_to_the_loss(ict, run) -> None:
         assert total / counts.sum() == pytest.approx(line["loss"], rel=1e-5)
 
 
-def test_a_run_without_its_data_evaluations_or_bands_has_a_page_too(ict, tmp_path, run) -> None:
+def test_a_run_without_its_data_evaluations_or_bands_has_a_page_too(ict: Ict, tmp_path: Path, run: Path) -> None:
     (run / "evals.jsonl").unlink()
     (run / "metrics.jsonl").write_text('{"step": 2, "n": 11, "loss": 3.5, "images_per_second": 1.0}\n')
     text = (run / "config.toml").read_text().replace('source = "digits"', 'source = "gone <&> away.npz"')
@@ -139,17 +141,12 @@ def test_a_run_without_its_data_evaluations_or_bands_has_a_page_too(ict, tmp_pat
     assert "gone <&> away.npz" in " ".join(page.words)
 
 
-def test_wrong_input_is_refused_in_one_line(ict, tmp_path, run) -> None:
-    for code, says, arguments in (
-        (1, "does not exist", [tmp_path / "none"]),
-        (2, "must end in .html", [run, "--out", tmp_path / "x.pdf"]),
-        (2, "unknown backend", [run, "--backend", "numpy"]),
-    ):
-        done = ict("report", *arguments)
-        assert (done.code, done.err.count("\n"), says in done.err) == (code, 1, True), done.err
+def test_wrong_input_is_refused_in_one_line(refused: Refused, tmp_path: Path, run: Path) -> None:
+    refused(1, "does not exist", "report", tmp_path / "none")
+    refused(2, "must end in .html", "report", run, "--out", tmp_path / "x.pdf")
+    refused(2, "unknown backend", "report", run, "--backend", "numpy")
     (run / "metrics.jsonl").write_text("{\n")
-    done = ict("report", run, "--device", "cpu")
-    assert (done.code, "metrics.jsonl cannot be read" in done.err) == (1, True)
+    refused(1, "metrics.jsonl cannot be read", "report", run, "--device", "cpu")
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 5))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Ict, Refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,7 +68,7 @@ def test_levels_fall_and_what_came_before_is_computed_once() -> None:
     assert seen == [1] * 1 + [2] * len(found[1].tried) + [3] * len(found[2].tried)
 
 
-def test_the_search_samples_as_sampling_does(digits_run) -> None:
+def test_the_search_samples_as_sampling_does(digits_run: Path) -> None:
     model = load_backend("torch").load_model(digits_run, device="cpu")
     images = []
 
@@ -82,13 +85,13 @@ def test_the_search_samples_as_sampling_does(digits_run) -> None:
 
 
 @pytest.fixture
-def run(tmp_path, digits_run):
+def run(tmp_path: Path, digits_run: Path) -> Path:
     """A copy of a run, to be changed."""
     shutil.copytree(digits_run, tmp_path / "run")
     return tmp_path / "run"
 
 
-def test_what_was_found_is_kept_and_used(ict, tmp_path, run) -> None:
+def test_what_was_found_is_kept_and_used(ict: Ict, refused: Refused, tmp_path: Path, run: Path) -> None:
     options = ("--num", 70, "--device", "cpu")
     assert ict("sample", run, "--out", tmp_path / "x.png", "--steps", 3, *options).code == 2
     done = ict("search-sigmas", run, "--steps", 3, "--plot", tmp_path / "p.png", *options)
@@ -103,33 +106,34 @@ def test_what_was_found_is_kept_and_used(ict, tmp_path, run) -> None:
         record = json.loads((tmp_path / "x.json").read_text())
         assert record["sigmas"] == kept["sigmas"][:steps]
         assert record["pixel-fd"] == pytest.approx(kept["values"][steps - 1], rel=1e-3)
-    refused = ict("sample", run, "--out", tmp_path / "x.png", "--steps", 4)
-    assert (refused.code, "ict search-sigmas RUN --steps 4" in refused.err) == (2, True)
+    refused(2, "ict search-sigmas RUN --steps 4", "sample", run, "--out", tmp_path / "x.png", "--steps", 4)
     assert ict("search-sigmas", run, "--metric", "kid", *options).code == 0
     assert json.loads((run / "sigmas.json").read_text())["metric"] == "kid"
 
 
-def test_wrong_input_is_refused_in_one_line(ict, tmp_path, run, images_file) -> None:
+@pytest.mark.parametrize(
+    ("code", "says", "options"),
+    [
+        (2, "steps", "--steps 1"),
+        (2, "is no distance", "--metric pr"),
+        (2, "is unknown", "--metric fad"),
+        (2, "must be one of", "--metric kid,sw"),
+        (2, "give their network with --features", "--metric fid"),
+        (2, "must end in .png", "--plot {here}/x.pdf"),
+        (1, "pixel-fd needs 65 at least", "--num 10"),
+        (1, "does not exist", "--data {here}/none"),
+        (1, "the model's images are 8x8 grey, but those of the data 8x8 RGB", "--data {images}"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(
+    refused: Refused, tmp_path: Path, run: Path, images_file: Path, code: int, says: str, options: str
+) -> None:
     (run / "sigmas.json").write_text("{")
-    cases = [
-        (2, "steps", ("--steps", 1)),
-        (2, "is no distance", ("--metric", "pr")),
-        (2, "is unknown", ("--metric", "fad")),
-        (2, "must be one of", ("--metric", "kid,sw")),
-        (2, "give their network with --features", ("--metric", "fid")),
-        (2, "must end in .png", ("--plot", tmp_path / "x.pdf")),
-        (1, "pixel-fd needs 65 at least", ("--num", 10)),
-        (1, "does not exist", ("--data", tmp_path / "none")),
-        (1, "the model's images are 8x8 grey, but those of the data 8x8 RGB", ("--data", images_file)),
-    ]
-    for code, says, arguments in cases:
-        done = ict("search-sigmas", run, "--device", "cpu", *arguments)
-        assert (done.code, done.err.count("\n")) == (code, 1), (arguments, done)
-        assert says in done.err, (says, done.err)
-    for content in ("[]", '{"sigmas": [1, 2]}', '{"sigmas": ["x"]}'):
-        (run / "sigmas.json").write_text(content)
-        damaged = ict("sample", run, "--out", tmp_path / "x.png", "--steps", 2)
-        assert (damaged.code, "sigmas.json cannot be read" in damaged.err) == (1, True)
-    (run / "sigmas.json").write_text("{")
-    damaged = ict("sample", run, "--out", tmp_path / "x.png", "--steps", 2)
-    assert (damaged.code, "sigmas.json cannot be read" in damaged.err) == (1, True)
+    words = [word.format(here=tmp_path, images=images_file) for word in options.split()]
+    refused(code, re.escape(says), "search-sigmas", run, "--device", "cpu", *words)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"sigmas": [1, 2]}', '{"sigmas": ["x"]}', "{"])
+def test_levels_that_cannot_be_read_are_refused(refused: Refused, tmp_path: Path, run: Path, content: str) -> None:
+    (run / "sigmas.json").write_text(content)
+    refused(1, "sigmas.json cannot be read", "sample", run, "--out", tmp_path / "x.png", "--steps", 2)

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from ict_backends.data import decode as decode_module
-from ict_backends.data.decode import decode, prepare, read_image
+from ict_backends.data.decode import decode, fit_image, prepare, read_image
 from ict_backends.errors import DataError
-from ict_backends.sampling.editing import fit_image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 4, 3), dtype=np.uint8)

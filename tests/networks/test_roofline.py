@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from tiny import smallest
 from twins import configs, small_config
 
 from ict_backends.networks.cost import model_flops, step_flops
@@ -32,11 +33,7 @@ from ict_core import Config, load_preset, preset_names
 from ict_core.settings import build_config, replace
 
 # NCSN++ on images of 1x4x4: 4 wide, one level, one block down, two up.
-TINY = {
-    "data": {"shape": [1, 4, 4]},
-    "network": {"channels": 4, "channel_mult": [1], "blocks": 1, "attention_resolutions": [], "dropout": 0.0},
-    "train": {"batch_size": 1},
-}
+TINY = smallest(network={"channels": 4}, train={"batch_size": 1})
 # ADM on them: 32 wide, two levels, resampling by convolutions, masks at 2x2 alone.
 TINY_ADM = {
     "data": {"shape": [1, 4, 4]},

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import smallest
 
 from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset
@@ -24,19 +25,14 @@ from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run, remove_leftovers
 from ict_backends.training import prefetch
 from ict_backends.training.interruption import StoppedError
+from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
 from ict_core.settings import build_config
 
-SETTINGS = {
-    "data": {"shape": [1, 4, 4]},
-    "network": {"channels": 4, "channel_mult": [1], "blocks": 1, "attention_resolutions": [], "dropout": 0.3},
-    "curriculum": {"s0": 2, "s1": 8},
-    "train": {"batch_size": 4, "log_every": 1, "sample_every": 0, "checkpoint_every": 0},
-}
-
 
 def make_config(**train: object) -> Config:
-    return build_config({**SETTINGS, "train": {**SETTINGS["train"], **train}})
+    every = {"log_every": 1, "sample_every": 0, "checkpoint_every": 0}
+    return build_config(smallest(network={"dropout": 0.3}, train=every | train))
 
 
 def make_data() -> Dataset:
@@ -62,7 +58,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
     """Do something when the plan of a step is made."""
     original = prefetch.plan_step
 
-    def plan_step(config: Config, number: int, count: int):
+    def plan_step(config: Config, number: int, count: int) -> StepPlan:
         if number == step:
             act()
         return original(config, number, count)
@@ -130,10 +126,13 @@ def interrupt_twice(folder: Path) -> None:
 
 
 KILLS = 50
+# Of the moments at which the children are killed; the variable sets another one.
+KILL_SEED = int(os.environ.get("ICT_TEST_KILL_SEED", "0"))
 
 
 def test_a_run_that_is_killed_at_any_moment_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
     """Fifty times, while it writes a checkpoint after every step; in the end it is as if nothing had happened."""
+    print(f"ICT_TEST_KILL_SEED={KILL_SEED}")  # pytest shows it where the test fails
     done = run_here("kill", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
@@ -147,7 +146,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_from_a_whole_checkpoint(tmp_
 def kill(folder: Path) -> None:
     """Let children train, kill each at a random moment, and read what they leave."""
     config = make_config(total_steps=100_000, checkpoint_every=1, keep_checkpoints=3)
-    run, rng = create_run(folder, config, make_data()), np.random.default_rng()
+    run, rng = create_run(folder, config, make_data()), np.random.default_rng(KILL_SEED)
     start(folder.with_name("first"), make_config(total_steps=1))  # what is imported on first use is so in every child
     read = leftovers = kills = 0
     while kills < KILLS:
@@ -184,15 +183,12 @@ def straight(path: Path, config: Config, steps: int) -> bytes:
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, steps - 1, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(StoppedError):
-            start(
-                path,
-                build_config({**SETTINGS, "train": {**SETTINGS["train"], "total_steps": config.train.total_steps}}),
-            )
+            start(path, make_config(total_steps=config.train.total_steps))
     return contents(RunDir(path))
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch):
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let the next so many writings of a checkpoint fail, without long pauses between tries."""
     monkeypatch.setattr(checkpoint_writer, "_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(checkpoint_writer, "_RETRY_SECONDS_AT_END", 0.01)
@@ -212,7 +208,9 @@ def failing(monkeypatch: pytest.MonkeyPatch):
     return let
 
 
-def test_a_checkpoint_that_cannot_be_written_is_said_and_tried_again(tmp_path, failing, capfd) -> None:
+def test_a_checkpoint_that_cannot_be_written_is_said_and_tried_again(
+    tmp_path: Path, failing: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
     failing(2)
     run = start(tmp_path / "run", make_config(total_steps=4))
     error = capfd.readouterr().err
@@ -220,7 +218,9 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_tried_again(tmp_path, f
     assert load_checkpoint(run.latest_checkpoint()).step == 4
 
 
-def test_a_run_whose_last_checkpoint_cannot_be_written_says_so_and_keeps_the_one_before(tmp_path, failing) -> None:
+def test_a_run_whose_last_checkpoint_cannot_be_written_says_so_and_keeps_the_one_before(
+    tmp_path: Path, failing: Callable[..., None]
+) -> None:
     config = make_config(total_steps=6)
     run = start(tmp_path / "run", make_config(total_steps=6))
     shutil.rmtree(run.path)
@@ -229,7 +229,9 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_says_so_and_keeps_the_one
         start(tmp_path / "run", config)
 
 
-def test_training_does_not_wait_for_a_disk_that_fails(tmp_path, failing, capfd) -> None:
+def test_training_does_not_wait_for_a_disk_that_fails(
+    tmp_path: Path, failing: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
     """The next checkpoint takes the place of the one that cannot be written."""
     failing(3)
     run = start(tmp_path / "run", make_config(total_steps=8, checkpoint_every=1, keep_checkpoints=0))
@@ -237,7 +239,9 @@ def test_training_does_not_wait_for_a_disk_that_fails(tmp_path, failing, capfd) 
     assert "is not written" in capfd.readouterr().err
 
 
-def test_a_folder_that_vanishes_is_made_again(tmp_path, monkeypatch, capfd) -> None:
+def test_a_folder_that_vanishes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = make_config(total_steps=8, checkpoint_every=4)
     whole = start(tmp_path / "whole", config)
     folder = tmp_path / "run"
@@ -257,7 +261,9 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path, monkeypatch, capfd) -> N
     go_on(run, config)
 
 
-def test_a_log_that_cannot_be_written_loses_no_line_that_can_be_written_later(tmp_path, monkeypatch, capfd) -> None:
+def test_a_log_that_cannot_be_written_loses_no_line_that_can_be_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = make_config(total_steps=6)
     file, aside = tmp_path / "run" / "metrics.jsonl", tmp_path / "aside"
 
@@ -276,14 +282,18 @@ def test_a_log_that_cannot_be_written_loses_no_line_that_can_be_written_later(tm
     assert [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_log_that_lacks_lines_says_so_at_the_end(tmp_path, monkeypatch, capfd) -> None:
+def test_a_log_that_lacks_lines_says_so_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "run" / "metrics.jsonl"
     at_step(monkeypatch, 2, lambda: (file.unlink(), file.mkdir()))
     start(tmp_path / "run", make_config(total_steps=6))
     assert "metrics.jsonl lacks 4 lines" in capfd.readouterr().err
 
 
-def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypatch, capfd) -> None:
+def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     def fail(model: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
@@ -295,7 +305,9 @@ def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypat
     assert load_checkpoint(run.latest_checkpoint()).step == 4
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capfd) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = make_config(total_steps=6, checkpoint_every=2, keep_checkpoints=0)
     run = start(tmp_path / "run", config)
     expected = contents(run)
@@ -313,7 +325,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capfd)
         go_on(run, config)
 
 
-def test_checkpoints_are_kept_by_the_rule(tmp_path) -> None:
+def test_checkpoints_are_kept_by_the_rule(tmp_path: Path) -> None:
     config = make_config(total_steps=10, checkpoint_every=1, keep_checkpoints=2, keep_every=4)
     run = start(tmp_path / "run", config)
     assert [int(folder.name[5:]) for folder in run.checkpoints()] == [4, 8, 9, 10]
