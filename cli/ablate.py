@@ -147,8 +147,8 @@ def ablate_command(
     """
     from ict_backends import load_backend
     from ict_backends.runs.folder import free_run_path
+    from ict_backends.training.resolve import given_settings
     from ict_cli.plot import check_matplotlib
-    from ict_cli.train import given_settings
 
     if plan_name is None:
         click.echo("plans: " + ", ".join(sorted(path.stem for path in PLANS.glob("*.toml"))))
@@ -189,7 +189,7 @@ def _runs(study: Study, seeds: int, out: Path) -> list[Run]:
 
     Raises ConfigError, UsageError, DataError, in one line, before anything is trained.
     """
-    from ict_cli.train import check_data, fit_to_data, resolve_new
+    from ict_backends.training.resolve import check_data, fit_to_data, resolve_new
 
     base = study.plan.base(study.asked)
     _, dataset = resolve_new(base, study.asked)

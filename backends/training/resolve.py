@@ -1,0 +1,142 @@
+"""What a new or resumed run is to be: its settings, its data and its first weights, each checked before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ict_backends.data.dataset import Dataset, load_data_of
+from ict_backends.errors import DataError, UsageError
+from ict_backends.networks.families import parameter_shapes
+from ict_backends.protocols import Arrays
+from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
+from ict_backends.runs.folder import RunDir, check_same_data
+from ict_backends.training.evaluator import evaluation_size
+from ict_backends.training.tensorboard import check_tensorboard
+from ict_core import Config
+from ict_core.config import DataConfig
+from ict_core.settings import Tree, build_sections, merge, replace
+
+# What may differ when a run is resumed: it changes what is written or held in memory, not what is computed.
+FREE_ON_RESUME = {
+    "data.hold",
+    "data.source",
+    "eval.every",
+    "eval.metric",
+    "eval.num",
+    "network.checkpoint",
+    "train.checkpoint_every",
+    "train.compile",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.log_every",
+    "train.micro_batch",
+    "train.on_nonfinite",
+    "train.sample_every",
+    "train.shard_weights",
+    "train.tensorboard",
+}
+
+
+def given_settings(*, data: str | None, size: int | None, crop: str | None, steps: int | None, **train: Any) -> Tree:
+    """The settings that options of their own give; an option that is None was not given."""
+    given = {"data": {"source": data, "size": size, "crop": crop}, "train": {"total_steps": steps, **train}}
+    return {section: {k: v for k, v in values.items() if v is not None} for section, values in given.items()}
+
+
+def resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
+    """The configuration and the data of a new run: what was asked for over the base, shaped by the data.
+
+    Raises ConfigError, UsageError, DataError: in one line.
+    """
+    merged = merge([base, asked])
+    dataset = load_data_of(build_sections(merged).get("data", DataConfig()))
+    return fit_to_data(merged, asked, dataset.shape), dataset
+
+
+def fit_to_data(tree: Tree, asked: Tree, shape: tuple[int, ...]) -> Config:
+    """The configuration of a tree, with `data.shape` set to the [channels, height, width] of the data.
+
+    Raises DataError where the user has asked for another shape.
+    """
+    sections = build_sections(tree)
+    data = sections.get("data", DataConfig())
+    if "shape" in asked.get("data", {}) and data.shape != shape:
+        raise DataError(f"data {data.source} has images of {list(shape)}, but data.shape is set to {list(data.shape)}")
+    return Config(**sections | {"data": dataclasses.replace(data, shape=shape)})
+
+
+def resolve_resumed(run: RunDir, asked: Tree) -> tuple[Config, Dataset]:
+    """The configuration and the data of a run to continue, where they are those that it was started with.
+
+    Raises:
+        UsageError: something that was asked for contradicts the run.
+        CheckpointError, DataError: the run has no checkpoint, or its data are not the same.
+    """
+    config = _resumed_config(run, asked)
+    dataset = load_data_of(config.data)
+    check_same_data(run, dataset)
+    if dataset.shape != config.data.shape:
+        have, needed = list(dataset.shape), list(config.data.shape)
+        raise DataError(f"data {config.data.source} has images of {have}, but the run in {run.path} is of {needed}")
+    run.latest_checkpoint()
+    return config, dataset
+
+
+def _resumed_config(run: RunDir, asked: Tree) -> Config:
+    config = run.load_config()
+    known, sections = config.flat(), build_sections(asked)
+    changed = {f"{s}.{key}": getattr(sections[s], key) for s, values in asked.items() for key in values}
+    refused = [
+        f"{name} is {known[name]} and not {value}"
+        for name, value in changed.items()
+        if value != known[name] and name not in FREE_ON_RESUME
+    ]
+    if refused:
+        free = ", ".join(sorted(FREE_ON_RESUME))
+        raise UsageError(
+            f"--resume: the run in {run.path} has other settings: {'; '.join(refused)} (what may be changed: {free})"
+        )
+    allowed: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for name in changed.keys() & FREE_ON_RESUME:
+        section, _, key = name.partition(".")
+        allowed[section][key] = changed[name]
+    return replace(config, **allowed)
+
+
+def network_of(run: RunDir) -> Tree:
+    """The settings of a run's network, for a new run that starts from its weights."""
+    return {"network": dataclasses.asdict(run.load_config().network)}
+
+
+def averaged_weights(run: RunDir, config: Config) -> Arrays:
+    """The averaged weights of a run's newest checkpoint, for a new run of this configuration.
+
+    Raises CheckpointError, naming both shapes, where they do not fit.
+    """
+    folder = run.latest_checkpoint()
+    weights = load_checkpoint(folder).ema
+    check_arrays(f"--init {run.path}: {folder.name}", parameter_shapes(config), weights)
+    return weights
+
+
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Raise where a run cannot be trained on the data.
+
+    Raises:
+        DataError: there are no labels that the network needs, or too few images for the evaluations.
+        UsageError: TensorBoard is asked for and not installed.
+    """
+    if config.train.tensorboard:
+        check_tensorboard()
+    if config.eval.every:
+        evaluation_size(config, len(dataset.images))
+    classes, labels = config.network.num_classes, dataset.labels
+    if not classes:
+        return
+    if labels is None:
+        raise DataError(f"data {config.data.source} has no labels, which network.num_classes = {classes} needs")
+    if labels.max() >= classes:
+        raise DataError(
+            f"data {config.data.source}: label {labels.max()} is not in 0..{classes - 1} (network.num_classes)"
+        )
