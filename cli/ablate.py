@@ -21,7 +21,7 @@ import numpy as np
 from ict_backends.errors import UsageError
 from ict_backends.reports.ablation import (
     Outcome,
-    Plan,
+    StudyPlan,
     Summary,
     Variant,
     assignments,
@@ -48,7 +48,7 @@ _SHOWN = 12
 _POLL_SECONDS = 0.2
 
 
-class Run(NamedTuple):
+class StudyRun(NamedTuple):
     """One training: a variant and a seed, in a folder; and the settings that it will have."""
 
     variant: Variant
@@ -69,25 +69,25 @@ class Run(NamedTuple):
 class Study(NamedTuple):
     """A plan and how it is carried out; `asked` are settings that all variants have before their own changes."""
 
-    plan: Plan
+    plan: StudyPlan
     asked: Tree
     backend: str
     device: str
     metric: str
     num: int | None
 
-    def train_words(self, run: Run) -> list[str]:
+    def train_words(self, run: StudyRun) -> list[str]:
         """The arguments of `ict` that train a run."""
         settings = assignments(merge([self.asked, run.variant.changes]))
         return ["train", *self._where(), f"--preset={self.plan.preset}", *settings, f"--seed={run.seed}"]
 
-    def eval_words(self, run: Run) -> list[str]:
+    def eval_words(self, run: StudyRun) -> list[str]:
         """The arguments of `ict` that measure it, into a JSON file."""
         num = [] if self.num is None else [f"--num={self.num}"]
         what = [f"--metrics={self.metric}", *num, "--no-halves", f"--json={run.file('json')}"]
         return ["eval", str(run.folder), *self._where(), *what]
 
-    def sample_words(self, run: Run) -> list[str]:
+    def sample_words(self, run: StudyRun) -> list[str]:
         """The arguments of `ict` that draw what is shown of it."""
         return ["sample", str(run.folder), *self._where(), f"--num={_SHOWN}", f"--out={run.file('npz')}"]
 
@@ -146,9 +146,9 @@ def ablate_command(
     each variant, and in runs/ the runs with what they have printed.
     """
     from ict_backends import load_backend
+    from ict_backends.reports.figures import check_matplotlib
     from ict_backends.runs.folder import free_run_path
     from ict_backends.training.resolve import given_settings
-    from ict_cli.plot import check_matplotlib
 
     if plan_name is None:
         click.echo("plans: " + ", ".join(sorted(path.stem for path in PLANS.glob("*.toml"))))
@@ -175,7 +175,7 @@ def ablate_command(
     click.echo(f"Results: {out / 'table.md'}, figure.png, samples.png and results.json beside it")
 
 
-def _find_plan(name: str) -> Plan:
+def _find_plan(name: str) -> StudyPlan:
     """A plan that comes along, or that of a file. Raises UsageError, naming those there are."""
     own = {path.stem: path for path in PLANS.glob("*.toml")}
     path = own.get(name, Path(name))
@@ -184,7 +184,7 @@ def _find_plan(name: str) -> Plan:
     return read_plan(path)
 
 
-def _runs(study: Study, seeds: int, out: Path) -> list[Run]:
+def _runs(study: Study, seeds: int, out: Path) -> list[StudyRun]:
     """All of a plan's runs, a seed after the other, so that a table can be made early.
 
     Raises ConfigError, UsageError, DataError, in one line, before anything is trained.
@@ -197,13 +197,13 @@ def _runs(study: Study, seeds: int, out: Path) -> list[Run]:
     for config in configs.values():
         check_data(config, dataset)
     return [
-        Run(v, seed, out / "runs" / f"{v.folder}-{seed}", replace(configs[v.name], train={"seed": seed}))
+        StudyRun(v, seed, out / "runs" / f"{v.folder}-{seed}", replace(configs[v.name], train={"seed": seed}))
         for seed in range(seeds)
         for v in study.plan.variants
     ]
 
 
-def _check_folder(out: Path, runs: Sequence[Run], *, resume: bool) -> None:
+def _check_folder(out: Path, runs: Sequence[StudyRun], *, resume: bool) -> None:
     """Make the folder. Raises UsageError where it is in use, or where a run in it has other settings."""
     from ict_backends.runs.folder import RunDir
 
@@ -218,7 +218,7 @@ def _check_folder(out: Path, runs: Sequence[Run], *, resume: bool) -> None:
                 raise UsageError(f"--resume: {run.folder} has other settings: {'; '.join(changed)}")
 
 
-def _carry_out(study: Study, runs: Sequence[Run], jobs: int) -> dict[str, Outcome]:
+def _carry_out(study: Study, runs: Sequence[StudyRun], jobs: int) -> dict[str, Outcome]:
     """Do what is not done yet, so many at a time: the outcome of each run by its name.
 
     Raises StoppedError where a signal has come; the trainings that were under way have kept their states.
@@ -231,7 +231,7 @@ def _carry_out(study: Study, runs: Sequence[Run], jobs: int) -> dict[str, Outcom
     for share in _shares(jobs):
         shares.put(share)
     with Interruption() as interruption, ThreadPoolExecutor(jobs, initializer=_take, initargs=(shares,)) as pool:
-        waiting: dict[Future[Outcome], Run] = {pool.submit(_do, study, run, children): run for run in runs}
+        waiting: dict[Future[Outcome], StudyRun] = {pool.submit(_do, study, run, children): run for run in runs}
         while waiting:
             done, _ = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             if interruption.number is not None:
@@ -301,7 +301,7 @@ class _Children:
             child.terminate()
 
 
-def _do(study: Study, run: Run, children: _Children) -> Outcome:
+def _do(study: Study, run: StudyRun, children: _Children) -> Outcome:
     """Train and measure, or only what is missing of it. What fails is told of in the outcome, and tried again later."""
     from ict_backends.runs.folder import RunDir
 
@@ -329,17 +329,17 @@ def _last_line(log: Path) -> str:
 
 
 def _write_results(
-    study: Study, runs: Sequence[Run], outcomes: Mapping[str, Outcome], out: Path, about: Mapping[str, Any]
+    study: Study, runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome], out: Path, about: Mapping[str, Any]
 ) -> list[Summary]:
     """The table, the pictures, and all figures as JSON."""
     from ict_backends.files import write_atomically
     from ict_backends.reports.ablation import markdown, summarize, to_json
+    from ict_backends.reports.figures import plot_ablation, plot_rows
     from ict_backends.reports.host import describe_machine, describe_versions
-    from ict_cli.plot import plot_ablation, plot_rows
 
     plan, seeds = study.plan, sorted({run.seed for run in runs})
     summaries = summarize(plan, {v.name: [outcomes[r.name] for r in runs if r.variant is v] for v in plan.variants})
-    facts = {
+    facts: dict[str, Any] = {
         "metric": study.metric,
         "num": study.num,
         "backend": study.backend,

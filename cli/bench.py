@@ -68,7 +68,7 @@ def bench_command(
     arithmetic, at that limit, and of the bytes that it moves, at the rate of a large copy, in all and by kind.
     """
     from ict_backends.files import write_atomically
-    from ict_backends.reports.benchmark import Request, Run, describe_figures, describe_run, to_json
+    from ict_backends.reports.benchmark import BenchRequest, describe_figures, describe_run, measure, to_json
     from ict_backends.reports.plain_version import PlainVersion
 
     config = build_config(merge([preset_tree(preset), *map(parse_assignment, assignments)]))
@@ -80,13 +80,12 @@ def bench_command(
     engine = open_backend(backend, device)
     if out is not None:
         _check_out(out)
-    request = Request(config, steps, repeats, images, batch_size, product, copy, device)
-    run = Run(engine, request, plain=version, plain_batch=plain_batch)
+    request = BenchRequest(config, steps, repeats, images, batch_size, product, copy, device)
     names = {"backend": backend, "preset": preset, "plain_file": None if plain is None else str(plain)}
     about = describe_run(request, names, command_line())
     about["machine"]["device"] = engine.device_name(device)
     click.echo(_describe(about, engine.describe_device(device)))
-    figures = run.measure()
+    figures = measure(engine, request, plain=version, plain_batch=plain_batch)
     click.echo(describe_figures(figures))
     if out is not None:
         write_atomically(out, (json.dumps(to_json(about | figures), indent=2) + "\n").encode())

@@ -41,7 +41,7 @@ def openai_adm_command(file: Path, out: Path, config_file: Path | None) -> None:
     config = _read_config(config_file) if config_file else released_config(file)
     if config is None:
         raise UsageError(f"{file} has none of the released names; describe its network with --config FILE.toml")
-    state_dict = load_backend("torch").read_arrays(file)
+    state_dict = dict(load_backend("torch").read_arrays(file))
     _report(import_openai_adm(state_dict, config, out, str(file)).path, config)
 
 
@@ -69,7 +69,7 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
         except (OSError, ValueError, EOFError) as error:
             raise CheckpointError(f"{file} is no readable .npz file of plain arrays: {error}") from error
     else:
-        tree = load_backend("jax").read_arrays(file)
+        tree = dict(load_backend("jax").read_arrays(file))
     _report(import_jcm(tree, config, out, str(file)).path, config)
 
 
@@ -83,7 +83,7 @@ def diffusers_command(folder: Path, out: Path) -> None:
     from ict_backends.exchange.diffusers_folder import read_diffusers
     from ict_backends.exchange.importing import weights_run
 
-    arrays, config = read_diffusers(folder, lambda file: load_backend("torch").read_arrays(file))
+    arrays, config = read_diffusers(folder, lambda file: dict(load_backend("torch").read_arrays(file)))
     _report(weights_run(arrays, config, out).path, config)
 
 

@@ -23,7 +23,8 @@ from ict_cli.options import (
 from ict_core import Config, DataConfig
 
 if TYPE_CHECKING:
-    from ict_backends.measuring.evaluation import Network
+    from ict_backends.measuring.reference import Samples
+    from ict_backends.protocols import FeatureNetwork
     from ict_backends.sampling.search_sigmas import Point, Step
 
 
@@ -67,17 +68,18 @@ def search_sigmas_command(
     and `ict eval --steps N` use them from then on.
     """
     from ict_backends.measuring.evaluation import read_metrics
+    from ict_backends.measuring.inception import feature_network
+    from ict_backends.measuring.reference import data_of, samples_of_model
     from ict_backends.runs.folder import RunDir
     from ict_backends.sampling.search_sigmas import save_search, search_sigmas
-    from ict_cli.eval import data_of, default_number, load_network
 
     config = RunDir(run).load_config()
     if plot is not None and plot.suffix != ".png":
         raise UsageError(f"--plot {plot} must end in .png")
-    network = load_network(features, device)
+    network = feature_network(features, device)
     name = metric or ("fid" if network else "pixel-fd")
-    num = num or default_number(read_metrics(name, network), network, config.data.shape)
-    measure = _measure(name, network, data_of(config, data), num, config)
+    samples = samples_of_model(config, num, read_metrics(name, network), network)
+    num, measure = samples.num, _measure(name, network, data_of(config, data), samples, config)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
     labels = resolve_labels(config, None, num)
 
@@ -95,25 +97,26 @@ def search_sigmas_command(
 
 
 def _measure(
-    name: str, network: Network | None, data: DataConfig, num: int, config: Config
+    name: str, network: FeatureNetwork | None, data: DataConfig, samples: Samples, config: Config
 ) -> Callable[[np.ndarray], float]:
     """The metric of images against the data."""
     from ict_backends.measuring.evaluation import compare, gather, in_batches, read_metrics
-    from ict_cli.eval import Samples, check_shape, check_sizes, read_reference
+    from ict_backends.measuring.metrics import METRICS
+    from ict_backends.measuring.reference import check_shape, check_sizes, read_reference
 
-    if name in ("is", "pr"):
+    if name in METRICS and not METRICS[name].is_distance:
         raise UsageError(f"--metric {name} is no distance; take pixel-fd, fid, kid or sw")
     names = read_metrics(name, network)
     if len(names) != 1:
         raise UsageError(f"--metric {name} must be one of pixel-fd, fid, kid, sw")
-    reference = read_reference(data, names, network)
+    reference = read_reference(data, names)
     check_shape(config, reference.shape)
-    check_sizes(names, Samples("--num", num, config.data.shape, None), reference, network)
+    check_sizes(names, samples, reference, network)
     gathered = reference.gather(names, network)
     return lambda images: compare(names, gather(in_batches(images), names, network), gathered)[0].value
 
 
 def _plot(found: Sequence[Step], name: str, path: Path) -> None:
-    from ict_cli.plot import plot_search
+    from ict_backends.reports.figures import plot_search
 
     plot_search([[(p.sigma, p.value) for p in step.tried] for step in found[1:]], name, path)

@@ -38,7 +38,7 @@ def show_command(what: str | None, plot: Path | None, backend: str | None, devic
     click.echo()
     click.echo(_stage_table(config))
     if plot is not None:
-        from ict_cli.plot import plot_method
+        from ict_backends.reports.figures import plot_method
 
         if plot.suffix != ".png":
             raise UsageError(f"--plot {plot} must end in .png")

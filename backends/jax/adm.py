@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,10 @@ from ict_core import ADMConfig
 
 
 def torch_uniform(fan_in: int) -> Initializer:
-    """U(-a, a), a = 1 / sqrt(fan_in): what torch fills weights and biases with, and so the authors."""
+    """U(-a, a), a = 1 / sqrt(fan_in): what torch, and so the authors, fill weights and biases with."""
 
-    def fill(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+    def fill(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5, out_sharding=out_sharding)
 
     return fill
 
@@ -164,6 +165,9 @@ MakeAttention = Callable[[int], ADMAttention]
 
 class ADMLevel(nnx.Module):
     """One resolution: its blocks, attention after each, and the step to the next as `down` or `up`."""
+
+    down: Resample | ADMBlock | None
+    up: Resample | ADMBlock | None
 
     def __init__(
         self, spec: ADMLevelSpec, block: MakeBlock, attention: MakeAttention, *, up: bool, rngs: nnx.Rngs

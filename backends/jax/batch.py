@@ -49,9 +49,11 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
         for plan in plans
     ]
     arrays = (np.stack(column) for column in zip(*columns, strict=True))
-    drawn = (put(a.reshape(len(plans), parts, -1, *a.shape[2:]), split(mesh, axis=2)) for a in arrays)
+    indices, flips, sigma_lo, sigma_hi, weight, keys = (
+        put(a.reshape(len(plans), parts, -1, *a.shape[2:]), split(mesh, axis=2)) for a in arrays
+    )
     decays = np.array([[plan.teacher_decay] * parts for plan in plans], np.float32)
-    return Draw(*drawn, put(decays, replicated(mesh)))
+    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys, put(decays, replicated(mesh)))
 
 
 def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) -> Batch:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
@@ -84,7 +85,8 @@ def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, 
 def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> LoadedModel:
     """The model of these weights."""
     mesh = worthwhile(check_device(device), config)
-    return LoadedModel(config, *load_arrays(abstract_network(config)[1:], arrays, mesh, "weights"), mesh)
+    params, constants = load_arrays(abstract_network(config)[1:], arrays, mesh, "weights")
+    return LoadedModel(config, params, constants, mesh)
 
 
 def make_forward(model: LoadedModel, batch: int, labels: np.ndarray | None) -> Callable[[int], None]:
@@ -98,7 +100,7 @@ def make_forward(model: LoadedModel, batch: int, labels: np.ndarray | None) -> C
     classes = None if labels is None else put(labels, where)
 
     @jax.jit
-    def f(params: object, constants: object, x: Array, sigma: Array, labels: Array | None) -> Array:
+    def f(params: nnx.State, constants: nnx.State, x: Array, sigma: Array, labels: Array | None) -> Array:
         return consistency_function(merge_network(config, params, constants), config, labels)(x, sigma)
 
     return _repeated(lambda: f(model.params, model.constants, x, sigma, classes))

@@ -40,7 +40,7 @@ def keep_compiled() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another folder, and JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
 
 
@@ -50,7 +50,9 @@ def offer_cores() -> None:
     JAX_NUM_CPU_DEVICES and XLA_FLAGS say otherwise; where JAX has its devices already, and where several processes
     share the work, it is left as it is.
     """
-    told = jax.config.jax_num_cpu_devices >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    told = jax.config.values["jax_num_cpu_devices"] >= 0 or "host_platform_device_count" in os.environ.get(
+        "XLA_FLAGS", ""
+    )
     if not told and "WORLD_SIZE" not in os.environ:
         with contextlib.suppress(RuntimeError):  # it has its devices
             jax.config.update("jax_num_cpu_devices", min(available_cores(), _MOST_CPU_DEVICES))
@@ -81,8 +83,9 @@ def check_device(name: str) -> Mesh:
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f'--device {name} is not available: {reason} (allowed: "auto", {_allowed()})') from error
-    if name == "auto" and local_rank() is not None:  # several processes share this machine's devices
-        devices = [devices[local_rank() % len(devices)]]
+    rank = local_rank()
+    if name == "auto" and rank is not None:  # several processes share this machine's devices
+        devices = [devices[rank % len(devices)]]
     if colon:
         chosen = [d for d in devices if str(d.id) == index]
         if not chosen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,17 +35,18 @@ class Linear(nnx.Linear):
 
 
 class CastConv(nnx.Conv):
-    """Flax's convolution of NHWC, in the dtype of what it is given, whatever that of its weights is."""
+    """Flax's convolution of NHWC, in the dtype of its input, whatever that of its weights is."""
 
-    def __call__(self, x: Array) -> Array:
-        strides = (self.strides,) * 2 if isinstance(self.strides, int) else self.strides
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # flax's takes an output sharding, too
+        assert self.bias is not None
         kernel, bias = (p[...].astype(x.dtype) for p in (self.kernel, self.bias))
-        if kernel.shape[:2] == (1, 1) and set(strides) == {
-            1
-        }:  # a matrix product over the pixels, whose gradient XLA is faster with
+        strides = (self.strides,) * 2 if isinstance(self.strides, int) else tuple(self.strides or (1, 1))
+        if kernel.shape[:2] == (1, 1) and set(strides) == {1}:
+            # A matrix product over the pixels, whose gradient XLA is faster with.
             b, h, w, c = x.shape
             return (x.reshape(-1, c) @ kernel[0, 0] + bias).reshape(b, h, w, -1)
-        return jax.lax.conv_general_dilated(x, kernel, strides, self.padding, dimension_numbers=_AXES) + bias
+        padding = cast(str | Sequence[tuple[int, int]], self.padding)
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_AXES) + bias
 
 
 class Conv(CastConv):
@@ -76,7 +77,9 @@ class Conv(CastConv):
 class CastGroupNorm(nnx.GroupNorm):
     """Flax's group normalisation, in the dtype of its weights, whatever that of what it is given is."""
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # flax's takes a mask, too
+        assert self.scale is not None
+        assert self.bias is not None
         scale, bias = self.scale[...], self.bias[...]
         return group_normalize(x.astype(scale.dtype), scale, bias, self.num_groups, self.epsilon)
 
@@ -185,11 +188,11 @@ def filter_axis(x: Array, taps: np.ndarray, axis: int, *, stride: int, padding: 
     widths = [(padding, padding) if a == axis else (0, 0) for a in range(x.ndim)]
     padded = jnp.pad(x, widths)
     last = padded.shape[axis] - len(taps)
-    shifted = (
+    first, *others = (
         jax.lax.slice_in_dim(padded, k, k + last + 1, stride=stride, axis=axis) * float(tap)
         for k, tap in enumerate(taps[::-1])
     )
-    return sum(shifted)
+    return sum(others, start=first)
 
 
 def double_axis(x: Array, taps: np.ndarray, axis: int) -> Array:
@@ -313,7 +316,8 @@ class Embedding(nnx.Embed):
     def __init__(self, classes: int, features: int, *, rngs: nnx.Rngs) -> None:
         super().__init__(classes, features, embedding_init=jax.nn.initializers.normal(1.0), rngs=rngs)
 
-    def __call__(self, labels: Array) -> Array:
+    def __call__(self, labels: Array | None) -> Array:  # type: ignore[override]  # the network has labels or None
+        assert labels is not None
         return self.embedding[...][labels]  # flax's own casts to the dtype that the weights were created in
 
 

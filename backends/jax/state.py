@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,14 @@ def abstract_network(config: Config) -> tuple[nnx.GraphDef, nnx.State, nnx.State
     `nnx.merge` of the structure with weights and constants is the network again.
     """
     network = nnx.eval_shape(lambda: make_network(config, nnx.Rngs(0)))
-    return nnx.split(network, nnx.Param, ...)
+    return split_network(network)
+
+
+def split_network(network: UNet) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The structure of a network, its weights and its constants; `nnx.merge` of them is the network again."""
+    parts: Any = nnx.split(network, nnx.Param, ...)  # flax's stubs do not count them
+    structure, params, constants = parts
+    return structure, params, constants
 
 
 def merge_network(config: Config, params: nnx.State, constants: nnx.State) -> UNet:
@@ -74,7 +81,7 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
 
     def init(seed: Array) -> TrainState:
         network = make_network(config, nnx.Rngs(params=jax.random.wrap_key_data(seed)))
-        _, params, constants = nnx.split(network, nnx.Param, ...)
+        _, params, constants = split_network(network)
         optimizer = make_optimizer(config).init(params)
         ema, scale = jax.tree.map(jnp.copy, params), first_loss_scale(config)
         teacher = jax.tree.map(jnp.copy, params) if config.teacher.averaged else None

@@ -104,14 +104,15 @@ def _advance(config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: 
     """
     steps = steps_for(mesh, parts)
     images = _on_devices(dataset.images, mesh) if held else None
-    labels = dataset.labels.astype(np.int32) if config.network.num_classes else None
+    labels = dataset.labels.astype(np.int32) if config.network.num_classes and dataset.labels is not None else None
     whole = None if labels is None else put(labels, replicated(mesh))
 
     def advance(
         state: TrainState, plans: Sequence[StepPlan], gathered: np.ndarray | None
     ) -> tuple[TrainState, StepResult]:
-        if gathered is None:
+        if images is not None:
             return steps(state, config, to_device(plans, mesh, parts), images, whole, mesh)
+        assert gathered is not None
         chosen = None if labels is None else put(labels[np.concatenate([p.indices for p in plans])], replicated(mesh))
         places = np.split(np.arange(len(gathered)), len(plans))  # of each step's images among those of all
         draws = to_device([p._replace(indices=i) for p, i in zip(plans, places, strict=True)], mesh, parts)

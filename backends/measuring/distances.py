@@ -15,12 +15,12 @@ class Moments(NamedTuple):
     """A set of feature vectors as a Gaussian.
 
     Attributes:
-        count: number of vectors, n >= 2.
+        num: number of vectors, n >= 2.
         mean: [d] float64.
         cov: [d, d] float64, the unbiased covariance.
     """
 
-    count: int
+    num: int
     mean: np.ndarray
     cov: np.ndarray
 

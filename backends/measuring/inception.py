@@ -8,8 +8,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from ict_backends import load_features
 from ict_backends.errors import DataError
 from ict_backends.files import cache_folder, file_sha256, write_atomically
+from ict_backends.protocols import FeatureNetwork
 
 # A translation into TorchScript of TensorFlow's network of that date, which EDM, StyleGAN and clean-fid measure with.
 INCEPTION = "inception-2015-12-05"
@@ -38,3 +40,16 @@ def fetch_inception(url: str = _URL) -> Path:
         raise DataError(f"--features {INCEPTION}: what {url} gives is another file: its sha256 is not {_SHA256}")
     write_atomically(path, content)
     return path
+
+
+def feature_network(features: str | None, device: str) -> FeatureNetwork | None:
+    """The network that --features names: a file, or the field's own, which is downloaded; None for pixels.
+
+    Raises:
+        DataError: it cannot be downloaded.
+        CheckpointError, UsageError: there is no such file or device, or it is no feature network.
+    """
+    if features is None or features == "pixels":
+        return None
+    path = fetch_inception() if features == INCEPTION else Path(features)
+    return load_features(path, device=device)

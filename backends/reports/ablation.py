@@ -40,7 +40,7 @@ class Variant(NamedTuple):
         return {name: value for name, value in flat.items() if name != key}
 
 
-class Plan(NamedTuple):
+class StudyPlan(NamedTuple):
     """What is compared.
 
     Attributes:
@@ -114,7 +114,7 @@ class Summary(NamedTuple):
         return f"{how if errors >= 2 else 'within the noise'} ({self.difference:+.3g}, {errors:.1f} standard errors)"
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> StudyPlan:
     """The plan of a TOML file.
 
     Raises:
@@ -131,7 +131,7 @@ def read_plan(path: Path) -> Plan:
         if key != "axis" and not isinstance(tree.get(key), kind):
             raise UsageError(f"plan {path}: {key} must be a {'table' if kind is dict else 'string'}")
     variants = tuple(Variant(name, changes) for name, changes in tree["variants"].items())
-    plan = Plan(path.stem, tree["title"], tree["preset"], tree["reference"], tree.get("axis", ""), variants)
+    plan = StudyPlan(path.stem, tree["title"], tree["preset"], tree["reference"], tree.get("axis", ""), variants)
     _check(plan, path)
     return plan
 
@@ -145,7 +145,7 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise ConfigError(f"plan {path} is not a TOML file: {error}") from None
 
 
-def _check(plan: Plan, path: Path) -> None:
+def _check(plan: StudyPlan, path: Path) -> None:
     names = [variant.name for variant in plan.variants]
     if plan.reference not in names:
         raise UsageError(f"plan {path}: reference {plan.reference!r} is no variant; there are {', '.join(names)}")
@@ -182,7 +182,7 @@ def read_outcome(run: Path) -> Outcome | None:
         raise CheckpointError(f"{run / _RESULT} cannot be read ({error}); remove it to run this one again") from error
 
 
-def summarize(plan: Plan, outcomes: Mapping[str, Sequence[Outcome]]) -> list[Summary]:
+def summarize(plan: StudyPlan, outcomes: Mapping[str, Sequence[Outcome]]) -> list[Summary]:
     """The runs of each variant over the seeds, by its name, compared with the reference's."""
     values = {name: [o.value for o in found if o.value is not None] for name, found in outcomes.items()}
     reference = _mean(values[plan.reference])
@@ -224,7 +224,7 @@ def _literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def markdown(plan: Plan, summaries: Sequence[Summary], about: Mapping[str, Any], pictures: Sequence[str]) -> str:
+def markdown(plan: StudyPlan, summaries: Sequence[Summary], about: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """The page of the results: the table, the pictures, and how it was made."""
     metric = about["metric"]
     rows = [
@@ -255,7 +255,7 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else ""
 
 
-def to_json(plan: Plan, summaries: Sequence[Summary], about: Mapping[str, Any]) -> str:
+def to_json(plan: StudyPlan, summaries: Sequence[Summary], about: Mapping[str, Any]) -> str:
     """All figures, for other programs."""
     variants = {
         found.variant.name: {

@@ -1,4 +1,4 @@
-"""Measuring speed, before any framework: what is timed in turn, what is counted, and the table and the record of it.
+"""Measuring speed, for any backend: what is timed in turn, what is counted, and the table and the record of it.
 
 A fraction of the limit is what a training step achieves, in operations a second, over the most that a large matrix
 product or one of the network's own three heaviest convolutions does in the same run, precision and batch. The
@@ -19,8 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,9 +29,10 @@ from ict_backends.networks.cost import forward_flops, heaviest_convolutions, mod
 from ict_backends.networks.families import network_layers
 from ict_backends.networks.layers import Kind
 from ict_backends.networks.roofline import least_seconds, operations, shares
+from ict_backends.protocols import Backend, Model, Repeat, Trainer
 from ict_backends.reports.host import describe_commit, describe_machine, describe_versions, process_memory
 from ict_backends.reports.plain_version import PlainVersion
-from ict_backends.sampling.batches import Model, sample_batches
+from ict_backends.sampling.batches import sample_batches
 from ict_backends.sampling.files import draw_into, open_sink
 from ict_backends.training.split import describe_shortage
 from ict_core import Config
@@ -45,25 +45,7 @@ _DATA_IMAGES = 512
 _CONTRAST = 8
 
 
-class Trainer(Protocol):
-    """A training state that goes on and on.
-
-    Attributes:
-        stride: steps of one dispatch; only multiples of it can be done.
-        replicas: devices that share a step.
-        devices: those of them with a limit of their own.
-    """
-
-    stride: int
-    replicas: int
-    devices: int
-
-    def advance(self, steps: int) -> np.ndarray:
-        """Do so many more steps, and wait for them: [steps, b] losses."""
-        ...
-
-
-class Request(NamedTuple):
+class BenchRequest(NamedTuple):
     """What is to be measured.
 
     Attributes:
@@ -71,7 +53,7 @@ class Request(NamedTuple):
         repeats: of each stretch.
         images: of a stretch of sampling; `sample_batch` of them at a time.
         product: the matrix product's size; None for 2048 on the CPU and 8192 on a GPU.
-        copy: bytes of the array that is copied; None for 256 MiB on the CPU and 2 GiB on a GPU.
+        copy_bytes: of the array that is copied; None for 256 MiB on the CPU and 2 GiB on a GPU.
         device: as for `check_device`.
     """
 
@@ -81,7 +63,7 @@ class Request(NamedTuple):
     images: int
     sample_batch: int
     product: int | None = None
-    copy: int | None = None
+    copy_bytes: int | None = None
     device: str = "auto"
 
 
@@ -165,186 +147,231 @@ def check_images(images: np.ndarray) -> None:
         raise UserError(f"sampling: all {len(images)} images are the same; the noise is lost")
 
 
-def times_of_stretch(run: Callable[[int], object]) -> int:
-    """How often to do what is done for the first time here."""
+def times_of_stretch(run: Repeat) -> int:
+    """How often to repeat something in a stretch; it is done here for the first time."""
     run(1)
     return max(1, round(_STRETCH_SECONDS / timed(lambda: run(1))[1]))
 
 
-class Run:
-    """One run of the measurement: the stretches of a backend and what they count.
+class Stretch(NamedTuple):
+    """Work that is timed as a whole.
 
-    Args:
-        engine: what `load_backend` gives.
-        plain: the version that ours is measured against.
-        plain_batch: images of a plain step.
+    Attributes:
+        run: does it, and waits for it.
+        amount: of what is counted in it: training steps, operations, bytes or images.
     """
 
-    def __init__(
-        self,
-        engine: ModuleType,
-        request: Request,
-        *,
-        plain: PlainVersion | None = None,
-        plain_batch: int | None = None,
-    ) -> None:
-        self.engine, self.request, self.config = engine, request, request.config
-        self.images = random_images(self.config)
-        self.plain, self.plain_batch = plain, plain_batch or self.config.train.batch_size
-        self.once: dict[str, float] = {}
-        self.loss = math.nan
+    run: Callable[[], object]
+    amount: float
 
-    def measure(self) -> dict[str, Any]:
-        """All figures of the run, by name."""
-        training = self._training()
-        # Now, before anything else of this process adds to it.
-        size, what = self.engine.peak_memory(self.request.device) or process_memory()
-        limit, flops = self._limit()
-        with tempfile.TemporaryDirectory(prefix="ict-bench-") as folder, contextlib.ExitStack() as stack:
-            sampling = self._sampling(Path(folder))
-            stretches = {"training": training, **limit, **self._copy(), **sampling, **self._plain(stack)}
-            with self.engine.out_of_memory("all stretches together do not fit into memory"):
-                seconds = alternate(stretches, self.request.repeats)
-        check_images(self.samples)
-        memory = {"peak_bytes": size, "what": what}
-        return self._figures(seconds, flops) | {"memory": memory, "first_seconds": self.once, "seconds": seconds}
 
-    def _training(self) -> Callable[[], object]:
-        train, labels = self.config.train, labels_of(self.config, len(self.images))
-        with self.engine.out_of_memory(describe_shortage(train.batch_size, train.micro_batch)):
-            self.trainer = self.engine.make_trainer(self.config, self.images, labels, self.request.device)
-            stride = self.trainer.stride
-            self.steps = -(-self.request.steps // stride) * stride
-            losses, self.once["training"] = timed(lambda: self.trainer.advance(stride))
-            check_losses(losses, "training")
-            self._train()
-        return self._train
+class _Last:
+    """What the latest stretches gave, to be checked when all are done."""
 
-    def _train(self) -> None:
-        self.loss = check_losses(self.trainer.advance(self.steps), "training")
+    loss: float = math.nan
+    samples: np.ndarray = np.empty(0)
 
-    def _limit(self) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-        """Each candidate of the limit, and its operations a stretch."""
-        config, request, precision = self.config, self.request, self.config.train.precision
-        size = request.product or self.engine.product_size(request.device)
-        batch = config.train.micro_batch or config.train.batch_size // self.trainer.devices
-        run = self.engine.make_product(size, precision, request.device)
-        candidates = {f"matrix product, {size}x{size}": (run, 2.0 * size**3)}
-        for shape in heaviest_convolutions(config, 3):
-            run = self.engine.make_convolution(shape, batch, precision, request.device)
-            candidates[str(shape)] = (run, float(batch * shape.flops))
-        stretches, flops = {}, {}
-        for name, (run, once) in candidates.items():
-            count = times_of_stretch(run)
-            stretches[name] = lambda run=run, count=count: run(count)
-            flops[name] = count * once
-        return stretches, flops
 
-    def _copy(self) -> dict[str, Callable[[], object]]:
-        request = self.request
-        size = request.copy or self.engine.copy_size(request.device)
-        copy = self.engine.make_copy(size, request.device)
-        count = times_of_stretch(copy)
-        self.copied = 2.0 * size * count  # read and written
-        return {"copy": lambda: copy(count)}
+class _Started(NamedTuple):
+    """Stretches by name, and the seconds that the first calls took, compilation included."""
 
-    def _sampling(self, folder: Path) -> dict[str, Callable[[], object]]:
-        """To a file, and the network alone on noise that is on the device."""
-        request, config = self.request, self.config
-        model = self.engine.make_model(config, random_arrays(config), request.device)
-        labels = labels_of(config, request.images)
-        batch = min(request.images, request.sample_batch)
-        forward = self.engine.make_forward(model, batch, None if labels is None else labels[:batch])
+    stretches: dict[str, Stretch]
+    first_seconds: dict[str, float]
 
-        def sample() -> None:
-            self.samples = write_samples(model, folder / "x.npz", request.images, request.sample_batch, labels)
 
-        _, self.once["sampling"] = timed(sample)
-        check_images(self.samples)
-        count = times_of_stretch(forward)
-        self.forward_images = count * batch
-        return {"sampling": sample, "forward": lambda: forward(count)}
+def measure(
+    engine: Backend[Any, Any],
+    request: BenchRequest,
+    *,
+    plain: PlainVersion | None = None,
+    plain_batch: int | None = None,
+) -> dict[str, Any]:
+    """Measure training, sampling and the limits of the device in turn: all figures, by name.
 
-    def _plain(self, stack: contextlib.ExitStack) -> dict[str, Callable[[], object]]:
-        if self.plain is None:
-            return {}
-        config = replace(self.config, train={"batch_size": self.plain_batch, "micro_batch": 0})
-        shortage = f"{self.plain_batch} images a step of the plain version do not fit into memory: try --plain-batch"
+    Args:
+        engine: from `load_backend`.
+        plain: the version that ours is measured against.
+        plain_batch: images of a plain step; by default as many as of ours.
 
-        def train(steps: int) -> None:
-            with self.engine.out_of_memory(shortage):
-                check_losses(advance(steps), "the plain version")
+    Raises:
+        UserError: a loss is not finite, or the samples are of no network.
+        OutOfMemoryError: with what to change.
+    """
+    config, last = request.config, _Last()
+    images, plain_batch = random_images(config), plain_batch or config.train.batch_size
+    with engine.out_of_memory(describe_shortage(config.train.batch_size, config.train.micro_batch)):
+        labels = labels_of(config, len(images))
+        trainer = engine.make_trainer(config, images, labels, request.device)
+        training, first = _start_training(trainer, request, last)
+    # Now, before anything else of this process adds to it.
+    size, what = engine.peak_memory(request.device) or process_memory()
+    limits, copy = _limits(engine, request, trainer.devices), _copy(engine, request)
+    with tempfile.TemporaryDirectory(prefix="ict-bench-") as folder, contextlib.ExitStack() as stack:
+        sampling = _start_sampling(engine, request, Path(folder), last)
+        others = _Started({}, {})
+        if plain is not None:
+            others = _start_plain(engine, request, plain, images, plain_batch, int(training.amount), stack)
+        stretches = {"training": training, **limits, "copy": copy, **sampling.stretches, **others.stretches}
+        with engine.out_of_memory("all stretches together do not fit into memory"):
+            seconds = alternate({name: stretch.run for name, stretch in stretches.items()}, request.repeats)
+    check_images(last.samples)
+    rates = {name: [stretch.amount / s for s in seconds[name]] for name, stretch in stretches.items()}
+    return {
+        "steps_per_stretch": int(training.amount),
+        "replicas": trainer.replicas,
+        "devices": trainer.devices,
+        "loss": last.loss,
+        **_training_figures(config, trainer.devices, {name: rates[name] for name in limits}, rates),
+        "sampling_images_per_second": spread(rates["sampling"]),
+        "forward_images_per_second": spread(rates["forward"]),
+        "plain": None if plain is None else _plain_figures(rates, plain_batch, config.train.batch_size),
+        "memory": {"peak_bytes": size, "what": what},
+        "first_seconds": first | sampling.first_seconds | others.first_seconds,
+        "seconds": seconds,
+    }
 
-        device = self.request.device
-        with self.engine.out_of_memory(shortage):
-            if self.engine.device_name(device) == "cpu":
-                advance = stack.enter_context(self.plain.in_own_process(config, self.images, device))
-            else:  # whose memory two processes would have to share
-                advance = self.plain.make_advance(config, self.images, device)
-        _, self.once["plain"] = timed(lambda: train(1))
-        train(1)
-        return {"plain": lambda: train(self.steps)}
 
-    def _figures(self, seconds: Mapping[str, list[float]], flops: Mapping[str, float]) -> dict[str, Any]:
-        batch = self.config.train.batch_size
-        step = [s / self.steps for s in seconds["training"]]
-        achieved = [model_flops(self.config) / s for s in step]
-        rates = {name: [operations / s for s in seconds[name]] for name, operations in flops.items()}
-        best = max(rates, key=lambda name: statistics.median(rates[name]))
-        devices = self.trainer.devices
-        fractions = [a / (devices * b) for a, b in zip(achieved, rates[best], strict=True)]
-        figures = {
-            "steps_per_stretch": self.steps,
-            "replicas": self.trainer.replicas,
-            "devices": devices,
-            "loss": self.loss,
-            "forward_flops_per_image": forward_flops(self.config),
-            "step_flops": model_flops(self.config),
-            "forward_passes_per_step": 4,
-            "ms_per_step": spread([1000 * s for s in step]),
-            "images_per_second": spread([batch / s for s in step]),
-            "flops_per_second": spread(achieved),
-            "limit": {"best": best, "flops_per_second": {name: spread(values) for name, values in rates.items()}},
-            "fraction_of_limit": spread(fractions),
-            **self._roofline(step, rates[best], [self.copied / s for s in seconds["copy"]]),
-            "sampling_images_per_second": spread([self.request.images / s for s in seconds["sampling"]]),
-            "forward_images_per_second": spread([self.forward_images / s for s in seconds["forward"]]),
-            "plain": None,
+def _start_training(trainer: Trainer, request: BenchRequest, last: _Last) -> tuple[Stretch, dict[str, float]]:
+    """A stretch of training steps, done once, and the seconds of the first dispatch."""
+    steps = -(-request.steps // trainer.stride) * trainer.stride
+
+    def run() -> None:
+        last.loss = check_losses(trainer.advance(steps), "training")
+
+    losses, seconds = timed(lambda: trainer.advance(trainer.stride))
+    check_losses(losses, "training")
+    run()
+    return Stretch(run, steps), {"training": seconds}
+
+
+def _repeated(run: Repeat, amount: float) -> Stretch:
+    """A stretch of something that is repeated for about a quarter of a second; `amount` is that of one time."""
+    times = times_of_stretch(run)
+    return Stretch(lambda: run(times), times * amount)
+
+
+def _limits(engine: Backend[Any, Any], request: BenchRequest, devices: int) -> dict[str, Stretch]:
+    """A stretch of each candidate of the limit, by name, and its operations."""
+    config, precision = request.config, request.config.train.precision
+    size = request.product or engine.product_size(request.device)
+    batch = config.train.micro_batch or config.train.batch_size // devices
+    product = engine.make_product(size, precision, request.device)
+    candidates = {f"matrix product, {size}x{size}": (product, 2.0 * size**3)}
+    for shape in heaviest_convolutions(config, 3):
+        convolution = engine.make_convolution(shape, batch, precision, request.device)
+        candidates[str(shape)] = (convolution, float(batch * shape.flops))
+    return {name: _repeated(run, flops) for name, (run, flops) in candidates.items()}
+
+
+def _copy(engine: Backend[Any, Any], request: BenchRequest) -> Stretch:
+    """A stretch of large copies, and the bytes that they read and write."""
+    size = request.copy_bytes or engine.copy_size(request.device)
+    return _repeated(engine.make_copy(size, request.device), 2.0 * size)
+
+
+def _start_sampling(engine: Backend[Any, Any], request: BenchRequest, folder: Path, last: _Last) -> _Started:
+    """Stretches of sampling into a file, and of the network only, on noise that is on the device."""
+    config, labels = request.config, labels_of(request.config, request.images)
+    model = engine.make_model(config, random_arrays(config), request.device)
+    batch = min(request.images, request.sample_batch)
+    forward = engine.make_forward(model, batch, None if labels is None else labels[:batch])
+
+    def sample() -> None:
+        last.samples = write_samples(model, folder / "x.npz", request.images, request.sample_batch, labels)
+
+    _, seconds = timed(sample)
+    check_images(last.samples)
+    stretches = {"sampling": Stretch(sample, request.images), "forward": _repeated(forward, batch)}
+    return _Started(stretches, {"sampling": seconds})
+
+
+def _start_plain(
+    engine: Backend[Any, Any],
+    request: BenchRequest,
+    plain: PlainVersion,
+    images: np.ndarray,
+    batch: int,
+    steps: int,
+    stack: contextlib.ExitStack,
+) -> _Started:
+    """A stretch of steps of the plain version, in a process of its own where it computes on the CPU."""
+    config = replace(request.config, train={"batch_size": batch, "micro_batch": 0})
+    shortage = f"{batch} images a step of the plain version do not fit into memory: try --plain-batch"
+    device = request.device
+    with engine.out_of_memory(shortage):
+        if engine.device_name(device) == "cpu":
+            advance = stack.enter_context(plain.in_own_process(config, images, device))
+        else:  # whose memory two processes would have to share
+            advance = plain.make_advance(config, images, device)
+
+    def train(steps: int) -> None:
+        with engine.out_of_memory(shortage):
+            check_losses(advance(steps), "the plain version")
+
+    _, seconds = timed(lambda: train(1))
+    train(1)
+    return _Started({"plain": Stretch(lambda: train(steps), steps)}, {"plain": seconds})
+
+
+def _training_figures(
+    config: Config, devices: int, limits: Mapping[str, list[float]], rates: Mapping[str, list[float]]
+) -> dict[str, Any]:
+    """The figures of training beside the limits of the device, from the rates of all stretches in each repeat."""
+    batch, step = config.train.batch_size, [1 / rate for rate in rates["training"]]
+    achieved = [model_flops(config) / s for s in step]
+    best = max(limits, key=lambda name: statistics.median(limits[name]))
+    fractions = [a / (devices * b) for a, b in zip(achieved, limits[best], strict=True)]
+    return {
+        "forward_flops_per_image": forward_flops(config),
+        "step_flops": model_flops(config),
+        "forward_passes_per_step": 4,
+        "ms_per_step": spread([1000 * s for s in step]),
+        "images_per_second": spread([batch / s for s in step]),
+        "flops_per_second": spread(achieved),
+        "limit": {"best": best, "flops_per_second": {name: spread(values) for name, values in limits.items()}},
+        "fraction_of_limit": spread(fractions),
+        **_roofline_figures(config, devices, step, limits[best], rates["copy"]),
+    }
+
+
+def _plain_figures(rates: Mapping[str, list[float]], plain_batch: int, batch: int) -> dict[str, Any]:
+    """The figures of the plain version; the ratio is of its time to ours, an image."""
+    plain, step = ([1 / rate for rate in rates[name]] for name in ("plain", "training"))
+    faster = [p / plain_batch * batch / s for p, s in zip(plain, step, strict=True)]
+    return {
+        "batch_size": plain_batch,
+        "ms_per_step": spread([1000 * p for p in plain]),
+        "images_per_second": spread([plain_batch / p for p in plain]),
+        "ratio": spread(faster),
+    }
+
+
+def _roofline_figures(
+    config: Config, devices: int, step: Sequence[float], product: Sequence[float], memory: Sequence[float]
+) -> dict[str, Any]:
+    """The least time of a step, from operations and bytes a second in each repeat, beside its seconds there."""
+    work = operations(config, devices)
+    least = [least_seconds(work, *pair) for pair in zip(product, memory, strict=True)]
+    kinds = shares(work, statistics.median(product), statistics.median(memory))
+    whole = sum(kind.seconds for kind in kinds)
+    rows = [
+        {
+            "kind": kind.kind,
+            "ms": 1000 * kind.seconds,
+            "share": kind.seconds / whole,
+            "bound_by_memory": kind.of_memory / kind.seconds,
         }
-        if self.plain is not None:
-            plain = [s / self.steps for s in seconds["plain"]]
-            faster = [p / self.plain_batch * batch / s for p, s in zip(plain, step, strict=True)]
-            figures["plain"] = {
-                "batch_size": self.plain_batch,
-                "ms_per_step": spread([1000 * p for p in plain]),
-                "images_per_second": spread([self.plain_batch / p for p in plain]),
-                "ratio": spread(faster),
-            }
-        return figures
-
-    def _roofline(self, step: Sequence[float], product: Sequence[float], memory: Sequence[float]) -> dict[str, Any]:
-        """What a step takes at least, from operations and bytes a second in each repeat, beside its seconds there."""
-        found = operations(self.config, self.trainer.devices)
-        least = [least_seconds(found, *rates) for rates in zip(product, memory, strict=True)]
-        kinds = shares(found, statistics.median(product), statistics.median(memory))
-        whole = sum(kind.seconds for kind in kinds)
-        rows = [
-            {
-                "kind": kind.kind,
-                "ms": 1000 * kind.seconds,
-                "share": kind.seconds / whole,
-                "bound_by_memory": kind.of_memory / kind.seconds,
-            }
-            for kind in kinds
-        ]
-        roofline = {"bytes_per_second": spread(memory), "ms_per_step": spread([1000 * s for s in least])}
-        fractions = [a / b for a, b in zip(least, step, strict=True)]
-        return {"roofline": roofline | {"kinds": rows}, "fraction_of_roofline": spread(fractions)}
+        for kind in kinds
+    ]
+    roofline = {"bytes_per_second": spread(memory), "ms_per_step": spread([1000 * s for s in least])}
+    fractions = [a / b for a, b in zip(least, step, strict=True)]
+    return {"roofline": roofline | {"kinds": rows}, "fraction_of_roofline": spread(fractions)}
 
 
 def write_samples(model: Model, out: Path, num: int, batch: int, labels: np.ndarray | None) -> np.ndarray:
     """One-step samples from noise of the host into an .npz, as `ict sample` writes them: [num, c, h, w] uint8."""
-    sink, seen = open_sink(out, num, {"num": num}), []
+    sink, seen = open_sink(out, num, {"num": num}), list[np.ndarray]()
+    assert sink is not None  # which only a process that came late is not given
 
     def draw(indices: Sequence[int]) -> Any:
         sigmas = [model.config.noise.sigma_max]
@@ -356,7 +383,7 @@ def write_samples(model: Model, out: Path, num: int, batch: int, labels: np.ndar
     return np.concatenate(seen)
 
 
-def describe_run(request: Request, names: Mapping[str, str | None], command: str) -> dict[str, Any]:
+def describe_run(request: BenchRequest, names: Mapping[str, str | None], command: str) -> dict[str, Any]:
     """What stands beside the figures in a record.
 
     Args:
@@ -392,10 +419,10 @@ def to_json(value: Any) -> Any:
 
 def describe_figures(figures: Mapping[str, Any]) -> str:
     """The figures as a table: median, smallest and largest."""
-    rows = [("", "median", "min", "max")]
+    rows = [["", "median", "min", "max"]]
 
     def row(name: str, values: Spread, scale: float = 1.0) -> None:
-        rows.append((name, *(_number(scale * v) for v in values)))
+        rows.append([name, *(_number(scale * v) for v in values)])
 
     row("training, ms a step", figures["ms_per_step"])
     row("training, images/s", figures["images_per_second"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -78,4 +77,6 @@ def describe_commit(folder: Path) -> dict[str, Any] | None:
 
 def process_memory() -> tuple[int, str]:
     """Bytes that this process has held at most, and what that is."""
+    import resource  # which Windows does not have
+
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "resident set of the process"

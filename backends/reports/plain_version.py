@@ -59,12 +59,15 @@ class PlainVersion:
         """
         command, pipe = [sys.executable, "-P", "-m", "ict_backends.reports.plain_version"], subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # Ctrl-C is for ours
+        assert process.stdin is not None
+        assert process.stdout is not None
+        questions, answers = process.stdin, process.stdout
 
         def ask(message: Any) -> Any:
             try:
-                pickle.dump(message, process.stdin, protocol=5)
-                process.stdin.flush()
-                answer = pickle.load(process.stdout)
+                pickle.dump(message, questions, protocol=5)
+                questions.flush()
+                answer = pickle.load(answers)
             except (OSError, EOFError, pickle.UnpicklingError) as error:
                 raise UserError(f"the plain version: its process has ended with {process.wait()}") from error
             if isinstance(answer, Exception):
@@ -77,15 +80,15 @@ class PlainVersion:
         finally:
             process.kill()
             with contextlib.suppress(OSError):  # what it did not read
-                process.stdin.close()
-            process.stdout.close()
+                questions.close()
+            answers.close()
             process.wait()
 
     def _load(self) -> ModuleType:
         if not self.file.is_file():
             raise UsageError(f"--plain {self.file}: no such file")
         spec = importlib.util.spec_from_file_location("ict_plain", self.file)
-        if spec is None:
+        if spec is None or spec.loader is None:
             raise UsageError(f"--plain {self.file} must end in .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module

@@ -20,6 +20,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, UsageError
 from ict_backends.files import write_atomically
@@ -91,7 +93,8 @@ class RunDir:
 
     def describe_latest(self) -> str:
         """The newest checkpoint's folder, or "none"."""
-        return str((self.checkpoints()[-1:] or ["none"])[0])
+        folders = self.checkpoints()
+        return str(folders[-1]) if folders else "none"
 
     def checkpoint_of(self, weights: str) -> Path:
         """The folder of the checkpoint that has the weights "ema" or "raw" (the newest), or "best".
@@ -173,9 +176,9 @@ def check_same_data(run: RunDir, dataset: Dataset) -> None:
 def _describe_data(dataset: Dataset | None) -> dict[str, object]:
     if dataset is None:
         return {"count": 0, "sha256": None}
-    digest = hashlib.sha256(dataset.images)
+    digest = hashlib.sha256(np.ascontiguousarray(dataset.images).data)
     if dataset.labels is not None:
-        digest.update(dataset.labels)
+        digest.update(np.ascontiguousarray(dataset.labels).data)
     return {"count": len(dataset.images), "sha256": digest.hexdigest()}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -143,6 +144,9 @@ MakeAttention = Callable[[int], ADMAttention]
 class ADMLevel(nn.Module):
     """One resolution: its blocks, attention after each, and the step to the next as `down` or `up`."""
 
+    down: Resample | ADMBlock | None
+    up: Resample | ADMBlock | None
+
     def __init__(self, spec: ADMLevelSpec, block: MakeBlock, attention: MakeAttention, *, up: bool) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(block(b) for b in spec.blocks)
@@ -181,7 +185,7 @@ class ADM(nn.Module):
         self.up = nn.ModuleList(ADMLevel(level, block, attention, up=True) for level in spec.up)
         self.norm_out = group_norm(spec.in_channels)
         self.conv_out = conv(spec.in_channels, spec.image_channels, zero=True)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def forward(
         self,
@@ -202,7 +206,8 @@ class ADM(nn.Module):
             [b, c, h, w], in the dtype of the weights.
         """
         module = partial(call, checkpoint=self.config.checkpoint)
-        given = iter(masks if masks is not None else [None] * len(self.mask_shapes))
+        none: Sequence[Tensor | None] = [None] * len(self.mask_shapes)
+        given = iter(none if masks is None else masks)
         embedding = self.embedding(c_noise, labels)
 
         def run(block: ADMBlock, h: Tensor) -> Tensor:
@@ -210,8 +215,8 @@ class ADM(nn.Module):
 
         h = self.conv_in(x_in.contiguous(memory_format=torch.channels_last))
         skips = [h]
-        for level in self.down:
-            for i, block in enumerate(level.blocks):
+        for level in cast(Iterable[ADMLevel], self.down):
+            for i, block in enumerate(cast(Iterable[ADMBlock], level.blocks)):
                 h = run(block, h)
                 if len(level.attention):
                     h = module(level.attention[i], h)
@@ -220,8 +225,8 @@ class ADM(nn.Module):
                 h = level.down(h) if isinstance(level.down, Resample) else run(level.down, h)
                 skips.append(h)
         h = run(self.middle.block_1, module(self.middle.attention, run(self.middle.block_0, h)))
-        for level in self.up:
-            for i, block in enumerate(level.blocks):
+        for level in cast(Iterable[ADMLevel], self.up):
+            for i, block in enumerate(cast(Iterable[ADMBlock], level.blocks)):
                 h = run(block, torch.cat([h, skips.pop()], dim=1))
                 if len(level.attention):
                     h = module(level.attention[i], h)

@@ -99,7 +99,8 @@ def float32_as(precision: str) -> Iterator[None]:
     Torch's own default is float32 for products and TF32 for convolutions. Its settings are the process's, and are put
     back afterwards.
     """
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    matmul = torch.backends.cuda.matmul
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # which torch's stubs lack
     before = matmul.fp32_precision, conv.fp32_precision
     try:
         older = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32

@@ -36,7 +36,9 @@ class Linear(nn.Linear):
 
 
 class CastConv(nn.Conv2d):
-    """Torch's biased convolution, in the dtype of what it is given, whatever that of its weights is."""
+    """Torch's biased convolution, in the dtype of its input, whatever that of its weights is."""
+
+    bias: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
         return self.with_bias(x, self.bias)

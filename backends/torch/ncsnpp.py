@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class NCSNpp(nn.Module):
         self.up = nn.ModuleList(UpLevel(level, block, attention) for level in spec.up)
         self.norm_out = GroupNorm(spec.out_channels)
         self.conv_out = Conv(spec.out_channels, spec.image_channels, scale=0.0)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def forward(
         self,
@@ -105,14 +106,15 @@ class NCSNpp(nn.Module):
             [b, c, h, w], in the dtype of the weights.
         """
         run = partial(call, checkpoint=self.config.checkpoint)
-        next_mask = iter(masks if masks is not None else [None] * len(self.mask_shapes)).__next__
+        none: Sequence[Tensor | None] = [None] * len(self.mask_shapes)
+        next_mask = iter(none if masks is None else masks).__next__
         embedding = self.embedding(c_noise, labels)
         x_in = x_in.contiguous(memory_format=torch.channels_last)
         h, skips = self._go_down(x_in, embedding, next_mask, run)
         h = run(self.middle.block_0, h, embedding, next_mask())
         h = run(self.middle.attention, h)
         h = run(self.middle.block_1, h, embedding, next_mask())
-        for level in self.up:
+        for level in cast(Iterable[UpLevel], self.up):
             for block in level.blocks:
                 h = run(block, torch.cat([h, skips.pop()], dim=1), embedding, next_mask())
             if level.attention is not None:
@@ -126,7 +128,7 @@ class NCSNpp(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         h, pyramid = self.conv_in(x_in), x_in
         skips = [h]
-        for level in self.down:
+        for level in cast(Iterable[DownLevel], self.down):
             for i, block in enumerate(level.blocks):
                 h = run(block, h, embedding, next_mask())
                 if level.attention:

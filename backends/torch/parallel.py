@@ -86,7 +86,8 @@ def sharded(network: nn.Module, device: torch.device, world: int) -> nn.Module:
         fully_shard(block, mesh=mesh)
     # By default, a root keeps its own arrays whole until a gradient has come: a teacher's would be those of its first
     # pass for ever.
-    return fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    return network
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:

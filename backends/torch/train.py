@@ -85,27 +85,29 @@ def _feed(
     config: Config, dataset: Dataset, first: int, processes: Processes, parts: int
 ) -> Iterator[tuple[StepPlan, Iterator[Batch]]]:
     """The plan of each step, and the batches that this process does of it."""
-    device, conditional = processes.device, config.network.num_classes > 0
+    device = processes.device
+    dataset_labels = dataset.labels if config.network.num_classes else None
     held = fits_on_device(config, dataset.images, free_bytes(device))
     # Copied where it cannot be written, as a map of a file, of which torch would warn.
     images = torch.from_numpy(np.require(dataset.images, requirements="W")).to(device) if held else None
-    labels = torch.from_numpy(dataset.labels).to(device) if conditional and held else None
+    labels = None if dataset_labels is None or not held else torch.from_numpy(dataset_labels).to(device)
 
     def mine(plan: StepPlan) -> StepPlan:
         return plan.parts(processes.world)[processes.rank]
 
     for (plan,), gathered in prefetched(config, dataset.images, first, mine=mine, gather=not held):
         own = mine(plan)
-        if gathered is None:
+        if images is not None:
             draw, source, classes = to_device(own, device), images, labels
-        else:  # whose rows are the batch already
+        else:  # the rows that were gathered are the batch already
+            assert gathered is not None
             draw = to_device(own._replace(indices=np.arange(len(gathered))), device)
             source = upload(gathered, device)
-            classes = upload(dataset.labels[own.indices], device) if conditional else None
+            classes = None if dataset_labels is None else upload(dataset_labels[own.indices], device)
         yield plan, (make_batch(config, part, source, classes) for part in draw.parts(parts))
 
 
-def _to_numpy(processes: Processes) -> ToNumpy[StepResult]:
+def _to_numpy(processes: Processes) -> ToNumpy:
     def to_numpy(results: Sequence[StepResult]) -> tuple[np.ndarray, np.ndarray]:
         losses = processes.gather(torch.stack([result.losses for result in results]))
         return losses, torch.stack([result.grad_norm for result in results]).cpu().numpy()

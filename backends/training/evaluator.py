@@ -11,10 +11,12 @@ from ict_backends.console import warn
 from ict_backends.errors import CheckpointError, UserError
 from ict_backends.files import remove_folder, write_atomically
 from ict_backends.images import to_uint8
-from ict_backends.measuring.evaluation import Gathered, check_counts, compare, gather, images_needed, in_batches
+from ict_backends.measuring.evaluation import check_counts, compare, gather, images_needed, in_batches
+from ict_backends.measuring.metrics import Gathered
+from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import Checkpoint, write_checkpoint
 from ict_backends.runs.folder import RunDir, step_of
-from ict_backends.sampling.batches import Model, sample_images
+from ict_backends.sampling.batches import sample_images
 from ict_core import Config
 
 

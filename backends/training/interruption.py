@@ -6,11 +6,15 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 from ict_backends.errors import UserError
 
+# What Python has for a signal before ours.
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -38,7 +42,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, _Handler] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread have handlers

@@ -69,8 +69,7 @@ class Progress:
         self._since, self.skipped = self._began, 0
         self._edges = band_edges(config)
         # Without a terminal, a bar would fill a file: there, each record of the log is a line.
-        bar = {"initial": first, "unit": "step", "disable": not writes}
-        self._bar = progress_bar(config.train.total_steps, **bar)
+        self._bar = progress_bar(config.train.total_steps, initial=first, unit="step", disable=not writes)
 
     def __enter__(self) -> Progress:
         return self

@@ -13,10 +13,11 @@ from ict_backends.console import warn
 from ict_backends.errors import UserError
 from ict_backends.files import write_atomically
 from ict_backends.images import grid, save_grid
+from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import Checkpoint
 from ict_backends.runs.checkpoint_writer import CheckpointWriter
 from ict_backends.runs.folder import RunDir
-from ict_backends.sampling.batches import Model, preview
+from ict_backends.sampling.batches import preview
 from ict_backends.training.evaluator import Evaluator
 from ict_backends.training.metrics_log import Progress, ToNumpy
 from ict_backends.training.step_plan import StepPlan, is_due
@@ -43,18 +44,26 @@ class Recorder:
         self._run, self._config, self._writes = run, config, writes
         self._evaluator = Evaluator(run, config, images, first=first) if writes else None
         self._board = TensorBoard(run.tensorboard_folder, first) if writes and config.train.tensorboard else None
-        on_record = self._board.add_record if self._board else lambda record: None
         self._writer = CheckpointWriter(run, config)
-        settings = {"writes": writes, "on_record": on_record, "last_good": self._writer.describe_latest}
-        self._progress = Progress(run, config, first=first, to_numpy=to_numpy, **settings)
+        self._progress = Progress(
+            run,
+            config,
+            first=first,
+            to_numpy=to_numpy,
+            writes=writes,
+            on_record=self._board.add_record if self._board else lambda record: None,
+            last_good=self._writer.describe_latest,
+        )
         self._lost: list[str] = []
         # What a run is known by, to be written again where its folder vanishes.
         self._identity = {path: path.read_bytes() for path in (run.config_file, run.data_file) if path.is_file()}
         self._contexts = contextlib.ExitStack()
 
     def __enter__(self) -> Recorder:
-        for context in filter(None, (self._writer, self._board, self._progress)):
-            self._contexts.enter_context(context)
+        self._contexts.enter_context(self._writer)
+        if self._board:
+            self._contexts.enter_context(self._board)
+        self._contexts.enter_context(self._progress)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -94,8 +103,8 @@ class Recorder:
                 self._draw(done, network)
         if self._config.eval.every and is_due(done, self._config.eval.every, train.total_steps):
             network, state = model(), checkpoint()
-            if self._writes:
-                self._evaluate(done, network, state)
+            if self._evaluator:
+                self._evaluate(self._evaluator, done, network, state)
 
     def _restore_folder(self) -> None:
         for path, content in self._identity.items():
@@ -115,8 +124,8 @@ class Recorder:
             warn(f"no sample picture after step {step}: {error}")
             self._lost.append(self._run.samples_file(step).name)
 
-    def _evaluate(self, step: int, model: Model, checkpoint: Checkpoint) -> None:
-        value = self._evaluator.after(step, model, checkpoint)
+    def _evaluate(self, evaluator: Evaluator, step: int, model: Model, checkpoint: Checkpoint) -> None:
+        value = evaluator.after(step, model, checkpoint)
         if value is None:
             self._lost.append(f"the evaluation after step {step}")
         elif self._board:

@@ -44,7 +44,7 @@ def test_moments_of_batches_are_those_of_the_whole(seed: int, d: int, cuts: list
     for part in np.split(x, sorted(set(cuts))):
         total.add(part)
     found = total.result()
-    assert found.count == 30
+    assert found.num == 30
     np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found.cov, np.cov(x, rowvar=False).reshape(d, d), rtol=1e-9, atol=1e-12)
 

@@ -11,7 +11,7 @@ import pytest
 from ict_backends.errors import CheckpointError, UserError
 from ict_backends.reports.ablation import (
     Outcome,
-    Plan,
+    StudyPlan,
     Variant,
     assignments,
     describe_changes,
@@ -46,7 +46,7 @@ ABOUT = {
 }
 
 
-def plan_of(tmp_path: Path, text: str) -> Plan:
+def plan_of(tmp_path: Path, text: str) -> StudyPlan:
     file = tmp_path / "mine.toml"
     file.write_text(text)
     return read_plan(file)
@@ -127,7 +127,8 @@ def test_a_plan_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_plan(tmp_path / "none.toml")
 
 
-PLAN = Plan("p", "Title", "digits", "a", "", (Variant("a", {}), Variant("b", {"train": {"seed": 1}}), Variant("c", {})))
+VARIANTS = (Variant("a", {}), Variant("b", {"train": {"seed": 1}}), Variant("c", {}))
+PLAN = StudyPlan("p", "Title", "digits", "a", "", VARIANTS)
 
 
 def outcomes_of(a: list[float | None], b: list[float | None], c: list[float | None]) -> dict[str, list[Outcome]]:

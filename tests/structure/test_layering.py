@@ -1,8 +1,9 @@
-"""Who may import whom: cli -> ict_backends.<name> -> ict_backends.* -> ict_core, never back."""
+"""Who may import whom: cli -> a backend -> the rooms of ict_backends, each floor from those below -> ict_core."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,21 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"ict_core": "ict_core", "backends": "ict_backends", "cli": "ict_cli"}
 BACKENDS = {"torch", "jax"}
 FRAMEWORKS = {"torch", "jax", "flax", "optax"}
+# The rooms of ict_backends, each with those that it may import. All may import the ground floor, the files that lie in
+# no room, which import none of them.
+ROOMS: dict[str, set[str]] = {"data": set(), "networks": set()}
+ROOMS["runs"] = {"data"}
+ROOMS["sampling"] = {"data", "runs"}
+ROOMS["measuring"] = {"data"}
+ROOMS["exchange"] = {"networks", "runs"}
+ROOMS["training"] = {"data", "networks", "runs", "sampling", "measuring"}
+ROOMS["reports"] = {"networks", "runs", "sampling", "measuring", "training"}
+ROOMS["torch"] = ROOMS["jax"] = {"data", "networks", "runs", "sampling", "training"}
+GROUND = {path.stem for path in (ROOT / "backends").glob("*.py")} - {"__init__"}
+# What the rooms hand to a backend: the contract names these types and runs none of their code.
+CONTRACT = "ict_backends.protocols"
+# The only file of cli/ that others of it import.
+SHARED_COMMAND = "ict_cli.options"
 # What the mathematics may import beside the standard library and itself.
 CORE_NEEDS = {"numpy", "array_api_compat"}
 
@@ -39,12 +55,28 @@ def imported(text: str) -> set[str]:
     return names
 
 
+def room_of(name: str) -> str:
+    """The room of ict_backends that a module lies in; "" for the ground floor and for what is outside."""
+    package, _, rest = name.partition(".")
+    room = rest.split(".")[0]
+    return room if package == "ict_backends" and room in ROOMS else ""
+
+
+def run_text(module: str, text: str) -> str:
+    """The text of a module without what its type checker only sees, where that is a contract."""
+    if module != CONTRACT:
+        return text
+    tree = ast.parse(text)
+    tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
+    return ast.unparse(tree)
+
+
 def faults(module: str, text: str) -> list[str]:
     """What a module imports and must not."""
     package, _, rest = module.partition(".")
     inside = rest.split(".")[0] if package == "ict_backends" else ""
     found = []
-    for name in sorted(imported(text)):
+    for name in sorted(imported(run_text(module, text))):
         top, _, below = name.partition(".")
         backend = below.split(".")[0] if top == "ict_backends" else ""
         wrong = {
@@ -58,6 +90,10 @@ def faults(module: str, text: str) -> list[str]:
             "other framework": inside == "torch" and top in FRAMEWORKS - {"torch"},
         }
         wrong["other framework"] |= inside == "jax" and top == "torch"
+        room = room_of(module)
+        wrong["room above"] = package == "ict_backends" and room_of(name) not in {"", room, *ROOMS.get(room, set())}
+        commands = name.startswith("ict_cli.") and module != "ict_cli.main" and module != "ict_cli.__main__"
+        wrong["another command"] = commands and name not in (SHARED_COMMAND, module)
         found += [f"{module} imports {name} ({reason})" for reason, bad in wrong.items() if bad]
     return found
 
@@ -81,10 +117,37 @@ def test_every_import_points_down() -> None:
         ("ict_backends.jax.step", "from torch import nn"),
         ("ict_cli.train", "from ict_backends.torch import train"),
         ("ict_cli.train", "import torch"),
+        ("ict_cli.ablate", "from ict_cli.train import train_command"),
+        ("ict_cli.options", "import ict_cli.train"),
+        ("ict_backends.data.dataset", "from ict_backends.runs.folder import RunDir"),
+        ("ict_backends.networks.cost", "from ict_backends.data import dataset"),
+        ("ict_backends.training.recorder", "from ict_backends.reports.page import build_report"),
+        ("ict_backends.torch.bench", "from ict_backends.reports.benchmark import measure"),
+        ("ict_backends.errors", "import ict_backends.data.dataset"),
+        ("ict_backends.protocols", "from ict_backends.runs.folder import RunDir"),
     ],
 )
 def test_the_check_finds_a_wrong_import(module: str, text: str) -> None:
     assert len(faults(module, text)) >= 1
+
+
+def test_the_rooms_are_those_that_there_are() -> None:
+    folders = {path.name for path in (ROOT / "backends").iterdir() if (path / "__init__.py").is_file()}
+    assert folders == ROOMS.keys()
+    listed = re.findall(r'"ict_backends\.(\w+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(listed) == ROOMS.keys()
+
+
+def test_the_ground_floor_is_what_every_room_may_use() -> None:
+    assert {
+        "console",
+        "environment",
+        "errors",
+        "files",
+        "images",
+        "protocols",
+        "randomness",
+    } == GROUND
 
 
 def test_only_load_backend_knows_the_backends_names() -> None:

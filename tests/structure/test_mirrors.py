@@ -40,6 +40,7 @@ ASYMMETRIES = {
     ("layers.py", "jax", "Embedding"): "flax's own rounds float64 weights",
     ("layers.py", "jax", "Frequencies"): "torch has buffers for what is stored and not trained",
     ("state.py", "jax", "abstract_network"): "a network is its structure and its weights, apart",
+    ("state.py", "jax", "split_network"): "a network is its structure and its weights, apart",
     ("state.py", "jax", "merge_network"): "a network is its structure and its weights, apart",
     ("state.py", "jax", "make_optimizer"): "optax keeps the optimiser's rule and its state apart",
     ("state.py", "jax", "key_data"): "JAX's random keys are arrays",

@@ -14,7 +14,7 @@ from einops import rearrange
 
 from ict_backends.errors import UsageError
 from ict_backends.files import write_atomically
-from ict_backends.measuring.evaluation import METRICS
+from ict_backends.measuring.metrics import METRICS
 from ict_backends.training.step_plan import grid_of, some_stages, stages_of
 from ict_core import Config
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ict_backends.reports.ablation import Plan, Summary
+    from ict_backends.reports.ablation import StudyPlan, Summary
 
 _MOST_STAGES = 8
 
@@ -70,7 +70,7 @@ def check_matplotlib(what: str) -> None:
         raise UsageError(f"{what} needs matplotlib: pip install 'ict[plot]'")
 
 
-def plot_ablation(plan: Plan, summaries: Sequence[Summary], metric: str, path: Path) -> None:
+def plot_ablation(plan: StudyPlan, summaries: Sequence[Summary], metric: str, path: Path) -> None:
     """Draw what each variant gave, a dot a run and the mean with its spread, into a PNG.
 
     Along the plan's axis where it has one: variants that differ in that setting alone are joined, and those that do not
@@ -81,11 +81,11 @@ def plot_ablation(plan: Plan, summaries: Sequence[Summary], metric: str, path: P
     axes = figure.subplots()
     if plan.axis:
         _along_axis(axes, plan.axis, known)
-        axes.set(xlabel=plan.axis, ylabel=METRICS[metric])
+        axes.set(xlabel=plan.axis, ylabel=METRICS[metric].describe())
         axes.legend(fontsize="small")
     else:
         _in_rows(axes, plan, known)
-        axes.set(xlabel=f"{METRICS[metric]}; less is better")
+        axes.set(xlabel=f"{METRICS[metric].describe()}; less is better")
         axes.margins(y=0.1)
     values = [value for found in known for value in found.values]
     if values and max(values) > 8 * min(values) > 0:
@@ -118,15 +118,23 @@ def _along_axis(axes: Axes, axis: str, summaries: Sequence[Summary]) -> None:
             axes.set(xscale="log")
 
 
-def _in_rows(axes: Axes, plan: Plan, summaries: Sequence[Summary]) -> None:
+def _in_rows(axes: Axes, plan: StudyPlan, summaries: Sequence[Summary]) -> None:
     for row, found in enumerate(summaries):
         error = 0.0 if np.isnan(found.spread) else found.spread
         color = "black" if found.variant.name == plan.reference else "C0"
         axes.errorbar(found.mean, row, xerr=error, fmt="o", color=color, capsize=3)
         axes.plot(found.values, [row] * len(found.values), ".", color=color, alpha=0.5, markersize=4)
-        above = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center", "fontsize": "small", "zorder": 3}
-        above["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        axes.annotate(f"{found.mean:.3g}", (found.mean, row), color=color, **above)
+        axes.annotate(
+            f"{found.mean:.3g}",
+            (found.mean, row),
+            color=color,
+            textcoords="offset points",
+            xytext=(0, 6),
+            ha="center",
+            fontsize="small",
+            zorder=3,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )
         if found.variant.name == plan.reference:
             axes.axvline(found.mean, color=color, linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(summaries)), [found.variant.name for found in summaries])

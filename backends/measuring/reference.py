@@ -1,0 +1,237 @@
+"""What samples are compared with: the images of a data set, or their moments only; and what both must agree on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ict_backends.console import warn
+from ict_backends.data.dataset import load_data, load_data_of
+from ict_backends.data.decode import describe_shape, fit_image
+from ict_backends.data.npz import npz_names, read_member
+from ict_backends.errors import DataError, UsageError
+from ict_backends.files import cache_folder, write_atomically
+from ict_backends.images import encode_npz
+from ict_backends.measuring.distances import Moments, moments
+from ict_backends.measuring.evaluation import check_counts, gather, images_needed, in_batches
+from ict_backends.measuring.metrics import METRICS, Gathered, Need
+from ict_backends.protocols import FeatureNetwork
+from ict_core import Config, DataConfig
+
+
+class Reference(NamedTuple):
+    """What is compared with: images [n, c, h, w] uint8, or moments only."""
+
+    source: str
+    images: np.ndarray | None
+    moments: Moments | None
+
+    @property
+    def num(self) -> int:
+        """Number of images; 0 where it is not known."""
+        if self.images is not None:
+            return len(self.images)
+        return 0 if self.moments is None else self.moments.num
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """[channels, height, width] where there are images."""
+        return None if self.images is None else self.images.shape[1:]
+
+    def describe(self) -> str:
+        """In words."""
+        return f"{self.num} images" if self.num else f"the statistics of {self.source}"
+
+    def gather(self, metrics: Sequence[str], network: FeatureNetwork | None) -> Gathered:
+        """What the metrics need of it; moments come from the cache where they were computed before."""
+        if self.images is None:
+            return Gathered(self.num, moments=self.moments, pixel_moments=self.moments)
+        images, needs = self.images, {METRICS[name].need for name in metrics}
+        held = [name for name in metrics if not METRICS[name].of_covariance and not METRICS[name].of_samples_only]
+        gathered = gather(in_batches(images), held, network) if held else Gathered(self.num)
+
+        def of_features() -> Moments:
+            if gathered.features is not None:  # they need not be computed twice
+                return moments(gathered.features)
+            return _only(gather(in_batches(images), ["fid"], network).moments)
+
+        def of_pixels() -> Moments:
+            return _only(gather(in_batches(images), ["pixel-fd"], None).pixel_moments)
+
+        if Need.MOMENTS in needs and network is not None:
+            gathered = gathered._replace(moments=cached_moments(images, network.digest, of_features))
+        if Need.PIXEL_MOMENTS in needs:
+            gathered = gathered._replace(pixel_moments=cached_moments(images, "pixels", of_pixels))
+        return gathered
+
+
+def _only(found: Moments | None) -> Moments:
+    assert found is not None  # what was asked for
+    return found
+
+
+class Samples(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        name: what messages call it.
+        num: how many images there are, or will be.
+        shape: [channels, height, width].
+        batches: [b, c, h, w] uint8 each, where the images are there already.
+    """
+
+    name: str
+    num: int
+    shape: tuple[int, ...]
+    batches: Iterator[np.ndarray] | None
+
+
+def data_of(config: Config | None, source: str | None) -> DataConfig:
+    """The data to compare with: a run's own, or another source prepared as the run's data are."""
+    data = config.data if config else DataConfig()
+    return dataclasses.replace(data, source=source or data.source)
+
+
+def read_reference(data: DataConfig, metrics: Sequence[str], *, shape: tuple[int, ...] | None = None) -> Reference:
+    """What a source holds: images, resampled to `shape` where one is given, or moments where these are enough.
+
+    Raises DataError where the source has moments only and a metric needs images.
+    """
+    path = Path(data.source)
+    known = read_moments(path) if path.suffix == ".npz" and path.is_file() else None
+    if known is None:
+        return Reference(data.source, load_images(data, shape), None)
+    metric = next((m for name in metrics if not ((m := METRICS[name]).of_covariance or m.of_samples_only)), None)
+    if metric is None:
+        return Reference(data.source, None, known)
+    try:
+        images = load_data_of(data).images  # ADM's reference batches hold both
+    except DataError as error:
+        raise DataError(f"data {data.source} holds mu and sigma only; {metric.describe()} needs images") from error
+    return Reference(data.source, images, None)
+
+
+def load_images(data: DataConfig, shape: tuple[int, ...] | None) -> np.ndarray:
+    """The images of a source, [n, c, h, w] uint8, resampled to `shape` where one is given.
+
+    Images that cannot be read are left out, with a warning that names them.
+    """
+
+    def fit(image: np.ndarray) -> np.ndarray:
+        assert shape is not None
+        return fit_image(image, shape, resize=True, what=data.source)
+
+    unreadable: list[str] = []
+    images = load_data(
+        data.source, size=data.size, crop=data.crop, unreadable=unreadable, fit=fit if shape else None
+    ).images
+    if unreadable:
+        names = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        warn(f"{len(unreadable)} files of {data.source} are no images and are left out: {names}")
+    return images
+
+
+def find_samples(path: Path, num: int | None, shape: tuple[int, ...] | None, *, resize: bool) -> Samples:
+    """The images of a folder or file, the first `num` of them, to be compared with a reference of `shape`.
+
+    Raises:
+        UsageError: there are fewer than `num`.
+        DataError: they have another shape, and may not be resampled.
+    """
+    images = load_images(DataConfig(source=str(path)), shape if resize else None)[:num]
+    if num is not None and num > len(images):
+        raise UsageError(f"--num {num} is more than the {len(images)} images of {path}")
+    if shape is not None and images.shape[1:] != shape:
+        raise DataError(
+            f"the images of {path} are {describe_shape(images.shape[1:])}, but those of the data "
+            f"{describe_shape(shape)}; --resize makes them fit"
+        )
+    return Samples(str(path), len(images), images.shape[1:], in_batches(images))
+
+
+def samples_of_model(
+    config: Config, num: int | None, metrics: Sequence[str], network: FeatureNetwork | None
+) -> Samples:
+    """The samples that a model is to draw: `num`, or 2,000, or as many as the metrics need."""
+    if num is None:
+        features, pixels = _dimensions(network, config.data.shape), int(np.prod(config.data.shape))
+        num = max(2000, *(images_needed(name, features, pixels) for name in metrics))
+    return Samples("--num", num, config.data.shape, None)
+
+
+def check_shape(config: Config, shape: tuple[int, ...] | None) -> None:
+    """Raise DataError unless the model's images have the shape of the data, where that has one."""
+    if shape is not None and shape != config.data.shape:
+        ours, theirs = describe_shape(config.data.shape), describe_shape(shape)
+        raise DataError(f"the model's images are {ours}, but those of the data {theirs}; --resize makes them fit")
+
+
+def check_sizes(metrics: Sequence[str], samples: Samples, reference: Reference, network: FeatureNetwork | None) -> None:
+    """Raise DataError now for what would fail after the work: too few images, or moments of another size."""
+    pixels, features = int(np.prod(samples.shape)), _dimensions(network, samples.shape)
+    check_counts(metrics, samples.num, features, pixels, samples.name)
+    if reference.images is not None:
+        compared = [name for name in metrics if not METRICS[name].of_samples_only]
+        check_counts(compared, reference.num, features, pixels, f"data {reference.source}")
+        return
+    size = len(_only(reference.moments).mean)
+    for need, needed in ((Need.PIXEL_MOMENTS, pixels), (Need.MOMENTS, features)):
+        name = next((name for name in metrics if METRICS[name].need is need), None)
+        if name is not None and size != needed:
+            raise DataError(f"data {reference.source} has statistics of {size} values; {name} needs {needed}")
+
+
+def _dimensions(network: FeatureNetwork | None, shape: tuple[int, ...]) -> int | None:
+    """The number of features that a network gives for images of a shape; None without one."""
+    return None if network is None else network.features(np.zeros((2, *shape), np.uint8)).shape[1]
+
+
+def read_moments(path: Path) -> Moments | None:
+    """Moments from an .npz with `mu` and `sigma`, as ADM's reference batches and our cache have them.
+
+    Returns None where the file has none. Raises DataError where they do not belong together.
+    """
+    try:
+        names = npz_names(path)
+        if not {"mu", "sigma"} <= set(names):
+            return None
+        mean, cov = (read_member(path, name).astype(np.float64) for name in ("mu", "sigma"))
+        count = int(read_member(path, "count")) if "count" in names else 0
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"data {path} cannot be read: {error}") from error
+    if (
+        mean.ndim != 1
+        or cov.shape != (len(mean), len(mean))
+        or not (np.isfinite(mean).all() and np.isfinite(cov).all())
+    ):
+        raise DataError(f"data {path}: mu and sigma must be finite, [d] and [d, d], not {mean.shape} and {cov.shape}")
+    return Moments(count, mean, cov)
+
+
+def cached_moments(images: np.ndarray, kind: str, compute: Callable[[], Moments]) -> Moments:
+    """Moments of a data set's features, from the cache where they were computed before.
+
+    CACHE/reference-KEY.npz holds `mu` [d], `sigma` [d, d] (float64) and `count`; it can be given as `--data`.
+
+    Args:
+        images: [n, c, h, w] uint8.
+        kind: "pixels", or the digest of the network.
+        compute: gives the moments where the cache has none.
+    """
+    key = hashlib.sha256(np.ascontiguousarray(images).data)
+    key.update(f"{images.shape} {kind}".encode())
+    path = cache_folder() / f"reference-{key.hexdigest()[:32]}.npz"
+    with contextlib.suppress(DataError):  # a damaged file is computed again
+        known = read_moments(path) if path.is_file() else None
+        if known is not None:
+            return known
+    computed = compute()
+    with contextlib.suppress(OSError):  # a cache that cannot be written saves no time and loses nothing
+        write_atomically(path, encode_npz(mu=computed.mean, sigma=computed.cov, count=np.array(computed.num)))
+    return computed
