@@ -57,13 +57,13 @@ def load_config(path: Path) -> Config:
 
 
 # Settings of earlier versions, which their runs still have -> what they are called now.
-_RENAMED = {"noise.noise_mean": "p_mean", "noise.noise_std": "p_std"}
+RENAMED = {"noise.noise_mean": "p_mean", "noise.noise_std": "p_std"}
 
 
 def current_name(name: str) -> str:
     """What the setting of a dotted name is called now, which runs of earlier versions may have by an older name."""
     section, _, _ = name.partition(".")
-    return f"{section}.{_RENAMED[name]}" if name in _RENAMED else name
+    return f"{section}.{RENAMED[name]}" if name in RENAMED else name
 
 
 def with_current_names(tree: Tree) -> Tree:
@@ -77,7 +77,7 @@ def with_current_names(tree: Tree) -> Tree:
 def _current_section(section: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     current: dict[str, Any] = {}
     for key, value in values.items():
-        name = _RENAMED.get(f"{section}.{key}", key)
+        name = RENAMED.get(f"{section}.{key}", key)
         if name != key and name in values:
             raise ConfigError(f"{section}.{key} is the old name of {section}.{name}; only one of them may be given")
         current[name] = value
