@@ -6,6 +6,7 @@ import io
 import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -91,5 +92,6 @@ def save_dataset(path: Path, images: np.ndarray, labels: np.ndarray | None, clas
 def encode_npz(**arrays: np.ndarray) -> bytes:
     """The .npz file of some arrays."""
     stream = io.BytesIO()
-    np.savez(stream, **arrays)
+    members: dict[str, Any] = dict(arrays)  # NumPy's stubs take a spread dict's values for its flags too
+    np.savez(stream, **members)
     return stream.getvalue()

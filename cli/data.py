@@ -68,6 +68,7 @@ def _inspect(data: DataConfig, sheet: Path) -> None:
 
     found = inspect(data.source, size=data.size, crop=data.crop)
     click.echo("\n".join([f"data: {data.source}", *found.lines()]))
+    assert found.sheet is not None  # of a set that was read
     write_atomically(sheet, encode_png(found.sheet))
     click.echo(f"contact sheet: {sheet}")
 

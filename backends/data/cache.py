@@ -131,6 +131,7 @@ class Room:
         images_file, labels_file = _paths(self._key)
         arrays = {"classes": np.array(classes, dtype=str)} | ({} if labels is None else {"labels": labels})
         try:
+            assert isinstance(images, np.memmap)  # what `allocate` has given
             images.flush()
             digest = np.array(_file_digest(self._file))
             self._file.replace(images_file)

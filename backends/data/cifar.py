@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ict_backends.data.folder_zip import read_tar_file, tar_members
 from ict_backends.data.source import Source
+from ict_backends.data.tar import read_tar_file, tar_members
 from ict_backends.errors import DataError
 
 _PIXELS = 3 * 32 * 32
@@ -93,18 +93,19 @@ def _open(where: Path, files: CifarFiles, read: Callable[[str], bytes]) -> Sourc
 
 def _batch(where: Path, name: str, content: bytes, key: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The images [n, 3, 32, 32] uint8 and labels [n] int64 of a batch: rows of planes of R, G, B."""
-    found = _unpickle(where, name, content)
-    data, labels = found.get(b"data"), found.get(key)
-    ok = isinstance(data, _PickledArray) and isinstance(labels, list) and len(labels) > 0
-    if not ok or any(type(label) is not int or not 0 <= label < 100 for label in labels):
+    members = _unpickle(where, name, content)
+    data, labels = members.get(b"data"), members.get(key)
+    ok = isinstance(labels, list) and len(labels) > 0 and all(type(i) is int and 0 <= i < 100 for i in labels)
+    if not ok or not isinstance(data, _PickledArray) or labels is None:
         raise DataError(f"data {where}: {name} is no batch of CIFAR: it needs `data` and `{key.decode()}`")
     return data.bytes_of(where, name, (len(labels), _PIXELS)).reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
 
 def _class_names(meta: dict[bytes, Any], kind: _Kind) -> tuple[str, ...]:
     names = meta.get(kind.names)
-    ok = isinstance(names, list) and all(isinstance(name, bytes | str) for name in names)
-    return tuple(n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names) if ok else ()
+    if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
+        return ()
+    return tuple(n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names)
 
 
 # --- pickles ---------------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ _ALLOWED = {
 
 
 # The one written in Python: the one in C sets aside as much memory as a damaged number asks for.
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class _Unpickler(pickle._Unpickler):
     """Builds dicts, lists, bytes, numbers and the stand-ins above; all else is refused."""
 
     def find_class(self, module: str, name: str) -> object:

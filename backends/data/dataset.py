@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ict_backends.console import progress_bar
-from ict_backends.data import cifar, folder_zip, npz, parquet
+from ict_backends.data import cifar, folder_zip, huggingface, imagenet, npz, parquet, tar
 from ict_backends.data.cache import Room, content_key, read_cached
 from ict_backends.data.decode import Preparation, describe_shape, prepare, quiet
-from ict_backends.data.source import Located, Source, decoded
+from ict_backends.data.decode_pool import decoded
+from ict_backends.data.source import Located, Source
 from ict_backends.errors import DataError, UsageError
 from ict_core.config import DataConfig
 
@@ -91,8 +92,8 @@ def find_data(source: str) -> Dataset | Located:
     """
     if source == "digits":
         return _load_digits()
-    if source.startswith(parquet.HUB):
-        return parquet.locate_hub(source)
+    if source.startswith(huggingface.HUB):
+        return huggingface.locate_hub(source)
     path, name = Path(source), source.lower()
     try:
         if not path.exists():
@@ -106,33 +107,36 @@ def find_data(source: str) -> Dataset | Located:
         raise _unreadable(source, error) from error
 
 
+# The word of each kind of file in the key of the cache (`content_key`). Users' caches hold sets under these words, so
+# they stay as they are, whatever the functions are called.
+_ARRAY, _ZIP, _TAR, _PARQUET = "open_array", "open_zip", "_open_tar", "_open_parquet"
+
+
 def _find_in_file(path: Path, name: str) -> Dataset | Located:
-    def located(open_it: Callable[[Path], Source]) -> Located:
-        return Located([("", path)], open_it.__name__, lambda: open_it(path))
+    def located(word: str, open_it: Callable[[Path], Source]) -> Located:
+        return Located([("", path)], word, lambda: open_it(path))
 
     if name.endswith((".npz", ".npy")) and npz.is_too_large(path):
-        return located(npz.open_array)
+        return located(_ARRAY, npz.open_array)
     if name.endswith(".npz"):
+        if imagenet.is_imagenet_batch(path):
+            return Dataset(*imagenet.read_imagenet_batch(path))
         return Dataset(*npz.read_npz(path))
     if name.endswith(".npy"):
         return Dataset(*npz.read_npy(path))
     if name.endswith(".zip"):
-        return located(folder_zip.open_zip)
-    if name.endswith(folder_zip.TAR_SUFFIXES):
-        return located(_open_tar)
+        return located(_ZIP, folder_zip.open_zip)
+    if name.endswith(tar.TAR_SUFFIXES):
+        return located(_TAR, _open_tar)
     if name.endswith(".parquet"):
-        return located(_open_parquet)
+        return located(_PARQUET, lambda file: parquet.open_parquet(file, [file]))
     raise DataError(f"data {path} is of an unknown kind; give {_KINDS}")
 
 
 def _open_tar(path: Path) -> Source:
-    listing, content = folder_zip.list_tar(path)
+    listing, content = tar.list_tar(path)
     batches = cifar.find_cifar(listing.files)
-    return folder_zip.open_tar(path, listing, content) if batches is None else cifar.open_cifar_tar(path, batches)
-
-
-def _open_parquet(path: Path) -> Source:
-    return parquet.open_parquet(path, [path])
+    return tar.open_tar(path, listing, content) if batches is None else cifar.open_cifar_tar(path, batches)
 
 
 def _find_in_folder(folder: Path) -> Located:
@@ -142,12 +146,12 @@ def _find_in_folder(folder: Path) -> Located:
     def located(files: Sequence[str], note: str, open_it: Callable[[], Source]) -> Located:
         return Located([(name, folder / name) for name in files], note, open_it)
 
-    if parquet.is_saved_dataset(folder):
-        return located(names, "saved", lambda: parquet.open_saved(folder))
+    if huggingface.is_saved_dataset(folder):
+        return located(names, "saved", lambda: huggingface.open_saved(folder))
     if batches := cifar.find_cifar(names):
         return located(names, "cifar", lambda: cifar.open_cifar_folder(folder, batches))
-    if numbered := npz.imagenet_batches(names):
-        return located(numbered, "imagenet", lambda: npz.open_imagenet(folder, numbered))
+    if numbered := imagenet.imagenet_batches(names):
+        return located(numbered, "imagenet", lambda: imagenet.open_imagenet(folder, numbered))
     parquets = [name for name in names if name.lower().endswith(".parquet")]
     if parquets and not listing.images:
         return located(parquets, "parquet", lambda: parquet.open_parquet(folder, [folder / name for name in parquets]))
@@ -186,7 +190,7 @@ def _load(
     source: str, found: Located, preparation: Preparation, fit: Fit | None, unreadable: list[str] | None
 ) -> Dataset:
     """The images that are still encoded: from the cache, or decoded and, where they are many, put there."""
-    # What a function makes of them has no name to be found by.
+    # A custom `fit` cannot be part of a cache key, so its result is not cached.
     note = f"{found.note} {preparation.size} {preparation.crop}" if fit is None else None
     key = None if note is None else content_key(found.files, note)
     known = read_cached(key) if key else None
@@ -209,7 +213,7 @@ def _collect(
 ) -> Dataset:
     """All images in one array, each in its place. Where some are grey and some are RGB, all become RGB."""
     count = len(opened.names)
-    images, first, there, seen = np.empty(0), "", np.zeros(count, dtype=bool), 0
+    images, first, there, seen = np.empty((0, 0, 0, 0), dtype=np.uint8), "", np.zeros(count, dtype=bool), 0
     with quiet(), reading_bar(count) as progress:
         for i, image in decoded(opened, preparation):
             progress.update()

@@ -11,7 +11,8 @@ import numpy as np
 
 from ict_backends.data.dataset import Dataset, find_data, reading_bar
 from ict_backends.data.decode import Preparation, describe_shape, from_picture, quiet, resample, to_picture
-from ict_backends.data.source import Source, decoded
+from ict_backends.data.decode_pool import decoded
+from ict_backends.data.source import Source
 from ict_backends.errors import DataError
 from ict_backends.images import grid
 

@@ -1,13 +1,12 @@
-"""Images that are arrays already: .npz and .npy files, and the batches of downsampled ImageNet."""
+"""Images that are arrays already: .npz and .npy files."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -18,14 +17,13 @@ from ict_backends.data.zips import check_directory
 from ict_backends.errors import DataError
 
 _CHANNELS = (1, 3)
-_IMAGENET_CLASSES = 1000
-_IMAGENET_BATCH = re.compile(r"train_data_batch_(\d+)\.npz")
-_IMAGES = ("images", "arr_0")
+# What an array of images is called.
+IMAGE_ARRAYS = ("images", "arr_0")
 # A file of more bytes than this is read a piece at a time; and an array of more that was packed by more than that is
 # taken for one that is to fill the memory.
 LARGE, _PACKED, _PIECE = 2**30, 100, 2**22
-# What a damaged file makes NumPy and zipfile raise.
-_DAMAGED = (
+# The errors that NumPy and zipfile raise for a damaged file.
+_NPZ_ERRORS = (
     AttributeError,
     EOFError,
     KeyError,
@@ -42,23 +40,20 @@ _DAMAGED = (
     zlib.error,
 )
 
-Arrays = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
+# Images [n, c, h, w], labels [n] or None, and the names of classes.
+LabelledImages = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
 
 
-def read_npy(path: Path) -> Arrays:
+def read_npy(path: Path) -> LabelledImages:
     """The images [n, c, h, w] of an .npy file; no labels, no names of classes. Raises DataError."""
     return to_nchw(path, read_member(path, "")), None, ()
 
 
-def read_npz(path: Path) -> Arrays:
+def read_npz(path: Path) -> LabelledImages:
     """Images [n, c, h, w], labels [n] or None, and the names of classes of an .npz file. Raises DataError.
 
-    Images are `images` or `arr_0`, labels `labels` or `arr_1`, names `classes`; or it is a batch of ImageNet.
+    Images are `images` or `arr_0`, labels `labels` or `arr_1`, names `classes`.
     """
-    names = npz_names(path)
-    if "data" in names and not set(_IMAGES) & set(names):
-        images, labels = read_imagenet_batch(path)
-        return images, labels, ()
     images = to_nchw(path, read_member(path, _images_name(path)))
     return images, *_labels_and_classes(path, len(images))
 
@@ -68,7 +63,7 @@ def _images_name(path: Path) -> str:
     if path.suffix.lower() == ".npy":
         return ""
     names = npz_names(path)
-    found = next((name for name in _IMAGES if name in names), None)
+    found = next((name for name in IMAGE_ARRAYS if name in names), None)
     if found is None:
         raise DataError(f"data {path} has no array `images` or `arr_0`; it has {', '.join(names) or 'none'}")
     return found
@@ -86,7 +81,7 @@ def is_too_large(path: Path) -> bool:
     """Whether a file of arrays is one for `open_array`."""
     if path.stat().st_size <= LARGE:
         return False
-    return path.suffix.lower() == ".npy" or bool(set(_IMAGES) & set(npz_names(path)))
+    return path.suffix.lower() == ".npy" or bool(set(IMAGE_ARRAYS) & set(npz_names(path)))
 
 
 def open_array(path: Path) -> Source:
@@ -126,7 +121,7 @@ def npz_names(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             check_directory(archive, archive.infolist())
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except _DAMAGED as error:
+    except _NPZ_ERRORS as error:
         raise _damaged(path, error) from error
 
 
@@ -152,7 +147,7 @@ def _open_member(path: Path, name: str) -> Iterator[IO[bytes]]:
                 raise ValueError(f"{name} unpacks to {info.file_size >> 30} GiB, more than {_PACKED} times its size")
             with archive.open(info) as file:
                 yield file
-    except _DAMAGED as error:
+    except _NPZ_ERRORS as error:
         raise _damaged(path, error) from error
 
 
@@ -191,49 +186,3 @@ def check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
         below = f" with {labels.min()}" if labels.shape == (count,) and labels.dtype.kind == "i" else ""
         raise DataError(f"data {path}: labels must be [{count}] integers >= 0, one an image, not {found}{below}")
     return labels.astype(np.int64)
-
-
-# --- downsampled ImageNet --------------------------------------------------------------------------------------------
-
-
-def imagenet_batches(names: Sequence[str]) -> list[str]:
-    """Those of a folder's files that are training batches, by their number."""
-    found = {name: int(match[1]) for name in names if (match := _IMAGENET_BATCH.fullmatch(name))}
-    return sorted(found, key=found.__getitem__)
-
-
-def open_imagenet(folder: Path, batches: Sequence[str]) -> Source:
-    """The images of a folder of batches, one batch in memory at a time."""
-    paths = [folder / name for name in batches]
-    labels = [_imagenet_labels(path) for path in paths]
-    names = [f"{path.name}[{i}]" for path, known in zip(paths, labels, strict=True) for i in range(len(known))]
-
-    def read() -> Iterator[tuple[int, Content]]:
-        images = (image for path in paths for image in read_imagenet_batch(path)[0])
-        return enumerate(images)
-
-    return Source(str(folder), names, np.concatenate(labels), (), read)
-
-
-def read_imagenet_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, 3, s, s] and labels [n] in 0..999 of a batch: `data` [n, 3 s s], planes of R, G, B, and `labels`.
-
-    The file's labels begin at 1.
-    """
-    data, labels = read_member(path, "data"), _imagenet_labels(path)
-    side = round((data.shape[-1] / 3) ** 0.5) if data.ndim == 2 else 0
-    if data.dtype != np.uint8 or data.ndim != 2 or side < 1 or data.shape != (len(labels), 3 * side * side):
-        found = f"{list(data.shape)} {data.dtype}"
-        raise DataError(f"data {path}: `data` must be [{len(labels)}, 3 s s] uint8, one row a label, not {found}")
-    return data.reshape(-1, 3, side, side), labels
-
-
-def _imagenet_labels(path: Path) -> np.ndarray:
-    missing = {"data", "labels"} - set(npz_names(path))
-    if missing:
-        raise DataError(f"data {path} has no array `{missing.pop()}`, which batches of ImageNet have")
-    labels = read_member(path, "labels")
-    ok = labels.ndim == 1 and len(labels) > 0 and labels.dtype.kind in "iu"
-    if not ok or labels.min() < 1 or labels.max() > _IMAGENET_CLASSES:
-        raise DataError(f"data {path}: `labels` of batches of ImageNet must be [n] integers in 1..{_IMAGENET_CLASSES}")
-    return labels.astype(np.int64) - 1

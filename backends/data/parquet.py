@@ -1,16 +1,17 @@
-"""Parquet files and Hugging Face datasets: tables with a column of encoded images."""
+"""Parquet files, and what all tables with a column of encoded images share."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ict_backends.data.npz import check_labels
-from ict_backends.data.source import Content, Located, Source
+from ict_backends.data.source import Content, Source
 from ict_backends.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
-_ROWS = 64
-HUB = "hf:"
+# Rows that are read at a time.
+ROWS = 64
 
 
-def _columns(where: object, schema: pyarrow.Schema) -> tuple[str, str | None]:
+def image_columns(where: object, schema: pyarrow.Schema) -> tuple[str, str | None]:
     """The names of the columns of images and of labels.
 
     An image is a struct with `bytes`, or binary; it is called `image` or `img`, or is the only one that is so.
@@ -47,7 +48,7 @@ def _columns(where: object, schema: pyarrow.Schema) -> tuple[str, str | None]:
     return image, next((n for n in _LABEL_COLUMNS if n in types and kinds.is_integer(types[n])), None)
 
 
-def _class_names(schema: pyarrow.Schema, label: str | None) -> tuple[str, ...]:
+def class_names(schema: pyarrow.Schema, label: str | None) -> tuple[str, ...]:
     """The names of classes that Hugging Face writes beside the schema; none where there are none."""
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
@@ -56,7 +57,7 @@ def _class_names(schema: pyarrow.Schema, label: str | None) -> tuple[str, ...]:
         return ()
 
 
-def _contents(where: object, column: Any, first: int) -> Iterator[tuple[int, Content]]:
+def column_contents(where: object, column: Any, first: int) -> Iterator[tuple[int, Content]]:
     """(row, content) of a column of images, counted from `first`."""
     import pyarrow.types as kinds
 
@@ -71,22 +72,24 @@ def _missing(where: object, row: int) -> DataError:
     return DataError(f"image {where}/row {row} cannot be read: the table does not hold it")
 
 
-def _labels(where: Path | str, column: Any, count: int) -> np.ndarray:
+def column_labels(where: Path | str, column: Any, count: int) -> np.ndarray:
     """[count] int64 of a column of integers. Raises DataError where one is missing."""
     if column.null_count:
         raise DataError(f"data {where} has {column.null_count} rows without a label")
-    return check_labels(where, column.to_numpy(), count)
+    return check_labels(Path(where), column.to_numpy(), count)
 
 
-def _source(
-    where: Path | str, names: list[str], labels: np.ndarray | None, classes: tuple[str, ...], read: Callable
+def table_source(
+    where: Path | str,
+    names: list[str],
+    labels: np.ndarray | None,
+    classes: tuple[str, ...],
+    read: Callable[[], Iterator[tuple[int, Content]]],
 ) -> Source:
+    """The images of a table, whose names of classes count only where there is one for every label."""
     return Source(
         str(where), names, labels, classes if labels is not None and len(classes) > labels.max() else (), read
     )
-
-
-# --- Parquet ---------------------------------------------------------------------------------------------------------
 
 
 def open_parquet(where: Path, paths: Sequence[Path]) -> Source:
@@ -95,7 +98,7 @@ def open_parquet(where: Path, paths: Sequence[Path]) -> Source:
         import pyarrow.parquet  # noqa: F401 - missing here, and not in the middle of the work
     except ImportError as error:
         raise UsageError(f"data {where} needs pyarrow: pip install 'ict[parquet]'") from error
-    heads = [_guarded(path, lambda path=path: _head(path)) for path in paths]
+    heads = [_guarded(path, partial(_head, path)) for path in paths]
     prefixes = [f"{path.name}/" if len(paths) > 1 else "" for path in paths]
     names = [f"{prefix}row {i}" for prefix, head in zip(prefixes, heads, strict=True) for i in range(head[0])]
     if not names:
@@ -110,7 +113,7 @@ def open_parquet(where: Path, paths: Sequence[Path]) -> Source:
             yield from _read_parquet(path, image, first)
             first += count
 
-    return _source(where, names, None if labels[0] is None else np.concatenate(labels), heads[0][4], read)
+    return table_source(where, names, None if labels[0] is None else np.concatenate(labels), heads[0][4], read)
 
 
 def _open_file(path: Path) -> Any:
@@ -123,18 +126,18 @@ def _open_file(path: Path) -> Any:
 def _head(path: Path) -> tuple[int, str, str | None, np.ndarray | None, tuple[str, ...]]:
     """(rows, column of images, column of labels, labels, names of classes)."""
     with _open_file(path) as file:
-        image, label = _columns(path, file.schema_arrow)
+        image, label = image_columns(path, file.schema_arrow)
         count = file.metadata.num_rows
-        labels = None if label is None else _labels(path, file.read([label]).column(0), count)
-        return count, image, label, labels, _class_names(file.schema_arrow, label)
+        labels = None if label is None else column_labels(path, file.read([label]).column(0), count)
+        return count, image, label, labels, class_names(file.schema_arrow, label)
 
 
 def _read_parquet(path: Path, image: str, first: int) -> Iterator[tuple[int, Content]]:
     file = _guarded(path, lambda: _open_file(path))
     with file:
-        batches = file.iter_batches(_ROWS, columns=[image])
+        batches = file.iter_batches(ROWS, columns=[image])
         while (batch := _guarded(path, lambda: next(batches, None))) is not None:
-            yield from _contents(path, batch.column(0), first)
+            yield from column_contents(path, batch.column(0), first)
             first += len(batch)
 
 
@@ -146,81 +149,3 @@ def _guarded(path: Path, action: Callable[[], Any]) -> Any:
         return action()
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError, RuntimeError) as error:
         raise DataError(f"data {path} is not a readable Parquet file: {error}") from error
-
-
-# --- Hugging Face ----------------------------------------------------------------------------------------------------
-
-
-def is_saved_dataset(folder: Path) -> bool:
-    """Whether a folder was written by `save_to_disk` of the datasets library."""
-    return (folder / "dataset_dict.json").is_file() or (
-        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
-    )
-
-
-def locate_hub(source: str) -> Located:
-    """A data set by its name: "hf:NAME" or "hf:NAME:SPLIT", downloaded by the datasets library."""
-    name, _, split = source.removeprefix(HUB).partition(":")
-    if not name:
-        raise UsageError(f"data {source} must be hf:NAME or hf:NAME:SPLIT, such as hf:mnist:train")
-    library = _library(source)
-    table = _library_says(source, lambda: library.load_dataset(name, split=split or "train"))
-    files = [(f"{i}", Path(file["filename"])) for i, file in enumerate(table.cache_files)]
-    return Located(files, f"{source} {table._fingerprint}", lambda: _open_table(source, table))
-
-
-def open_saved(folder: Path) -> Source:
-    """The images of a folder that `save_to_disk` wrote; of several splits, "train"."""
-    library = _library(folder)
-    table = _library_says(folder, lambda: library.load_from_disk(str(folder)))
-    if isinstance(table, library.DatasetDict):
-        if "train" not in table:
-            raise DataError(f"data {folder} has no split `train`; give the folder of one of {', '.join(table)}")
-        table = table["train"]
-    return _open_table(folder, table)
-
-
-def _library(where: object) -> Any:
-    try:
-        import datasets
-        import huggingface_hub
-    except ImportError as error:
-        raise UsageError(f"data {where} needs datasets: pip install 'ict[huggingface]'") from error
-    # They tell of each attempt; what comes of it is said in one line.
-    datasets.logging.set_verbosity_error()
-    huggingface_hub.logging.set_verbosity_error()
-    return datasets
-
-
-def _library_says(where: object, action: Callable[[], Any]) -> Any:
-    try:
-        return action()
-    except Exception as error:  # of the network, the files, the names: what libraries below it raise is not documented
-        raise DataError(f"data {where} cannot be had: {str(error) or type(error).__name__}") from error
-
-
-def _open_table(where: Path | str, table: Any) -> Source:
-    """The images of a table of the datasets library, as they are stored, for the one rule of decoding."""
-    image, label = _columns(where, table.features.arrow_schema)
-    feature = table.features[label] if label else None
-    plain = table.with_format("arrow")
-    if not len(plain):
-        raise DataError(f"data {where} holds no images: its table has no rows")
-
-    def part(start: int) -> Any:
-        found = plain[start : start + _ROWS]
-        found.validate(full=True)  # the file is mapped as it is; what is damaged must not be followed
-        return found
-
-    labels = None
-    if label is not None:
-        only = _library_says(where, lambda: plain.select_columns([label])[:])
-        labels = _labels(where, only.column(0), len(plain))
-
-    def read() -> Iterator[tuple[int, Content]]:
-        for start in range(0, len(plain), _ROWS):
-            rows = _library_says(where, lambda start=start: part(start))
-            yield from _contents(where, rows.column(image).combine_chunks(), start)
-
-    classes = tuple(getattr(feature, "names", None) or ())
-    return _source(where, [f"row {i}" for i in range(len(plain))], labels, classes, read)

@@ -20,10 +20,11 @@ def check_directory(archive: zipfile.ZipFile, unread: Iterable[str | zipfile.Zip
     for member in unread:
         archive.open(member).close()
     file = archive.fp
+    assert file is not None  # as long as the archive is open
     file.seek(0, 2)
     file.seek(max(0, file.tell() - _END_SIZE - _COMMENT))
     tail = file.read()
     end = tail[tail.rfind(_END) :]
-    count, found = int.from_bytes(end[10:12], "little"), len(archive.infolist())
-    if count != min(found, 0xFFFF):
-        raise zipfile.BadZipFile(f"it lists {found} members and says that there are {count}")
+    count, listed = int.from_bytes(end[10:12], "little"), len(archive.infolist())
+    if count != min(listed, 0xFFFF):
+        raise zipfile.BadZipFile(f"it lists {listed} members and says that there are {count}")

@@ -28,6 +28,8 @@ from ict_backends.measuring.distances import (
     precision_recall,
 )
 from ict_backends.measuring.evaluation import in_batches
+from ict_backends.measuring.reference import samples_of_model
+from ict_core import load_preset
 
 
 @pytest.fixture(autouse=True)
@@ -187,12 +189,12 @@ def test_statistics_of_the_data_are_kept_and_read_again(
 
 def test_as_many_samples_are_drawn_as_the_metrics_need(networks: Path) -> None:
     """A covariance of so many pixels needs more than 2,000 where images are large."""
-    from ict_cli.eval import default_number
-
-    assert default_number(["pixel-fd"], None, (3, 32, 32)) == 3 * 32 * 32 + 1
-    assert default_number(["kid", "pr"], None, (3, 32, 32)) == 2000
+    config = load_preset("cifar10-tiny")
+    assert config.data.shape == (3, 32, 32)
+    assert samples_of_model(config, None, ["pixel-fd"], None).num == 3 * 32 * 32 + 1
+    assert samples_of_model(config, None, ["kid", "pr"], None).num == 2000
     features = load_features(networks / "means.pt", device="cpu")
-    assert default_number(["fid"], features, (3, 32, 32)) == 2000
+    assert samples_of_model(config, None, ["fid"], features).num == 2000
 
 
 def test_a_reference_batch_of_adm_gives_statistics_or_images(

@@ -13,8 +13,10 @@ import pytest
 from data_samples import IMAGES, LABELS, NAMES, encoded, png_files, write_folder, write_tar, write_zip
 
 from ict_backends.data import cache as cache_module
-from ict_backends.data import dataset, source
-from ict_backends.data.dataset import Dataset, load_data
+from ict_backends.data import dataset, decode_pool, npz, source
+from ict_backends.data.cache import content_key
+from ict_backends.data.dataset import Dataset, find_data, load_data
+from ict_backends.data.source import Located
 from ict_backends.errors import DataError
 
 
@@ -87,6 +89,24 @@ def test_the_key_is_the_content_and_what_is_made_of_it(tmp_path, cache, decoding
     (tmp_path / "moved" / "c").mkdir()
     with pytest.raises(DataError, match="class folder c"):
         load_data(str(tmp_path / "moved"))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("set.zip", "6d2f5aebde969bba80f0c68a78770b23"),
+        ("set.tar.gz", "ff169df3880e89ff51c6e8c8fdc6a7df"),
+        ("set.parquet", "3f4ea124bff4393bb706cecc6018328b"),
+        ("set.npy", "e9c0fc16e114e87e6c7c2fad1fb8424a"),
+    ],
+)
+def test_the_keys_of_before_stay_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str) -> None:
+    """A user's cache must outlive every change of a name in the code."""
+    (tmp_path / name).write_bytes(b"abc")
+    monkeypatch.setattr(npz, "is_too_large", lambda path: True)
+    found = find_data(str(tmp_path / name))
+    assert isinstance(found, Located)
+    assert content_key(found.files, f"{found.note} 32 center") == key
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "no labels", "labels cut", "empty", "other sums"])
@@ -180,8 +200,8 @@ def test_two_processes_at_once_do_not_disturb_each_other(tmp_path, cache) -> Non
 @pytest.fixture
 def processes(monkeypatch) -> None:
     """Sets of any size are decoded by two other processes."""
-    monkeypatch.setattr(source, "MANY", 0)
-    monkeypatch.setattr(source, "available_cores", lambda: 2)
+    monkeypatch.setattr(decode_pool, "MANY", 0)
+    monkeypatch.setattr(decode_pool, "available_cores", lambda: 2)
 
 
 @pytest.mark.usefixtures("processes")
@@ -198,6 +218,6 @@ def test_other_processes_decode_the_same(tmp_path, decodings) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_a_process_that_ends_is_said_in_one_line(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(source.sys, "executable", shutil.which("true"))
+    monkeypatch.setattr(decode_pool.sys, "executable", shutil.which("true"))
     with pytest.raises(DataError, match="^a process that decoded images has ended"):
         load_data(str(write_zip(tmp_path / "x.zip", png_files())))

@@ -65,7 +65,7 @@ def is_whole(data: Dataset, classes: tuple[str, ...] = ("a", "b")) -> bool:
 @pytest.mark.parametrize(("top", "held"), [("", 2**28), ("train/", 2**28), ("./set/train/", 100)])
 def test_a_folder_and_its_archives_are_the_same_set(tmp_path, monkeypatch, top, held) -> None:
     """In any order of the members, beneath any number of folders that hold all the rest, read once or twice."""
-    monkeypatch.setattr("ict_backends.data.folder_zip._HELD", held)
+    monkeypatch.setattr("ict_backends.data.tar._HELD", held)
     files = dict(reversed(png_files(top).items())) | {f"{top}README.txt": b"no image", f"{top}a/.hidden.png": b"none"}
     files[f"{top}__MACOSX/a/._1.png"] = b"none"
     paths = [
@@ -160,7 +160,8 @@ def test_an_encrypted_zip_is_refused(tmp_path) -> None:
 
 
 def test_archives_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("ict_backends.data.folder_zip.MAX_BYTES", 2**20)
+    for module in ("folder_zip", "tar"):
+        monkeypatch.setattr(f"ict_backends.data.{module}.MAX_BYTES", 2**20)
     files = {"a.png": encoded(IMAGES[0]), "b.png": bytes(2**20 + 1)}
     check_refused(write_zip(tmp_path / "x.zip", files), "b.png cannot be read: it unpacks to more than")
     check_refused(write_tar(tmp_path / "x.tar.gz", files, "gz"), "b.png is larger than")
@@ -278,7 +279,7 @@ def listed(labels: object) -> bytes:
 
 @pytest.mark.parametrize("held", [100, 2**28])
 def test_a_labels_file_gives_the_classes(tmp_path, monkeypatch, held) -> None:
-    monkeypatch.setattr("ict_backends.data.folder_zip._HELD", held)
+    monkeypatch.setattr("ict_backends.data.tar._HELD", held)
     labels = [[name, 5 - i] for i, name in enumerate(png_files())]
     for top in ("", "set/"):
         files = png_files(top) | {f"{top}dataset.json": listed(labels[::-1])}

@@ -1,0 +1,155 @@
+"""Decoding the images of a set on all cores: by threads, and of many images by other processes.
+
+`python -m ict_backends.data.decode_pool` is such a process. It reads chunks from its standard input and writes the
+decoded images of each to its standard output, as pickles: both ends are of the same program. It ends where its input
+does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import queue
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from ict_backends.data.decode import Preparation, quiet
+from ict_backends.data.source import Chunk, Content, Decoded, Source, decode_chunk
+from ict_backends.environment import available_cores
+from ict_backends.errors import DataError
+
+# Sets of more images are worth the start of other processes.
+MANY = 2000
+# What is decoded at a time: enough to outweigh the handing over, and never many large files.
+_CHUNK_IMAGES, _CHUNK_BYTES = 256, 2**22
+
+
+def decoded(source: Source, preparation: Preparation | None) -> Iterator[tuple[int, Decoded]]:
+    """Each (index, [c, h, w] uint8), or (index, why it cannot be read), decoded on all cores.
+
+    Of many images, by other processes: reading the heads of small files takes longer than their pixels, and threads
+    do that one after the other.
+
+    Args:
+        preparation: size and crop of all images; None leaves them as they are.
+
+    Raises:
+        DataError: the preparation does not fit an image.
+    """
+    workers = available_cores()
+    many = workers > 1 and len(source.names) > MANY
+    # The processes are the outer context: they outlive the threads that wait for them.
+    with DecodingProcesses() as processes, ThreadPoolExecutor(workers) as pool:
+        work = decode_chunk
+        waiting: deque[Future[list[tuple[int, Decoded]]]] = deque()
+        for images in _chunks(source):
+            if many and isinstance(images[0][2], bytes):  # pixels are not worth the way
+                processes.start(workers)
+                work, many = processes.decode, False
+            waiting.append(pool.submit(work, Chunk(images, preparation)))
+            if len(waiting) > 2 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _chunks(source: Source) -> Iterator[list[tuple[int, str, Content]]]:
+    chunk: list[tuple[int, str, Content]] = []
+    held = 0
+    for i, content in source.read():
+        chunk.append((i, f"{source.where}/{source.names[i]}", content))
+        if not isinstance(content, DataError):
+            held += content.nbytes if isinstance(content, np.ndarray) else len(content)
+        if len(chunk) == _CHUNK_IMAGES or held > _CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+class _Worker(NamedTuple):
+    """A process, what it reads from, and what it writes to."""
+
+    process: subprocess.Popen[bytes]
+    chunks: IO[bytes]
+    images: IO[bytes]
+
+
+class DecodingProcesses:
+    """A context with processes of `ict_backends.data.decode_pool`, each for one thread at a time.
+
+    They are started by their name and not forked, since this process may have loaded a framework; and not by
+    multiprocessing, which would run the user's script in each of them once more.
+    """
+
+    def __init__(self) -> None:
+        self._all: list[_Worker] = []
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+
+    def start(self, count: int) -> None:
+        """Start `count` processes."""
+        # -P: nothing that lies in the working folder is imported. A session of their own: Ctrl-C is for this process.
+        command = [sys.executable, "-P", "-m", "ict_backends.data.decode_pool"]
+        pipe = subprocess.PIPE
+        for _ in range(count):
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            worker = _Worker(process, process.stdin, process.stdout)
+            self._all.append(worker)
+            self._idle.put(worker)
+
+    def __enter__(self) -> DecodingProcesses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._all:
+            with contextlib.suppress(OSError):  # its end is what it waits for
+                worker.chunks.close()
+            worker.images.close()
+            worker.process.wait()
+
+    def decode(self, chunk: Chunk) -> list[tuple[int, Decoded]]:
+        """`decode_chunk` of the chunk, in one of the processes; raises what it raises there."""
+        worker = self._idle.get()
+        try:
+            pickle.dump(chunk, worker.chunks, protocol=5)
+            worker.chunks.flush()
+            images = pickle.load(worker.images)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise DataError("a process that decoded images has ended; the memory may be full") from error
+        finally:
+            self._idle.put(worker)
+        if isinstance(images, Exception):
+            raise images
+        return images
+
+
+def main() -> None:
+    """Decode until there is no more."""
+    with quiet():
+        while True:
+            try:
+                chunk = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            answer: list[tuple[int, Decoded]] | Exception
+            try:
+                answer = decode_chunk(chunk)
+            except Exception as error:  # raised where the chunk came from
+                answer = error
+            try:
+                pickle.dump(answer, sys.stdout.buffer, protocol=5)
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:  # nobody waits for it any more
+                return
+
+
+if __name__ == "__main__":
+    main()
