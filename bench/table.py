@@ -1,4 +1,4 @@
-"""The tables of measurements in the README and docs/performance.md: python bench/table.py [--check].
+"""The tables of measurements in docs/performance.md: python bench/table.py [--check].
 
 Files of `ict bench` are bench/results/*.json, what bench/gpu.py brought back is bench/results/gpu/*.jsonl.
 """
@@ -116,7 +116,7 @@ def _least_ms(preset: str, found: Mapping[str, Any], product: float, memory: flo
 
 
 def gpu_cells(row: GpuRow) -> tuple[str, ...]:
-    """A row of the README's table."""
+    """A row of the table of all measurements."""
     values = row.values
     fraction = f"{values['tflops'] / row.limit:.2f}"
     roofline = f"{row.least / values['ms']:.2f}" if row.least else ""
@@ -209,18 +209,16 @@ def with_table(text: str, found: str, begin: str = BEGIN, end: str = END) -> str
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 where a table differs.")
 @click.option("--results", type=click.Path(path_type=Path), default=ROOT / "bench" / "results")
-@click.option("--readme", type=click.Path(path_type=Path), default=ROOT / "README.md")
-@click.option("--performance", type=click.Path(path_type=Path), default=ROOT / "docs" / "performance.md")
-def main(check: bool, results: Path, readme: Path, performance: Path) -> None:
-    """Put the tables of the measurements into the README and docs/performance.md."""
-    tables = ((readme, table(results), BEGIN, END), (performance, gpu_table(results), GPU_BEGIN, GPU_END))
-    for path, found, begin, end in tables:
-        text = path.read_text(encoding="utf-8")
-        new = with_table(text, found, begin, end)
-        if not check:
-            path.write_text(new, encoding="utf-8")
-        elif new != text:
-            raise click.ClickException(f"{path} is not in step with {results}: python bench/table.py")
+@click.option("--page", type=click.Path(path_type=Path), default=ROOT / "docs" / "performance.md")
+def main(check: bool, results: Path, page: Path) -> None:
+    """Put the tables of the measurements into docs/performance.md."""
+    text = page.read_text(encoding="utf-8")
+    new = with_table(text, table(results), BEGIN, END)
+    new = with_table(new, gpu_table(results), GPU_BEGIN, GPU_END)
+    if not check:
+        page.write_text(new, encoding="utf-8")
+    elif new != text:
+        raise click.ClickException(f"{page} is not in step with {results}: python bench/table.py")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the dataclasses of ict_core/config.py: `python docs/settings.py`, or `--check`."""
+"""Write docs/settings.md from the presets and the dataclasses: `python docs/settings.py`, or `--check`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from itertools import takewhile
 from pathlib import Path
 
+import ict_core
 from ict_core.config import FAMILIES, Config, literal, rules_of
-from ict_core.settings import RENAMED
+from ict_core.settings import RENAMED, preset_names
 
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Settings
@@ -63,9 +65,19 @@ def table(title: str, section: type) -> str:
     return "\n".join([f"## {title}", "", " ".join(about.split()), "", head, *rows(section)])
 
 
+def presets() -> str:
+    """A table of the presets, from the first lines of their files."""
+    lines = ["## The presets", "", "| name | what it is |", "|---|---|"]
+    for name in preset_names():
+        text = (Path(ict_core.__file__).parent / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+        about = [line[2:] for line in takewhile(lambda line: line.startswith("#"), text.splitlines())]
+        lines.append(f"| `{name}` | {' '.join(line for line in about if not line.startswith('(c):'))} |")
+    return "\n".join(lines)
+
+
 def page() -> str:
     """The whole page."""
-    parts = [HEAD]
+    parts = [HEAD, presets()]
     for name, hint in typing.get_type_hints(Config).items():
         if name == "network":
             parts += [table(f'[network], family = "{family}"', kind) for family, kind in FAMILIES.items()]

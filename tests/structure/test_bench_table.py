@@ -1,4 +1,4 @@
-"""The README's table of measurements is made of the files in bench/results."""
+"""The tables of measurements in docs/performance.md are made of the files in bench/results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-EMPTY_GPU = "before\n<!-- gpu table -->\n<!-- end of gpu table -->\nafter\n"
-EMPTY = "before\n<!-- bench table -->\n<!-- end of bench table -->\nafter\n"
+EMPTY_GPU = "<!-- gpu table -->\n<!-- end of gpu table -->\n"
+EMPTY = f"before\n<!-- bench table -->\n<!-- end of bench table -->\nafter\n{EMPTY_GPU}"
 
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -40,21 +40,19 @@ def record(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two runs, the later one in the table first in the folder, and a README."""
+    """Two runs, the later one in the table first in the folder, and a page."""
     (tmp_path / "results").mkdir()
     gpu = {"cpu": "Abacus 3", "cores": 2, "device": "Fast 9000"}
     slow = record(machine=gpu, backend="jax", micro_batch=16, plain=None, precision="bf16")
     for name, content in (("a", slow), ("b", record(fraction_of_roofline={"median": 0.9}))):
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(content))
-    (tmp_path / "README.md").write_text(EMPTY)
-    (tmp_path / "performance.md").write_text(EMPTY_GPU)
+    (tmp_path / "page.md").write_text(EMPTY)
     return tmp_path
 
 
 def places(folder: Path) -> tuple[object, ...]:
     """The options that name a folder's files."""
-    files = {"--results": "results", "--readme": "README.md", "--performance": "performance.md"}
-    return tuple(part for option, name in files.items() for part in (option, folder / name))
+    return ("--results", folder / "results", "--page", folder / "page.md")
 
 
 def test_what_differs_from_the_preset_is_said(folder: Path) -> None:
@@ -63,14 +61,16 @@ def test_what_differs_from_the_preset_is_said(folder: Path) -> None:
     (folder / "results" / "b.json").write_text(json.dumps(other))
     assert call(*places(folder)).returncode == 0
     said = "| Abacus 3 25/17, 2 cores as 2 devices | torch | `digits`, 64, float32, `network.fir_kernel=[1.0, 1.0]` |"
-    assert said in (folder / "README.md").read_text()
+    assert said in (folder / "page.md").read_text()
 
 
 def test_the_table_is_made_of_the_files(folder: Path) -> None:
     assert call("--check", *places(folder)).returncode == 1
-    assert (folder / "README.md").read_text() == EMPTY
+    assert (folder / "page.md").read_text() == EMPTY
     assert call(*places(folder)).returncode == 0
-    before, marker, header, rule, *rows, end, after = (folder / "README.md").read_text().splitlines()
+    before, marker, header, rule, *rows, end, after = (
+        (folder / "page.md").read_text().partition("<!-- gpu")[0].splitlines()
+    )
     assert (before, marker, end, after) == ("before", *EMPTY.splitlines()[1:3], "after")
     assert header.count("|") == rule.count("|") == 10
     assert rows == [
@@ -104,13 +104,13 @@ def test_what_the_gpu_script_brought_back_is_in_both_tables(folder: Path) -> Non
     lines = "\n".join(map(json.dumps, gpu_lines()))
     (folder / "results" / "gpu" / "fast-1.jsonl").write_text(lines + "\n")
     assert call(*places(folder)).returncode == 0
-    readme, performance = ((folder / name).read_text().splitlines() for name in ("README.md", "performance.md"))
+    page, _, gpu_part = (folder / "page.md").read_text().partition("<!-- gpu table -->")
     what = "`cifar10`, 1024 in parts of 128, bf16"
-    first, second = readme[-4:-2]
+    first, second = page.splitlines()[-4:-2]
     assert first.startswith(f"| Fast 9000 | torch | {what} | 650 | 1,575 | 0.33 | 0.4")
     assert first.endswith(" |  | 2,031 |")
     assert second == f"| Fast 9000 | jax | {what} | 650 | 1,575 | 0.33 |  |  |  |"
-    assert performance[-4:-2] == [
+    assert gpu_part.splitlines()[-3:-1] == [
         f"| fast-1 | torch | {what} | 650 | 260 | 0.33 | 43,673 | 321 | 15.0 | 12.3 |",
         f"| fast-1 | jax | {what} | 650 | 260 | 0.33 |  |  |  | 12.3 |",
     ]
@@ -127,12 +127,12 @@ def test_what_is_no_record_is_named(folder: Path) -> None:
 
 
 def test_the_markers_are_needed(folder: Path) -> None:
-    (folder / "README.md").write_text("nothing")
+    (folder / "page.md").write_text("nothing")
     done = call(*places(folder))
     assert done.returncode == 1
     assert "markers" in done.stderr
 
 
-def test_the_readme_is_in_step() -> None:
+def test_the_page_is_in_step() -> None:
     done = call("--check")
     assert done.returncode == 0, done.stderr

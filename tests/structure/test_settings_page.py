@@ -11,6 +11,7 @@ import pytest
 
 from ict_core import Config
 from ict_core.config import FAMILIES, one_of
+from ict_core.settings import preset_names
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
 SPEC = importlib.util.spec_from_file_location("settings_page", FOLDER / "settings.py")
@@ -30,6 +31,12 @@ def test_the_page_has_every_setting_with_its_description(name: str) -> None:
     lines = [line for line in settings_page.page().splitlines() if line.startswith(f"| `{key}` | ")]
     assert lines, f"{section} has no {key}"
     assert all(line.rstrip(" |").count("|") >= 5 for line in lines)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_page_says_what_each_preset_is(name: str) -> None:
+    (line,) = (line for line in settings_page.page().splitlines() if line.startswith(f"| `{name}` | "))
+    assert len(line) > len(name) + 40
 
 
 def test_every_family_of_networks_has_its_table() -> None:
