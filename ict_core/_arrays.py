@@ -1,4 +1,4 @@
-"""What every core function asks of its array arguments: the namespace, the dtype, the shape."""
+"""Checks that the core functions share: the namespace, dtype and shape of their array arguments."""
 
 from __future__ import annotations
 

@@ -316,7 +316,7 @@ class TeacherConfig:
 
     @property
     def averaged(self) -> bool:
-        """Whether the teacher has weights of its own."""
+        """True if the teacher has weights of its own."""
         return self.decay > 0
 
 

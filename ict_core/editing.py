@@ -1,7 +1,7 @@
-"""Zero-shot editing: what is known of an image stays as it is while sampling fills in the rest.
+"""Zero-shot editing: what is known of an image stays fixed while sampling fills in the rest.
 
 Like `multistep_sample`, each function takes any consistency function f(x [b, c, h, w], sigma [b]) and noise that the
-caller has drawn. What is known of an image are some coordinates of an orthogonal transform A of it: pixels (A = I),
+caller has drawn. What is known are some coordinates of the image under an orthogonal transform A: its pixels (A = I),
 the luma of each pixel, or the mean of each patch.
 """
 
@@ -51,8 +51,16 @@ def reflection(direction: Sequence[float]) -> list[list[float]]:
 
 
 def mix_colors(x: Array, *, xp: Namespace | None = None) -> Array:
-    """The orthogonal transform of colours that is its own inverse and whose first channel is luma / |LUMA|:
-    [b, 3, h, w] -> [b, 3, h, w].                                                          CM algorithm 4
+    """Images in the colour basis whose first channel is luma / |LUMA|; the transform is its own inverse.
+
+    An orthogonal A of CM algorithm 4, by which `colorize` keeps the luma.
+
+    Args:
+        x: [b, 3, h, w] RGB images, real floating.
+        xp: array namespace; inferred from `x` when omitted.
+
+    Returns:
+        [b, 3, h, w] in the dtype of `x`.
     """
     xp = namespace("x", x, xp)
     _check_images("x", x, xp, channels=3)
@@ -62,8 +70,17 @@ def mix_colors(x: Array, *, xp: Namespace | None = None) -> Array:
 
 
 def mix_patches(x: Array, *, size: int, xp: Namespace | None = None) -> Array:
-    """The orthogonal transform of size x size patches that is its own inverse: the first pixel of each becomes
-    size times its mean. [b, c, h, w] -> [b, c, h, w], where h and w are multiples of size.  CM algorithm 4
+    """Images in the basis of patches: the first pixel of each becomes `size` times the patch's mean.
+
+    An orthogonal A of CM algorithm 4, its own inverse, by which `super_resolve` keeps the means.
+
+    Args:
+        x: [b, c, h, w] images, real floating.
+        size: >= 1, the height and width of a patch; divides h and w.
+        xp: array namespace; inferred from `x` when omitted.
+
+    Returns:
+        [b, c, h, w] in the dtype of `x`.
     """
     xp = namespace("x", x, xp)
     b, c, h, w = _check_patches(x, size, xp)
@@ -86,7 +103,7 @@ def linear_edit(
     sigma_min: float = 0.002,
     xp: Namespace | None = None,
 ) -> Array:
-    """Sample on from images while the known coordinates of their transform stay as they are.
+    """Continue sampling from images while the known coordinates of their transform stay fixed.
 
         x <- A^-1 [ known target + (1 - known) A f(x + noise) ]                              CM algorithm 4
 
@@ -152,7 +169,7 @@ def colorize(
     sigma_min: float = 0.002,
     xp: Namespace | None = None,
 ) -> Array:
-    """Give colours to images, whose luma stays.                                           CM algorithm 4
+    """Colorize images; their luma stays.                                                    CM algorithm 4
 
     Args:
         f: the consistency function, of RGB images.
@@ -182,7 +199,7 @@ def super_resolve(
     sigma_min: float = 0.002,
     xp: Namespace | None = None,
 ) -> Array:
-    """Make images `size` times as high and wide: each pixel stays as the mean of a patch.   CM algorithm 4
+    """Enlarge images `size` times; each pixel stays as the mean of a patch.                 CM algorithm 4
 
     Args:
         f: the consistency function, of the large images.
@@ -208,7 +225,7 @@ def super_resolve(
 
 
 def denoise(f: ConsistencyFunction, x: Array, sigma: Array, *, xp: Namespace | None = None) -> Array:
-    """Clean images of a known level of noise, in one evaluation.                          CM sec. 6.3
+    """Remove noise of a known level from images, in one evaluation.                        CM sec. 6.3
 
     Args:
         f: the consistency function.
@@ -233,7 +250,7 @@ def stroke(
     sigma_min: float = 0.002,
     xp: Namespace | None = None,
 ) -> Array:
-    """Make images of coarse drawings: sample on from the noised drawing.                  CM sec. 6.3, after SDEdit
+    """Turn coarse drawings into images, by sampling from the noised drawing.               CM sec. 6.3, after SDEdit
 
     Args:
         f: the consistency function.
@@ -251,7 +268,7 @@ def stroke(
 
 
 def interpolate_noise(a: Array, b: Array, fractions: Sequence[float], *, xp: Namespace | None = None) -> Array:
-    """Noise between two noises, along the great circle, where it stays as long as noise is.
+    """Interpolate between two noise arrays along the great circle, which keeps their norm.
 
         slerp(a, b, t) = (sin((1 - t) w) a + sin(t w) b) / sin w,  w the angle of a and b     CM sec. 6.3
 
@@ -273,7 +290,7 @@ def interpolate_noise(a: Array, b: Array, fractions: Sequence[float], *, xp: Nam
 
 
 def to_grey(x: Array, *, xp: Namespace | None = None) -> Array:
-    """[b, 3, h, w] images to grey ones of the same luma, [b, 3, h, w]."""
+    """Grey images of the same luma: [b, 3, h, w] -> [b, 3, h, w] with equal channels."""
     xp = namespace("x", x, xp)
     _check_images("x", x, xp, channels=3)
     weights = xp.reshape(host_constant(LUMA, x, xp), (1, 3, 1, 1))
@@ -281,14 +298,14 @@ def to_grey(x: Array, *, xp: Namespace | None = None) -> Array:
 
 
 def patch_means(x: Array, *, size: int, xp: Namespace | None = None) -> Array:
-    """[b, c, h, w] to the means of its patches, [b, c, h / size, w / size]."""
+    """The means of size x size patches: [b, c, h, w] -> [b, c, h / size, w / size]."""
     xp = namespace("x", x, xp)
     b, c, h, w = _check_patches(x, size, xp)
     return xp.mean(xp.reshape(x, (b, c, h // size, size, w // size, size)), axis=(3, 5))
 
 
 def repeat_pixels(x: Array, *, size: int, xp: Namespace | None = None) -> Array:
-    """[b, c, h, w] to [b, c, size h, size w], each pixel a patch."""
+    """Images enlarged by repeating each pixel: [b, c, h, w] -> [b, c, size h, size w]."""
     xp = namespace("x", x, xp)
     _check_images("x", x, xp)
     check_count("size", size, at_least=1)
@@ -307,7 +324,7 @@ def _sample_on(
     sigma_min: float,
     xp: Namespace,
 ) -> Array:
-    """Noise the images, clean them, and put back what is to be kept, at each level."""
+    """At each level: add noise to the images, denoise them, and restore what is to be kept."""
     levels, zs = check_falling_sigmas(sigmas, sigma_min=sigma_min), unstack(noises)
     if len(zs) != len(levels):
         raise ValueError(f"noises must hold one array a level: {len(levels)}, not {len(zs)}")
@@ -339,13 +356,13 @@ def _clip(x: Array, xp: Namespace) -> Array:
 
 
 def _first_channel(x: Array, xp: Namespace) -> Array:
-    """bool [1, c, 1, 1]: the channel that is luma."""
+    """Mask of the channel that is luma, bool [1, c, 1, 1]."""
     index = xp.arange(x.shape[1], device=getattr(x, "device", None))
     return xp.reshape(index == 0, (1, -1, 1, 1))
 
 
 def _first_of_patch(x: Array, size: int, xp: Namespace) -> Array:
-    """bool [1, 1, h, w]: the pixels that are means."""
+    """Mask of the pixels that are means, bool [1, 1, h, w]."""
     device = getattr(x, "device", None)
     rows, columns = (xp.arange(n, device=device) % size == 0 for n in x.shape[2:])
     return xp.reshape(rows, (1, 1, -1, 1)) & xp.reshape(columns, (1, 1, 1, -1))

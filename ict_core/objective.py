@@ -24,7 +24,7 @@ class MaskedNetwork(Protocol):
 
 
 class Batch(NamedTuple):
-    """What one step computes its loss from, on the device, in the backend's own layout of images.
+    """The input of one step's loss, on the device, in the backend's own layout of images.
 
     Attributes:
         x: [b, *event] clean images, in [-1, 1].
@@ -104,7 +104,7 @@ def batch_loss(
         student: the network in training, F(x_in, c_noise, labels, masks).
         config: its `noise`, `loss` and `data.shape` decide the scalings and the distance.
         batch: each network is given its labels; the student its `masks`, the teacher its `teacher_masks`.
-        without_gradient: makes of a consistency function one that no gradient passes through.
+        without_gradient: turns a consistency function into one that no gradient passes through.
         teacher: the network of a teacher that has weights of its own (`teacher.decay` > 0).
         distance: d(a, b) -> [b], in place of the one that the settings name: one of your own.
         xp: array namespace; inferred from `batch.x` when omitted.

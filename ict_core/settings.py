@@ -61,7 +61,7 @@ RENAMED = {"noise.noise_mean": "p_mean", "noise.noise_std": "p_std"}
 
 
 def current_name(name: str) -> str:
-    """What the setting of a dotted name is called now, which runs of earlier versions may have by an older name."""
+    """The current dotted name of a setting; runs of earlier versions may use an older one."""
     section, _, _ = name.partition(".")
     return f"{section}.{RENAMED[name]}" if name in RENAMED else name
 
