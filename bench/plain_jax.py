@@ -291,7 +291,19 @@ def make_step(
     done = 0
 
     @jax.jit
-    def train_step(params, average, moments, held, classes, indices, flips, lo, hi, weight, key):
+    def train_step(
+        params: nnx.State,
+        average: nnx.State,
+        moments: optax.OptState,
+        held: Array,
+        classes: Array | None,
+        indices: Array,
+        flips: Array,
+        lo: Array,
+        hi: Array,
+        weight: Array,
+        key: Array,
+    ) -> tuple[nnx.State, nnx.State, optax.OptState, Array]:
         noise, dropout = jax.random.split(key)
         x = held[indices]
         x = jnp.where(flips[:, None, None, None], x[:, :, ::-1], x).astype(jnp.float32) / 127.5 - 1.0

@@ -6,6 +6,7 @@ import dataclasses
 import tomllib
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -186,24 +187,29 @@ def test_what_is_no_assignment_is_refused(text: str) -> None:
         parse_assignment(text)
 
 
-def test_numbers_are_converted_only_where_nothing_is_lost() -> None:
+def test_integers_become_numbers() -> None:
     config = build_config({"train": {"learning_rate": 1}, "noise": {"rho": 5}})
     assert (config.train.learning_rate, type(config.train.learning_rate)) == (1.0, float)
-    for tree in (
-        {"train": {"seed": 1.0}},
-        {"train": {"seed": True}},
-        {"train": {"seed": "1"}},
-        {"train": {"learning_rate": True}},
-        {"train": {"learning_rate": "fast"}},
-        {"data": {"flip": 0}},
-        {"data": {"source": 3}},
-        {"data": {"shape": 8}},
-        {"data": {"shape": [1, 8.0, 8]}},
-    ):
-        ((section, values),) = tree.items()
-        (key,) = values
-        with pytest.raises(ConfigError, match=f"^{section}.{key} must be a"):
-            build_config(tree)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train.seed", 1.0),
+        ("train.seed", True),
+        ("train.seed", "1"),
+        ("train.learning_rate", True),
+        ("train.learning_rate", "fast"),
+        ("data.flip", 0),
+        ("data.source", 3),
+        ("data.shape", 8),
+        ("data.shape", [1, 8.0, 8]),
+    ],
+)
+def test_nothing_is_converted_where_something_would_be_lost(name: str, value: object) -> None:
+    section, _, key = name.partition(".")
+    with pytest.raises(ConfigError, match=f"^{name} must be a"):
+        build_config({section: {key: value}})
 
 
 @pytest.mark.parametrize(
@@ -297,15 +303,21 @@ def test_an_adaptive_teacher_needs_a_decay() -> None:
     assert TeacherConfig(schedule="adaptive", decay=0.9).averaged
 
 
-def test_unknown_names_suggest_the_nearest() -> None:
-    for tree, says in (
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
         ({"trian": {}}, r"unknown section \[trian\]; did you mean train"),
         ({"train": {"lerning_rate": 1.0}}, "unknown key train.lerning_rate; did you mean train.learning_rate"),
         ({"train": {"sigma_min": 1.0}}, "unknown key train.sigma_min; did you mean noise.sigma_min"),
         ({"loss": {"qqqqqqqqqqqqqqqqqqqqqq": 1.0}}, "unknown key loss.q+$"),
-    ):
-        with pytest.raises(ConfigError, match=says):
-            build_config(tree)
+    ],
+)
+def test_unknown_names_suggest_the_nearest(tree: dict[str, dict[str, Any]], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        build_config(tree)
+
+
+def test_an_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match='unknown preset "digist"; did you mean digits'):
         preset_tree("digist")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -47,7 +48,9 @@ def keys_of(lib: Library, seeds: list[int]) -> object:
 
 
 @pytest.mark.parametrize(("rounds", "counter", "key", "result"), KNOWN)
-def test_the_reference_gives_the_published_answers(rounds, counter, key, result) -> None:
+def test_the_reference_gives_the_published_answers(
+    rounds: int, counter: list[int], key: list[int], result: list[int]
+) -> None:
     assert reference(counter, key, rounds) == result
 
 
@@ -57,7 +60,7 @@ def test_the_reference_gives_the_published_answers(rounds, counter, key, result)
     stream=st.integers(0, 2**31 - 1),
     rounds=st.integers(1, 24),
 )
-def test_words_are_those_of_the_algorithm(lib, seeds, count, stream, rounds) -> None:
+def test_words_are_those_of_the_algorithm(lib: Library, seeds: list[int], count: int, stream: int, rounds: int) -> None:
     found = [words(a) for a in threefry(keys_of(lib, seeds), count, stream=stream, rounds=rounds)]
     for i, seed in enumerate(seeds):
         for j in range(count):
@@ -66,7 +69,7 @@ def test_words_are_those_of_the_algorithm(lib, seeds, count, stream, rounds) -> 
     assert all(a.shape == (len(seeds), count) for a in found)
 
 
-def test_noise_is_standard_normal(lib) -> None:
+def test_noise_is_standard_normal(lib: Library) -> None:
     """By its moments and by a Kolmogorov-Smirnov test, over all and over each half, which are of cosines and sines."""
     z = to_numpy(normal_noise(keys_of(lib, [5, 6]), 100_001))
     assert z.shape == (2, 100_001)
@@ -85,7 +88,7 @@ def mask(lib: Library, seed: int, rate: float, count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.3, 0.5, 0.9])
-def test_elements_are_dropped_at_their_rate(lib, rate) -> None:
+def test_elements_are_dropped_at_their_rate(lib: Library, rate: float) -> None:
     """All, and those in each place of a random number."""
     kept = mask(lib, 1, rate, 400_003)
     assert set(np.unique(kept)) == {0, 1}
@@ -95,7 +98,7 @@ def test_elements_are_dropped_at_their_rate(lib, rate) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.9])
-def test_elements_know_nothing_of_each_other(lib, rate) -> None:
+def test_elements_know_nothing_of_each_other(lib: Library, rate: float) -> None:
     """Neighbours, those that share a random number, and those of other seeds, one bit apart."""
     kept = mask(lib, 1, rate, 400_000) - (1 - rate)
     for distance in (1, 2, 3, 4, len(kept) // 2):
@@ -106,7 +109,7 @@ def test_elements_know_nothing_of_each_other(lib, rate) -> None:
         assert abs(products.mean()) < 5 * rate * (1 - rate) / math.sqrt(len(products))
 
 
-def test_masks_at_the_ends_of_the_rate(lib) -> None:
+def test_masks_at_the_ends_of_the_rate(lib: Library) -> None:
     keys = keys_of(lib, [3, 2**64 - 1])
     assert (words(dropout_bytes(keys, 4000, dropped=0)).view(np.uint8) == 1).all()
     assert (words(dropout_bytes(keys, 4000, dropped=2**16)) == 0).all()
@@ -114,7 +117,7 @@ def test_masks_at_the_ends_of_the_rate(lib) -> None:
     assert 0 < nearly_all.sum() < 60
 
 
-def test_an_element_is_one_threshold_of_the_16_bits_of_its_place(lib) -> None:
+def test_an_element_is_one_threshold_of_the_16_bits_of_its_place(lib: Library) -> None:
     """Bytes 0 and 2 from the first word's halves, 1 and 3 from the second's."""
     keys = keys_of(lib, [11])
     first, second = (words(a) for a in threefry(keys, 50, stream=1, rounds=13))
@@ -124,14 +127,14 @@ def test_an_element_is_one_threshold_of_the_16_bits_of_its_place(lib) -> None:
         np.testing.assert_array_equal(found.reshape(1, 50, 4), halves >= dropped)
 
 
-def test_streams_are_apart(lib) -> None:
+def test_streams_are_apart(lib: Library) -> None:
     keys = keys_of(lib, [7])
     found = {words(threefry(keys, 4, stream=s)[0]).tobytes() for s in range(5)}
     assert len(found) == 5
 
 
 @pytest.mark.parametrize("function", [threefry, normal_noise, lambda k, n: dropout_bytes(k, n, dropped=1)])
-def test_wrong_arguments_are_refused(lib, function) -> None:
+def test_wrong_arguments_are_refused(lib: Library, function: Callable[..., object]) -> None:
     with pytest.raises(TypeError, match="keys must be int32"):
         function(lib.asarray([[1.0, 2.0]], "float32"), 3)
     with pytest.raises(ValueError, match=r"keys must be \[b, 2\], not \(2,\)"):
@@ -140,6 +143,6 @@ def test_wrong_arguments_are_refused(lib, function) -> None:
         function(keys_of(lib, [1]), -1)
 
 
-def test_a_rate_above_one_is_refused(lib) -> None:
+def test_a_rate_above_one_is_refused(lib: Library) -> None:
     with pytest.raises(ValueError, match=r"dropped must be <= 2\^16, not 65537"):
         dropout_bytes(keys_of(lib, [1]), 3, dropped=65_537)

@@ -21,7 +21,7 @@ from ict_backends.errors import DataError
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache's folder, where sets of any size go."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(dataset, "CACHED_IMAGES", 0)
@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def decodings(monkeypatch) -> list[str]:
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that grows by a name with each image that is decoded."""
     seen: list[str] = []
     decode = source.decode
@@ -42,7 +42,7 @@ def is_whole(found: Dataset) -> bool:
     return same and found.classes == ("a", "b")
 
 
-def test_the_second_time_nothing_is_decoded(tmp_path, cache, decodings) -> None:
+def test_the_second_time_nothing_is_decoded(tmp_path: Path, cache: Path, decodings: list[str]) -> None:
     for path in (
         write_folder(tmp_path / "folder", png_files()),
         write_zip(tmp_path / "x.zip", png_files()),
@@ -59,7 +59,7 @@ def test_the_second_time_nothing_is_decoded(tmp_path, cache, decodings) -> None:
     assert len(list(cache.iterdir())) == 6
 
 
-def test_small_sets_are_not_kept(tmp_path, cache, monkeypatch) -> None:
+def test_small_sets_are_not_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "CACHED_IMAGES", 6)
     path = str(write_zip(tmp_path / "x.zip", png_files()))
     assert not isinstance(load_data(path).images, np.memmap)
@@ -68,7 +68,7 @@ def test_small_sets_are_not_kept(tmp_path, cache, monkeypatch) -> None:
     assert isinstance(load_data(path).images, np.memmap)
 
 
-def test_the_key_is_the_content_and_what_is_made_of_it(tmp_path, cache, decodings) -> None:
+def test_the_key_is_the_content_and_what_is_made_of_it(tmp_path: Path, cache: Path, decodings: list[str]) -> None:
     """Not the place or the time; but the names, since they are the order and the classes."""
     folder = write_folder(tmp_path / "folder", png_files())
     load_data(str(folder))
@@ -110,7 +110,7 @@ def test_the_keys_of_before_stay_valid(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "no labels", "labels cut", "empty", "other sums"])
-def test_a_damaged_cache_is_made_anew(tmp_path, cache, decodings, how) -> None:
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, cache: Path, decodings: list[str], how: str) -> None:
     path = str(write_zip(tmp_path / "x.zip", png_files()))
     load_data(path)
     (images,), (labels,) = cache.glob("*.npy"), cache.glob("*.npz")
@@ -136,7 +136,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, cache, decodings, how) -> None:
     assert images.read_bytes() == content
 
 
-def test_grey_images_before_the_first_rgb_one_are_kept(tmp_path, cache) -> None:
+def test_grey_images_before_the_first_rgb_one_are_kept(tmp_path: Path, cache: Path) -> None:
     from ict_backends.images import encode_png
 
     files = {f"{name}.png": encode_png(image[:1].transpose(1, 2, 0)) for name, image in zip(NAMES, IMAGES, strict=True)}
@@ -149,7 +149,7 @@ def test_grey_images_before_the_first_rgb_one_are_kept(tmp_path, cache) -> None:
     assert len(list(cache.iterdir())) == 2
 
 
-def test_what_is_incomplete_is_not_kept(tmp_path, cache) -> None:
+def test_what_is_incomplete_is_not_kept(tmp_path: Path, cache: Path) -> None:
     path = str(write_zip(tmp_path / "x.zip", png_files() | {"a/1.png": b"no image"}))
     with pytest.raises(DataError, match=r"1\.png"):
         load_data(path)
@@ -161,7 +161,9 @@ def test_what_is_incomplete_is_not_kept(tmp_path, cache) -> None:
 
 
 @pytest.mark.parametrize("how", ["no folder", "full", "full at last"])
-def test_without_room_for_a_cache_it_works_and_warns(tmp_path, cache, monkeypatch, capsys, how) -> None:
+def test_without_room_for_a_cache_it_works_and_warns(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -181,7 +183,7 @@ def test_without_room_for_a_cache_it_works_and_warns(tmp_path, cache, monkeypatc
     assert not list(cache.glob(".*"))
 
 
-def test_two_processes_at_once_do_not_disturb_each_other(tmp_path, cache) -> None:
+def test_two_processes_at_once_do_not_disturb_each_other(tmp_path: Path, cache: Path) -> None:
     path = str(write_zip(tmp_path / "x.zip", png_files()))
     script = (
         "import sys, numpy as np; from ict_backends.data import dataset; dataset.CACHED_IMAGES = 0\n"
@@ -198,14 +200,14 @@ def test_two_processes_at_once_do_not_disturb_each_other(tmp_path, cache) -> Non
 
 
 @pytest.fixture
-def processes(monkeypatch) -> None:
+def processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets of any size are decoded by two other processes."""
     monkeypatch.setattr(decode_pool, "MANY", 0)
     monkeypatch.setattr(decode_pool, "available_cores", lambda: 2)
 
 
 @pytest.mark.usefixtures("processes")
-def test_other_processes_decode_the_same(tmp_path, decodings) -> None:
+def test_other_processes_decode_the_same(tmp_path: Path, decodings: list[str]) -> None:
     path = str(write_zip(tmp_path / "x.zip", png_files() | {"a/1.png": b"no image"}))
     names: list[str] = []
     assert np.array_equal(load_data(path, unreadable=names).images, np.delete(IMAGES, 1, axis=0))
@@ -217,7 +219,7 @@ def test_other_processes_decode_the_same(tmp_path, decodings) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_process_that_ends_is_said_in_one_line(tmp_path, monkeypatch) -> None:
+def test_a_process_that_ends_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_pool.sys, "executable", shutil.which("true"))
     with pytest.raises(DataError, match="^a process that decoded images has ended"):
         load_data(str(write_zip(tmp_path / "x.zip", png_files())))

@@ -1,5 +1,10 @@
 """Reading images: what is accepted, in which order, and the one-line refusals."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +16,7 @@ RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
 
 
-def write_images(folder, images, suffix=".png"):
+def write_images(folder: Path, images: Mapping[str, np.ndarray], suffix: str = ".png") -> Path:
     for name, image in images.items():
         path = folder / f"{name}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,7 +24,7 @@ def write_images(folder, images, suffix=".png"):
     return folder
 
 
-def test_the_digits_are_the_real_ones():
+def test_the_digits_are_the_real_ones() -> None:
     from sklearn.datasets import load_digits
 
     data, truth = load_data("digits"), load_digits()
@@ -30,7 +35,7 @@ def test_the_digits_are_the_real_ones():
     assert len(np.unique(data.images)) == 17
 
 
-def test_arrays_of_every_layout_give_the_same_images(tmp_path):
+def test_arrays_of_every_layout_give_the_same_images(tmp_path: Path) -> None:
     labels = np.arange(5)
     np.savez(tmp_path / "nhwc.npz", images=RGB, labels=labels)
     np.savez(tmp_path / "field.npz", RGB, labels)
@@ -44,7 +49,7 @@ def test_arrays_of_every_layout_give_the_same_images(tmp_path):
     assert np.array_equal(load_data(str(tmp_path / "grey.npy")).images, RGB[:, None, :, :, 0])
 
 
-def test_a_flat_folder_is_read_in_the_order_of_names(tmp_path):
+def test_a_flat_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     write_images(tmp_path, {f"{i}": image for i, image in enumerate(RGB)})
     (tmp_path / "notes.txt").write_text("not an image")
     data = load_data(str(tmp_path))
@@ -52,14 +57,14 @@ def test_a_flat_folder_is_read_in_the_order_of_names(tmp_path):
     assert data.labels is None
 
 
-def test_folders_are_classes(tmp_path):
+def test_folders_are_classes(tmp_path: Path) -> None:
     write_images(tmp_path, {"cat/1": RGB[0], "cat/deep/2": RGB[1], "ant/3": RGB[2]})
     data = load_data(str(tmp_path))
     assert np.array_equal(data.labels, [0, 1, 1])
     assert np.array_equal(data.images[0], RGB[2].transpose(2, 0, 1))
 
 
-def test_grey_images_stay_grey_and_palettes_become_rgb(tmp_path):
+def test_grey_images_stay_grey_and_palettes_become_rgb(tmp_path: Path) -> None:
     grey = RGB[..., 0]
     assert load_data(str(write_images(tmp_path / "grey", {"a": grey[0]}))).shape == (1, 4, 4)
     folder = tmp_path / "palette"
@@ -68,7 +73,7 @@ def test_grey_images_stay_grey_and_palettes_become_rgb(tmp_path):
     assert load_data(str(folder)).shape == (3, 4, 4)
 
 
-def broken(tmp_path, name):
+def broken(tmp_path: Path, name: str) -> Path:
     path = tmp_path / name
     match name:
         case "empty":
@@ -129,14 +134,14 @@ def broken(tmp_path, name):
         ("x.csv", "unknown kind"),
     ],
 )
-def test_unusable_data_is_refused_in_one_line(tmp_path, name, says):
+def test_unusable_data_is_refused_in_one_line(tmp_path: Path, name: str, says: str) -> None:
     with pytest.raises(DataError, match=says) as error:
         load_data(str(broken(tmp_path, name)))
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
 
 
-def test_digits_without_scikit_learn_name_the_extra(monkeypatch):
+def test_digits_without_scikit_learn_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
     with pytest.raises(UsageError, match=r"ict\[digits\]"):
         load_data("digits")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_the_first_image_of_several_is_taken() -> None:
     assert np.array_equal(hwc(saved(frames[0], "GIF", save_all=True, append_images=frames[1:]))[0, 0], (255, 0, 0))
 
 
-def test_a_name_says_nothing_of_the_format(tmp_path) -> None:
+def test_a_name_says_nothing_of_the_format(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(saved(Image.fromarray(RGB), "BMP"))
     assert np.array_equal(read_image(tmp_path / "x.png").transpose(1, 2, 0), RGB)
 
@@ -134,7 +135,7 @@ def test_every_byte_of_a_png_is_under_a_checksum() -> None:
             decode(bytes(changed), "x")
 
 
-def test_a_picture_that_unpacks_to_an_enormous_one_is_refused(monkeypatch) -> None:
+def test_a_picture_that_unpacks_to_an_enormous_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     header = b"\0\0\x75\x30\0\0\x75\x30\x08\x02\0\0\0"  # 30,000 x 30,000, RGB
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
     png = b"\x89PNG\r\n\x1a\n" + b"".join(

@@ -10,6 +10,7 @@ import socket
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ JPEGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-train
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -63,7 +64,9 @@ def is_whole(data: Dataset, classes: tuple[str, ...] = ("a", "b")) -> bool:
 
 
 @pytest.mark.parametrize(("top", "held"), [("", 2**28), ("train/", 2**28), ("./set/train/", 100)])
-def test_a_folder_and_its_archives_are_the_same_set(tmp_path, monkeypatch, top, held) -> None:
+def test_a_folder_and_its_archives_are_the_same_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: str, held: int
+) -> None:
     """In any order of the members, beneath any number of folders that hold all the rest, read once or twice."""
     monkeypatch.setattr("ict_backends.data.tar._HELD", held)
     files = dict(reversed(png_files(top).items())) | {f"{top}README.txt": b"no image", f"{top}a/.hidden.png": b"none"}
@@ -78,7 +81,7 @@ def test_a_folder_and_its_archives_are_the_same_set(tmp_path, monkeypatch, top, 
         assert is_whole(load(path)), path
 
 
-def test_the_shared_jpegs_are_the_same_from_a_folder_and_from_their_archive(tmp_path) -> None:
+def test_the_shared_jpegs_are_the_same_from_a_folder_and_from_their_archive(tmp_path: Path) -> None:
     if not JPEGS.is_file():
         pytest.skip(f"the reference images are not here: {JPEGS}")
     part: dict[str, bytes] = {}
@@ -99,13 +102,13 @@ def test_the_shared_jpegs_are_the_same_from_a_folder_and_from_their_archive(tmp_
         assert np.array_equal(found.labels, folder.labels)
 
 
-def test_images_outside_of_folders_have_no_classes(tmp_path) -> None:
+def test_images_outside_of_folders_have_no_classes(tmp_path: Path) -> None:
     assert (
         load(write_zip(tmp_path / "x.zip", {"1.png": encoded(IMAGES[0]), "a/2.png": encoded(IMAGES[1])})).labels is None
     )
 
 
-def test_names_are_sorted_part_by_part(tmp_path) -> None:
+def test_names_are_sorted_part_by_part(tmp_path: Path) -> None:
     """As a folder's: "a/1" comes before "a-b/1", though "-" comes before "/"."""
     files = {"a-b/1.png": encoded(IMAGES[1]), "a/1.png": encoded(IMAGES[0])}
     for path in (write_folder(tmp_path / "folder", files), write_zip(tmp_path / "x.zip", files)):
@@ -113,7 +116,7 @@ def test_names_are_sorted_part_by_part(tmp_path) -> None:
         assert load(path).classes == ("a", "a-b")
 
 
-def test_an_empty_class_is_named(tmp_path) -> None:
+def test_an_empty_class_is_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "folder", png_files())
     (folder / "c").mkdir()
     check_refused(folder, "class folder c holds no images")
@@ -128,14 +131,14 @@ def test_an_empty_class_is_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/x.png", "C:/x.png", "c:x.png", "a\\..\\..\\x.png"])
-def test_names_that_lead_out_of_an_archive_are_refused(tmp_path, name) -> None:
+def test_names_that_lead_out_of_an_archive_are_refused(tmp_path: Path, name: str) -> None:
     files = png_files() | {name: encoded(IMAGES[0])}
     check_refused(write_zip(tmp_path / "x.zip", files), "is refused: its member .* leads out of the archive")
     check_refused(write_tar(tmp_path / "x.tar.gz", files, "gz"), "is refused: its member .* leads out of the archive")
     assert not list(tmp_path.glob("../x.png"))
 
 
-def test_links_and_devices_of_a_tar_are_not_followed(tmp_path) -> None:
+def test_links_and_devices_of_a_tar_are_not_followed(tmp_path: Path) -> None:
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
         with tarfile.open(write_tar(tmp_path / "x.tar", png_files()), "a") as archive:
             info = tarfile.TarInfo("a/link.png")
@@ -144,13 +147,13 @@ def test_links_and_devices_of_a_tar_are_not_followed(tmp_path) -> None:
         check_refused(tmp_path / "x.tar", "a/link.png is a link or a device")
 
 
-def test_a_name_that_is_there_twice_is_refused(tmp_path) -> None:
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     files = png_files() | {"./a/0.png": encoded(IMAGES[5])}
     check_refused(write_zip(tmp_path / "x.zip", files), "two members called a/0.png")
     check_refused(write_tar(tmp_path / "x.tar", files), "two members called a/0.png")
 
 
-def test_an_encrypted_zip_is_refused(tmp_path) -> None:
+def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
     content = bytearray(write_zip(tmp_path / "x.zip", png_files()).read_bytes())
     for signature, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         at = content.find(signature)
@@ -159,7 +162,7 @@ def test_an_encrypted_zip_is_refused(tmp_path) -> None:
     check_refused(tmp_path / "x.zip", "a/0.png is encrypted")
 
 
-def test_archives_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch) -> None:
+def test_archives_that_unpack_to_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("folder_zip", "tar"):
         monkeypatch.setattr(f"ict_backends.data.{module}.MAX_BYTES", 2**20)
     files = {"a.png": encoded(IMAGES[0]), "b.png": bytes(2**20 + 1)}
@@ -168,39 +171,65 @@ def test_archives_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch) -> 
     check_refused(write_folder(tmp_path / "folder", files), "b.png cannot be read: it is larger than")
 
 
-def test_a_damaged_archive_is_no_shorter_one(tmp_path) -> None:
+def damaged_tar(how: str, tar: bytes) -> bytes:
+    """A .tar that is cut at, or changed in, the header of its fourth image, or doubled."""
+    header = tar.find(b"b/4.png")
+    changed = tar[:header] + b"\xff" + tar[header + 1 :]
+    lengths = {"at a header": header, "in a header": header + 100, "after a header": header + 520, "to nothing": 0}
+    return {"a wrong header": changed, "twice": tar + tar}.get(how) or tar[: lengths.get(how, 0)]
+
+
+@pytest.mark.parametrize("how", ["at a header", "in a header", "after a header", "to nothing", "a wrong header"])
+def test_a_damaged_tar_is_no_shorter_one(tmp_path: Path, how: str) -> None:
     """tarfile takes a damaged header for the end, and looks for no checksum behind it."""
     tar = write_tar(tmp_path / "x.tar", png_files()).read_bytes()
-    header = tar.find(b"b/4.png")
-    for spoilt in (
-        tar[:header],
-        tar[: header + 100],
-        tar[:header] + b"\xff" + tar[header + 1 :],
-        tar[: header + 520],
-        b"",
-    ):
-        (tmp_path / "x.tar").write_bytes(spoilt)
-        check_refused(tmp_path / "x.tar", "is damaged or no archive")
-    (tmp_path / "x.tar").write_bytes(tar + tar)
+    (tmp_path / "x.tar").write_bytes(damaged_tar(how, tar))
+    check_refused(tmp_path / "x.tar", "is damaged or no archive")
+
+
+def test_two_tars_strung_together_are_refused(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "x.tar", png_files()).read_bytes()
+    (tmp_path / "x.tar").write_bytes(damaged_tar("twice", tar))
     check_refused(tmp_path / "x.tar", "goes on after its end")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda packed: packed[:-1], id="a byte short"),
+        pytest.param(lambda packed: packed[:-6] + b"\0" + packed[-5:], id="a wrong checksum"),
+        pytest.param(lambda packed: packed[: len(packed) // 2], id="half"),
+        pytest.param(lambda packed: b"text", id="text"),
+    ],
+)
+def test_a_damaged_packed_tar_is_no_shorter_one(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     packed = write_tar(tmp_path / "x.tar.gz", png_files(), "gz").read_bytes()
-    for spoilt in (packed[:-1], packed[:-6] + b"\0" + packed[-5:], packed[: len(packed) // 2], b"text"):
-        (tmp_path / "x.tar.gz").write_bytes(spoilt)
-        check_refused(tmp_path / "x.tar.gz", "is damaged or no archive|cannot be read")
+    (tmp_path / "x.tar.gz").write_bytes(damage(packed))
+    check_refused(tmp_path / "x.tar.gz", "is damaged or no archive|cannot be read")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda zipped: zipped[:-30], id="without its end"),
+        pytest.param(lambda zipped: b"", id="empty"),
+        pytest.param(lambda zipped: zipped.replace(b"b/4.png", b"b/4.pnj", 1), id="two names of one member"),
+    ],
+)
+def test_a_damaged_zip_is_no_shorter_one(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     zipped = write_zip(tmp_path / "x.zip", png_files()).read_bytes()
-    for spoilt in (zipped[:-30], b"", zipped.replace(b"b/4.png", b"b/4.pnj", 1)):
-        (tmp_path / "x.zip").write_bytes(spoilt)
-        check_refused(tmp_path / "x.zip", "is damaged or no archive|4.png")
+    (tmp_path / "x.zip").write_bytes(damage(zipped))
+    check_refused(tmp_path / "x.zip", "is damaged or no archive|4.png")
 
 
-def test_a_suffix_of_a_tar_says_nothing_of_its_packing(tmp_path) -> None:
+def test_a_suffix_of_a_tar_says_nothing_of_its_packing(tmp_path: Path) -> None:
     assert is_whole(load(write_tar(tmp_path / "x.tar", png_files(), "gz")))
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path) -> None:
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "folder", png_files())
     os.mkfifo(folder / "a" / "pipe.png")
     check_refused(folder, "pipe.png cannot be read: it is no regular file")
@@ -211,7 +240,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "a", "a/1.png"])
-def test_without_permission_the_place_is_named(tmp_path, place) -> None:
+def test_without_permission_the_place_is_named(tmp_path: Path, place: str) -> None:
     folder = write_folder(tmp_path / "folder", png_files())
     let_others_in(tmp_path)
     (folder / place).chmod(0)
@@ -226,7 +255,7 @@ def test_without_permission_the_place_is_named(tmp_path, place) -> None:
         (folder / place).chmod(0o700)
 
 
-def test_unreadable_images_are_left_out_where_a_list_takes_their_names(tmp_path) -> None:
+def test_unreadable_images_are_left_out_where_a_list_takes_their_names(tmp_path: Path) -> None:
     files = png_files() | {"a/2.png": b"no image", "b/5.png": encoded(IMAGES[5])[:50]}
     for path in (write_folder(tmp_path / "folder", files), write_zip(tmp_path / "x.zip", files)):
         check_refused(path, "2.png cannot be read")
@@ -237,7 +266,7 @@ def test_unreadable_images_are_left_out_where_a_list_takes_their_names(tmp_path)
         assert np.array_equal(found.labels, [0, 0, 1, 1])
 
 
-def test_grey_images_among_rgb_ones_become_rgb(tmp_path) -> None:
+def test_grey_images_among_rgb_ones_become_rgb(tmp_path: Path) -> None:
     grey = np.repeat(IMAGES[:1, :1], 3, axis=1)
     files = png_files()
     for name in ("a/0.png", "b/5.png"):
@@ -248,7 +277,7 @@ def test_grey_images_among_rgb_ones_become_rgb(tmp_path) -> None:
         assert np.array_equal(load(write_folder(tmp_path / name[0], files | {name: stream.getvalue()})).images, images)
 
 
-def test_sizes_are_made_alike(tmp_path) -> None:
+def test_sizes_are_made_alike(tmp_path: Path) -> None:
     files = {"a.png": encoded(IMAGES[0]), "b.png": encoded(IMAGES[1, :, :6]), "c.png": encoded(IMAGES[2, :, :4, :4])}
     folder = write_folder(tmp_path / "folder", files)
     check_refused(folder, "a.png is 8x8 RGB and .*b.png is 8x6 RGB; --size N resamples")
@@ -259,7 +288,7 @@ def test_sizes_are_made_alike(tmp_path) -> None:
     assert np.array_equal(found.images[2], IMAGES[2, :, :4, :4])
 
 
-def test_arrays_are_resampled_too(tmp_path) -> None:
+def test_arrays_are_resampled_too(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=IMAGES[:, :, :, 1:7], labels=LABELS)
     path = str(tmp_path / "x.npz")
     assert np.array_equal(load_data(path, crop="center").images, IMAGES[:, :, 1:7, 1:7])
@@ -278,7 +307,7 @@ def listed(labels: object) -> bytes:
 
 
 @pytest.mark.parametrize("held", [100, 2**28])
-def test_a_labels_file_gives_the_classes(tmp_path, monkeypatch, held) -> None:
+def test_a_labels_file_gives_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
     monkeypatch.setattr("ict_backends.data.tar._HELD", held)
     labels = [[name, 5 - i] for i, name in enumerate(png_files())]
     for top in ("", "set/"):
@@ -310,37 +339,41 @@ def test_a_labels_file_gives_the_classes(tmp_path, monkeypatch, held) -> None:
         ("text", "must be"),
     ],
 )
-def test_a_labels_file_that_does_not_match_is_refused(tmp_path, labels, says) -> None:
+def test_a_labels_file_that_does_not_match_is_refused(tmp_path: Path, labels: object, says: str) -> None:
     files = png_files() | {"dataset.json": listed(labels)}
     check_refused(write_zip(tmp_path / "x.zip", files), says)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 100_000])
-def test_a_labels_file_that_is_none_is_refused(tmp_path, content) -> None:
+def test_a_labels_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     check_refused(write_zip(tmp_path / "x.zip", png_files() | {"dataset.json": content}), "dataset.json must be")
 
 
 # --- CIFAR -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("container", ["archive", "folder", "inner folder"])
 @pytest.mark.parametrize("write", [python2_pickle, lambda value: pickle.dumps(value, 2), pickle.dumps])
-def test_cifar_is_read_as_its_authors_wrote_it(tmp_path, write) -> None:
+def test_cifar_is_read_as_its_authors_wrote_it(
+    tmp_path: Path, write: Callable[[object], bytes], container: str
+) -> None:
     """Python 2's pickles, and those that Python 3 makes of the same."""
     files = cifar_files(write=write)
-    names = tuple(f"class {i}" for i in range(10))
     inside = {name.rpartition("/")[2]: content for name, content in files.items()}
-    for path in (
-        write_tar(tmp_path / "cifar-10-python.tar.gz", dict(reversed(files.items())), "gz"),
-        write_folder(tmp_path / "folder", files),
-        write_folder(tmp_path / "inside", inside),
-    ):
-        found = load(path)
-        assert np.array_equal(found.images, CIFAR_IMAGES)
-        assert np.array_equal(found.labels, np.arange(10))
-        assert found.classes == names
+    match container:
+        case "archive":
+            path = write_tar(tmp_path / "cifar-10-python.tar.gz", dict(reversed(files.items())), "gz")
+        case "folder":
+            path = write_folder(tmp_path / "folder", files)
+        case _:
+            path = write_folder(tmp_path / "inside", inside)
+    data = load(path)
+    assert np.array_equal(data.images, CIFAR_IMAGES)
+    assert np.array_equal(data.labels, np.arange(10))
+    assert data.classes == tuple(f"class {i}" for i in range(10))
 
 
-def test_cifar_100_has_its_fine_labels(tmp_path) -> None:
+def test_cifar_100_has_its_fine_labels(tmp_path: Path) -> None:
     train = {b"fine_labels": list(range(10)), b"coarse_labels": [0] * 10, b"data": CIFAR_IMAGES.reshape(10, -1)}
     files = {"train": python2_pickle(train), "test": b"", "meta": python2_pickle({b"fine_label_names": [b"x"] * 10})}
     found = load(write_folder(tmp_path / "cifar-100-python", files))
@@ -349,7 +382,7 @@ def test_cifar_100_has_its_fine_labels(tmp_path) -> None:
 
 
 class Evil:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return os.system, ("touch pwned",)
 
 
@@ -366,7 +399,9 @@ class Evil:
         ([1], "it is no dict"),
     ],
 )
-def test_a_batch_that_is_none_is_refused_and_not_run(tmp_path, monkeypatch, batch, says) -> None:
+def test_a_batch_that_is_none_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: object, says: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     files = cifar_files() | {"cifar-10-batches-py/data_batch_3": pickle.dumps(batch)}
     check_refused(write_folder(tmp_path / "folder", files), says)
@@ -374,7 +409,7 @@ def test_a_batch_that_is_none_is_refused_and_not_run(tmp_path, monkeypatch, batc
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_missing_batch_is_named(tmp_path) -> None:
+def test_a_missing_batch_is_named(tmp_path: Path) -> None:
     files = cifar_files()
     del files["cifar-10-batches-py/data_batch_4"]
     check_refused(write_folder(tmp_path / "folder", files), "has no file .*data_batch_4")
@@ -384,7 +419,7 @@ def test_a_missing_batch_is_named(tmp_path) -> None:
 # --- ImageNet --------------------------------------------------------------------------------------------------------
 
 
-def test_imagenet_batches_are_read_in_the_order_of_their_numbers(tmp_path) -> None:
+def test_imagenet_batches_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (1, 2, 10):
         images = IMAGES[number % 7 : number % 7 + 2]
         write_imagenet(tmp_path / f"train_data_batch_{number}.npz", images, np.array([number, 1000]))
@@ -408,7 +443,9 @@ def test_imagenet_batches_are_read_in_the_order_of_their_numbers(tmp_path) -> No
         ({"data": IMAGES.reshape(6, -1)}, "has no array `labels`"),
     ],
 )
-def test_a_batch_of_imagenet_that_does_not_fit_is_refused(tmp_path, arrays, says) -> None:
+def test_a_batch_of_imagenet_that_does_not_fit_is_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], says: str
+) -> None:
     np.savez(tmp_path / "train_data_batch_1.npz", **arrays)
     check_refused(tmp_path / "train_data_batch_1.npz", says)
     with pytest.raises(DataError, match=says):
@@ -418,28 +455,30 @@ def test_a_batch_of_imagenet_that_does_not_fit_is_refused(tmp_path, arrays, says
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_npy_file_with_more_than_its_array_is_refused(tmp_path) -> None:
+def test_an_npy_file_with_more_than_its_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", IMAGES)
     with open(tmp_path / "x.npy", "ab") as file:
         file.write(b"more")
     check_refused(tmp_path / "x.npy", "goes on after its array")
 
 
-def test_a_header_that_claims_more_than_there_is_costs_nothing(tmp_path) -> None:
+def test_a_header_that_claims_more_than_there_is_costs_nothing(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", IMAGES)
     content = (tmp_path / "x.npy").read_bytes().replace(b"(6, 3, 8, 8), ", b"(99999999,3,8)")
     (tmp_path / "x.npy").write_bytes(content)
     check_refused(tmp_path / "x.npy", "not a readable .npy")
 
 
-def test_an_npz_bomb_is_refused(tmp_path, monkeypatch) -> None:
+def test_an_npz_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ict_backends.data.npz.LARGE", 2**20)
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((700, 3, 32, 32), np.uint8))
     check_refused(tmp_path / "x.npz", "more than 100 times its size")
 
 
 @pytest.mark.parametrize("layout", ["nchw.npz", "nhwc.npz", "nchw.npy", "nhwc.npy", "grey.npy", "arr.npz"])
-def test_a_file_larger_than_the_memory_is_read_in_pieces(tmp_path, monkeypatch, layout) -> None:
+def test_a_file_larger_than_the_memory_is_read_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
     """The same as at once, and from then on mapped from the cache."""
     images = {"nchw": IMAGES, "nhwc": IMAGES.transpose(0, 2, 3, 1), "grey": IMAGES[:, 0]}.get(layout[:4], IMAGES)
     path = tmp_path / layout
@@ -466,7 +505,7 @@ def test_a_file_larger_than_the_memory_is_read_in_pieces(tmp_path, monkeypatch, 
     check_refused(tmp_path / "x.npy", "must be uint8")
 
 
-def test_one_pixel_is_too_little(tmp_path) -> None:
+def test_one_pixel_is_too_little(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", IMAGES.transpose(0, 2, 3, 1)[:, :1, :1])
     with pytest.raises(DataError, match="is 1x1 RGB; a network needs at least 2x2"):
         load(tmp_path / "x.npy")
@@ -490,11 +529,11 @@ needs_datasets = pytest.mark.skipif(datasets is None, reason="datasets is not in
 
 
 @pytest.mark.parametrize(("column", "label"), [("image", "label"), ("img", "fine_label"), ("picture", "labels")])
-def test_parquet_columns_are_found(tmp_path, column, label) -> None:
+def test_parquet_columns_are_found(tmp_path: Path, column: str, label: str) -> None:
     assert is_whole(load(write_parquet(tmp_path / "x.parquet", column, label)), ())
 
 
-def test_a_folder_of_parquet_files_is_read_in_order(tmp_path) -> None:
+def test_a_folder_of_parquet_files_is_read_in_order(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     (tmp_path / "data").mkdir()
@@ -531,7 +570,7 @@ def bad_table(how: str) -> dict:
         ("rows", "its tables have no rows"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(tmp_path, how, says) -> None:
+def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, how: str, says: str) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pyarrow.table(bad_table(how)), tmp_path / "x.parquet")
@@ -539,12 +578,12 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, how, says) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"text" * 100])
-def test_what_is_no_parquet_file_is_refused(tmp_path, content) -> None:
+def test_what_is_no_parquet_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.parquet").write_bytes(content)
     check_refused(tmp_path / "x.parquet", "is not a readable Parquet file")
 
 
-def test_tables_need_their_extras(tmp_path, monkeypatch) -> None:
+def test_tables_need_their_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "x.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -554,14 +593,14 @@ def test_tables_need_their_extras(tmp_path, monkeypatch) -> None:
         load_data("hf:mnist")
 
 
-def hugging_face_table():
+def hugging_face_table() -> datasets.Dataset:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = [{"bytes": encoded(image), "path": None} for image in IMAGES]
     return datasets.Dataset.from_dict({"image": rows, "label": LABELS.tolist()}, features=features)
 
 
 @needs_datasets
-def test_a_saved_dataset_is_read(tmp_path) -> None:
+def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
     table = hugging_face_table()
     table.save_to_disk(str(tmp_path / "one"))
     assert is_whole(load(tmp_path / "one"))
@@ -578,10 +617,10 @@ def test_a_saved_dataset_is_read(tmp_path) -> None:
 
 
 @needs_datasets
-def test_a_dataset_by_name(monkeypatch) -> None:
+def test_a_dataset_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(name: str, split: str):
+    def load_dataset(name: str, split: str) -> datasets.Dataset:
         asked.append((name, split))
         return hugging_face_table()
 
@@ -594,7 +633,7 @@ def test_a_dataset_by_name(monkeypatch) -> None:
 
 
 @needs_datasets
-def test_without_network_a_name_gives_one_line(monkeypatch) -> None:
+def test_without_network_a_name_gives_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("the network is unreachable")
 

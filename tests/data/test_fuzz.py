@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from data_samples import Sample, make_samples, mutate
@@ -30,18 +32,20 @@ FORMATS = [
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory) -> dict[str, Sample]:
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sample]:
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     return make_samples(tmp_path_factory.mktemp("samples"))
 
 
-def test_every_format_is_mutated(samples) -> None:
+def test_every_format_is_mutated(samples: dict[str, Sample]) -> None:
     assert set(samples) == set(FORMATS)
     assert FILES * len(FORMATS) >= 200
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_mutated_files_are_refused_or_read_right(samples, name, tmp_path, monkeypatch) -> None:
+def test_mutated_files_are_refused_or_read_right(
+    samples: dict[str, Sample], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     sample = samples[name]
     assert sample.outcome(sample.content) == "unchanged"
@@ -50,7 +54,7 @@ def test_mutated_files_are_refused_or_read_right(samples, name, tmp_path, monkey
     assert "refused" in outcomes
 
 
-def test_the_check_can_fail(samples) -> None:
+def test_the_check_can_fail(samples: dict[str, Sample]) -> None:
     """Of images that are fewer, or not the same though there were checksums."""
     sample = samples["zip"]
     with pytest.raises(AssertionError, match="changed without notice"):

@@ -1,6 +1,9 @@
 """Pictures and figures of merit."""
 
+from __future__ import annotations
+
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +13,12 @@ from ict_backends.files import write_atomically
 from ict_backends.images import encode_png, grid, save_folder, save_npz, to_float, to_uint8
 
 
-def pixels(file):
+def pixels(file: Path) -> np.ndarray:
     with Image.open(file) as image:
         return np.asarray(image)
 
 
-def test_uint8_and_floats_are_inverse():
+def test_uint8_and_floats_are_inverse() -> None:
     values = np.arange(256, dtype=np.uint8)
     floats = to_float(values)
     assert floats.dtype == np.float32
@@ -24,7 +27,7 @@ def test_uint8_and_floats_are_inverse():
     assert np.array_equal(to_uint8(np.float32([-2, 2])), [0, 255])
 
 
-def test_a_grid_shows_every_image_enlarged_in_rows():
+def test_a_grid_shows_every_image_enlarged_in_rows() -> None:
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 8, 8), np.uint8)
     picture = grid(images)
     assert picture.shape == (2 * 9 * 4, 3 * 9 * 4, 3)
@@ -34,7 +37,7 @@ def test_a_grid_shows_every_image_enlarged_in_rows():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_files_hold_the_images(tmp_path, channels):
+def test_files_hold_the_images(tmp_path: Path, channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, channels, 4, 4), dtype=np.uint8)
     save_folder(tmp_path / "d", images)
     read = [pixels(p).reshape(4, 4, channels) for p in sorted((tmp_path / "d").iterdir())]
@@ -47,11 +50,11 @@ def test_files_hold_the_images(tmp_path, channels):
     assert np.array_equal(pixels(io.BytesIO(png)).reshape(4, 4, channels), read[0])
 
 
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
     write_atomically(path, b"old")
 
-    def fail(descriptor):
+    def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)

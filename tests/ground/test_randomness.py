@@ -1,5 +1,9 @@
 """Randomness is a function of its key, and the plan of a step a function of seed and step."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,13 +11,13 @@ from hypothesis import strategies as st
 
 from ict_backends.randomness import batch_indices, image_noises, step_generator
 from ict_backends.training.step_plan import plan_step
-from ict_core import discretization_steps, karras_sigmas
+from ict_core import Config, discretization_steps, karras_sigmas
 
 SEEDS = st.integers(0, 2**63 - 1)
 
 
 @given(seed=SEEDS, count=st.integers(1, 50), batch=st.integers(1, 30), steps=st.integers(1, 12))
-def test_every_epoch_has_every_image_once(seed, count, batch, steps):
+def test_every_epoch_has_every_image_once(seed: int, count: int, batch: int, steps: int) -> None:
     order = np.concatenate([batch_indices(seed, step, batch, count) for step in range(steps)])
     assert len(order) == steps * batch
     for first in range(0, len(order) - count + 1, count):
@@ -21,7 +25,7 @@ def test_every_epoch_has_every_image_once(seed, count, batch, steps):
 
 
 @given(seed=SEEDS, step=st.integers(0, 10**9))
-def test_streams_repeat_and_differ(seed, step):
+def test_streams_repeat_and_differ(seed: int, step: int) -> None:
     draw = step_generator(seed, step).random(4)
     assert np.array_equal(draw, step_generator(seed, step).random(4))
     assert not np.array_equal(draw, step_generator(seed, step + 1).random(4))
@@ -29,7 +33,7 @@ def test_streams_repeat_and_differ(seed, step):
 
 
 @given(seed=SEEDS, first=st.integers(0, 10**6), batch=st.integers(1, 5), steps=st.integers(1, 3))
-def test_noise_of_an_image_depends_on_seed_and_index_alone(seed, first, batch, steps):
+def test_noise_of_an_image_depends_on_seed_and_index_alone(seed: int, first: int, batch: int, steps: int) -> None:
     together = image_noises(seed, range(first, first + batch), steps, (2, 3, 3))
     assert together.shape == (steps, batch, 2, 3, 3)
     assert together.dtype == np.float32
@@ -38,7 +42,7 @@ def test_noise_of_an_image_depends_on_seed_and_index_alone(seed, first, batch, s
     assert np.array_equal(image_noises(seed, [first], steps + 1, (2, 3, 3))[:steps, 0], together[:, 0])
 
 
-def test_sampling_noise_is_standard_normal_and_not_the_training_stream():
+def test_sampling_noise_is_standard_normal_and_not_the_training_stream() -> None:
     noise = image_noises(0, range(2000), 1, (8, 8)).ravel()
     assert abs(noise.mean()) < 5 / len(noise) ** 0.5
     assert abs(noise.var() - 1) < 5 * (2 / len(noise)) ** 0.5
@@ -47,7 +51,7 @@ def test_sampling_noise_is_standard_normal_and_not_the_training_stream():
     )
 
 
-def test_a_plan_repeats_and_draws_from_its_stage(tiny_config):
+def test_a_plan_repeats_and_draws_from_its_stage(tiny_config: Callable[..., Config]) -> None:
     config = tiny_config()
     for step in range(10):
         a, b = plan_step(config, step, 10), plan_step(config, step, 10)
@@ -63,7 +67,7 @@ def test_a_plan_repeats_and_draws_from_its_stage(tiny_config):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_parts_of_a_plan_are_the_plan(tiny_config, count):
+def test_the_parts_of_a_plan_are_the_plan(tiny_config: Callable[..., Config], count: int) -> None:
     plan = plan_step(tiny_config(train={"batch_size": 8}), 3, 10)
     parts = plan.parts(count)
     assert len(parts) == count
@@ -74,7 +78,7 @@ def test_the_parts_of_a_plan_are_the_plan(tiny_config, count):
     assert {part.n for part in parts} == {plan.n}
 
 
-def test_flips_happen_half_of_the_time_or_never(tiny_config):
+def test_flips_happen_half_of_the_time_or_never(tiny_config: Callable[..., Config]) -> None:
     flips = plan_step(tiny_config(train={"batch_size": 4000}), 0, 10).flips
     assert abs(flips.mean() - 0.5) < 0.05
     assert not plan_step(tiny_config(data={"flip": False}, train={"batch_size": 4000}), 0, 10).flips.any()

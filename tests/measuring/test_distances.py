@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -193,7 +194,7 @@ def test_sliced_wasserstein_of_known_sets() -> None:
 
 
 @given(seed=seeds, function=st.sampled_from([kernel_distance, precision_recall, sliced_wasserstein]))
-def test_float32_features_give_nearly_the_same(seed: int, function) -> None:
+def test_float32_features_give_nearly_the_same(seed: int, function: Callable[..., object]) -> None:
     a, b = normal(seed, 50, 5).astype(np.float32), normal(seed + 1, 50, 5, shift=0.5).astype(np.float32)
     narrow, wide = (np.atleast_1d(function(x, y)) for x, y in ((a, b), (a.astype(float), b.astype(float))))
     np.testing.assert_allclose(narrow, wide, rtol=1e-4, atol=1e-6)

@@ -168,7 +168,9 @@ def test_attention_over_queries_keys_and_values_is_theirs(backend: str) -> None:
     assert_close(found[..., 0], blocks["qkv/out"], 1e-5)
 
 
-def run_module(backend: str, make: Callable[..., object], weights: Mapping[str, np.ndarray], *inputs: np.ndarray):
+def run_module(
+    backend: str, make: Callable[..., object], weights: Mapping[str, np.ndarray], *inputs: np.ndarray
+) -> np.ndarray:
     """A module of a backend with given weights, on images [b, c, h, w] and embeddings [b, e]."""
     if backend == "torch":
         module = make(torch_adm)

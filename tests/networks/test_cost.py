@@ -231,7 +231,9 @@ def test_memory_is_what_training_holds(preset: str) -> None:
     ("nf", "mult", "blocks", "attention", "size"),
     [(128, [2, 2, 2], 4, [16], 32), (32, [1, 2, 4], 2, [32, 8], 32), (16, [1], 1, [], 8), (8, [1, 1, 2], 1, [4, 2], 8)],
 )
-def test_a_released_file_has_the_names_and_shapes_that_the_import_asks_for(nf, mult, blocks, attention, size) -> None:
+def test_a_released_file_has_the_names_and_shapes_that_the_import_asks_for(
+    nf: int, mult: tuple[int, ...], blocks: int, attention: tuple[int, ...], size: int
+) -> None:
     """At the size of the released CIFAR-10 models, and at others, with attention at none and at several levels."""
     config = NCSNppConfig(channels=nf, channel_mult=tuple(mult), blocks=blocks, attention_resolutions=tuple(attention))
     theirs = official_arrays(config, (3, size, size))

@@ -106,7 +106,9 @@ def channels_first(x: np.ndarray) -> np.ndarray:
     return x.transpose(0, 3, 1, 2)
 
 
-def run_layer(backend: str, make: Callable[..., Any], weights: Mapping[str, np.ndarray], *inputs: np.ndarray | None):
+def run_layer(
+    backend: str, make: Callable[..., Any], weights: Mapping[str, np.ndarray], *inputs: np.ndarray | None
+) -> np.ndarray:
     """A module of a backend with these weights, on images [b, c, h, w] and vectors [b, e]."""
     if backend == "torch":
         module = make(torch_layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -98,6 +99,6 @@ def kept_by_jax(config: Config) -> int:
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("kept", [kept_by_torch, kept_by_jax])
-def test_less_is_kept_for_the_gradient(kept, family: str) -> None:
+def test_less_is_kept_for_the_gradient(kept: Callable[..., int], family: str) -> None:
     plain, checkpointed = map(kept, both(replace(CONFIGS[family], network={"dropout": 0.0}, train={"batch_size": 16})))
     assert checkpointed < 0.5 * plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -64,7 +65,9 @@ def data_of(config: Config) -> Dataset:
 
 
 @pytest.mark.parametrize("precision", IN_FORCE)
-def test_torch_trains_and_samples_in_the_precision_of_the_run(precision, seen, tmp_path) -> None:
+def test_torch_trains_and_samples_in_the_precision_of_the_run(
+    precision: str, seen: list[object], tmp_path: Path
+) -> None:
     """And leaves the process as it was."""
     before = torch_settings()
     config = small_config(train={"precision": precision, "total_steps": 1})
@@ -131,7 +134,7 @@ def test_every_product_of_jaxs_step_says_its_precision(make: Callable[[], Config
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_runs_of_both_backends_are_one_run(precision: str, tmp_path) -> None:
+def test_runs_of_both_backends_are_one_run(precision: str, tmp_path: Path) -> None:
     """From the same weights: the same images, flips, levels, noise and dropout masks lead to the same weights.
 
     Five steps, after which JAX's RAdam has roundings of its own.

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +141,9 @@ def test_a_run_goes_on_with_another_number_of_processes(runs: dict[str, RunDir],
     ],
 )
 @pytest.mark.parametrize("backend", ["torch", "jax"])
-def test_an_environment_half_set_is_refused(monkeypatch, backend, variables, train, message) -> None:
+def test_an_environment_half_set_is_refused(
+    monkeypatch: pytest.MonkeyPatch, backend: str, variables: dict[str, str], train: dict[str, Any], message: str
+) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     if message is None:

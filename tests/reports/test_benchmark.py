@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from ict_backends.reports.benchmark import (
 )
 from ict_backends.reports.host import describe_commit, describe_machine, describe_versions, process_memory
 from ict_backends.torch import make_model
-from ict_core import load_preset
+from ict_core import Config, load_preset
 
 
 class Clock:
@@ -78,7 +79,7 @@ def test_samples_must_be_pictures() -> None:
 
 
 @pytest.mark.parametrize("config", [small_config(), small_adm_config()], ids=["ncsnpp", "adm"])
-def test_random_weights_hide_no_branch(config) -> None:
+def test_random_weights_hide_no_branch(config: Config) -> None:
     """They have the network's names and shapes, and its output is neither small nor large."""
     arrays = random_arrays(config)
     assert {name: a.shape for name, a in arrays.items()} == parameter_shapes(config)
@@ -90,7 +91,7 @@ def test_random_weights_hide_no_branch(config) -> None:
     assert labels_of(load_preset("cifar10"), 4) is None
 
 
-def test_the_machine_is_described(tmp_path) -> None:
+def test_the_machine_is_described(tmp_path: Path) -> None:
     machine, versions = describe_machine(), describe_versions()
     assert machine["cpu"]
     assert machine["cores"] >= 1

@@ -1,6 +1,11 @@
 """Checkpoints: what goes in comes out, or the refusal says why."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +14,17 @@ from safetensors.numpy import save_file
 from ict_backends.errors import CheckpointError, NonFiniteError
 from ict_backends.runs.checkpoint import Checkpoint, check_arrays, load_checkpoint, save_checkpoint
 from ict_backends.runs.folder import RunDir
+from ict_core import Config
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}
 
 
-def checkpoint(step=3, **changes):
+def checkpoint(step: int = 3, **changes: Any) -> Checkpoint:
     groups = {g: {n: a + i for n, a in ARRAYS.items()} for i, g in enumerate(Checkpoint._fields[1:])}
     return Checkpoint(step, **(groups | changes))
 
 
-def test_round_trip(tmp_path):
+def test_round_trip(tmp_path: Path) -> None:
     before = checkpoint()
     after = load_checkpoint(save_checkpoint(RunDir(tmp_path), before, keep=0))
     assert after.step == 3
@@ -28,7 +34,7 @@ def test_round_trip(tmp_path):
             assert getattr(after, group)[name].dtype == array.dtype
 
 
-def test_arrays_of_any_strides_round_trip(tmp_path):
+def test_arrays_of_any_strides_round_trip(tmp_path: Path) -> None:
     """What a library hands over transposed is stored as it reads, not as it lies in memory."""
     run = RunDir(tmp_path)
     turned = {name: np.asfortranarray(array) for name, array in ARRAYS.items()}
@@ -38,11 +44,13 @@ def test_arrays_of_any_strides_round_trip(tmp_path):
         np.testing.assert_array_equal(array, ARRAYS[name])
 
 
-def test_a_write_that_fails_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_older_checkpoint_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = RunDir(tmp_path)
     save_checkpoint(run, checkpoint(1), keep=0)
 
-    def full(arrays, path):
+    def full(arrays: object, path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -56,7 +64,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_nothing_half_written
 
 @pytest.mark.parametrize("group", Checkpoint._fields[1:])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nonfinite_weights_are_not_written(tmp_path, group, value):
+def test_nonfinite_weights_are_not_written(tmp_path: Path, group: str, value: float) -> None:
     bad = checkpoint(2, **{group: {"a": np.float32([1, value])}})
     save_checkpoint(RunDir(tmp_path), checkpoint(1), keep=1)
     with pytest.raises(NonFiniteError, match=f"{group}/a is not finite after step 2.*step_00000001"):
@@ -64,7 +72,7 @@ def test_nonfinite_weights_are_not_written(tmp_path, group, value):
     assert [p.name for p in RunDir(tmp_path).checkpoints()] == ["step_00000001"]
 
 
-def spoil(folder, how):
+def spoil(folder: Path, how: str) -> None:
     tensors, state = folder / "state.safetensors", folder / "state.json"
     match how:
         case "truncated":
@@ -104,7 +112,7 @@ def spoil(folder, how):
         ("foreign tensors", "it holds model/a"),
     ],
 )
-def test_spoilt_checkpoints_are_refused_in_one_line(tmp_path, how, says):
+def test_spoilt_checkpoints_are_refused_in_one_line(tmp_path: Path, how: str, says: str) -> None:
     folder = save_checkpoint(RunDir(tmp_path), checkpoint(), keep=0)
     spoil(folder, how)
     with pytest.raises(CheckpointError, match=says) as error:
@@ -113,25 +121,25 @@ def test_spoilt_checkpoints_are_refused_in_one_line(tmp_path, how, says):
     assert str(folder) in str(error.value)
 
 
-def test_every_difference_of_names_and_shapes_is_listed():
+def test_every_difference_of_names_and_shapes_is_listed() -> None:
     with pytest.raises(CheckpointError, match=r"missing: x, y; unknown: b; a.weight is \[2, 3\] and not \[3, 2\]"):
         check_arrays("it", {"x": (1,), "y": (), "a.weight": (3, 2)}, ARRAYS)
     check_arrays("it", {name: array.shape for name, array in ARRAYS.items()}, ARRAYS)
 
 
-def test_only_step_folders_count_as_checkpoints(tmp_path):
+def test_only_step_folders_count_as_checkpoints(tmp_path: Path) -> None:
     for name in ("step_00000002", "step_00000010", ".step_00000003.1.tmp", "step_x", "other"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     (tmp_path / "checkpoints" / "step_00000099").write_text("a file")
     assert [p.name for p in RunDir(tmp_path).checkpoints()] == ["step_00000002", "step_00000010"]
 
 
-def test_a_run_without_checkpoints_is_refused(tmp_path):
+def test_a_run_without_checkpoints_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no checkpoints"):
         RunDir(tmp_path).latest_checkpoint()
 
 
-def test_moments_of_another_network_do_not_load(tiny_config):
+def test_moments_of_another_network_do_not_load(tiny_config: Callable[..., Config]) -> None:
     import torch
 
     from ict_backends.torch.parallel import Processes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,9 @@ def randomized(config: NCSNppConfig, shape: tuple[int, int, int], seed: int = 0)
     return network
 
 
-def inputs(config: NCSNppConfig, shape: tuple[int, int, int], batch: int = 2):
+def inputs(
+    config: NCSNppConfig, shape: tuple[int, int, int], batch: int = 2
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
     labels = torch.arange(batch) % config.num_classes if config.num_classes else None
@@ -57,7 +61,7 @@ def inputs(config: NCSNppConfig, shape: tuple[int, int, int], batch: int = 2):
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(networks())
-def test_it_has_the_parameters_that_the_specification_lists(drawn) -> None:
+def test_it_has_the_parameters_that_the_specification_lists(drawn: tuple[NCSNppConfig, tuple[int, int, int]]) -> None:
     config, shape = drawn
     found = {name: tuple(value.shape) for name, value in NCSNpp(config, shape).state_dict().items()}
     assert found == array_shapes(ncsnpp_layers(config, shape))
@@ -65,7 +69,9 @@ def test_it_has_the_parameters_that_the_specification_lists(drawn) -> None:
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(networks())
-def test_the_output_has_the_shape_of_the_input_and_each_sample_its_own(drawn) -> None:
+def test_the_output_has_the_shape_of_the_input_and_each_sample_its_own(
+    drawn: tuple[NCSNppConfig, tuple[int, int, int]],
+) -> None:
     config, shape = drawn
     network = randomized(config, shape)
     x, c_noise, labels = inputs(config, shape)
@@ -78,7 +84,7 @@ def test_the_output_has_the_shape_of_the_input_and_each_sample_its_own(drawn) ->
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(networks())
-def test_every_parameter_has_a_gradient_and_every_mask_a_use(drawn) -> None:
+def test_every_parameter_has_a_gradient_and_every_mask_a_use(drawn: tuple[NCSNppConfig, tuple[int, int, int]]) -> None:
     config, shape = drawn
     network = randomized(config, shape)
     x, c_noise, labels = inputs(config, shape)
@@ -93,7 +99,7 @@ def test_every_parameter_has_a_gradient_and_every_mask_a_use(drawn) -> None:
             assert not torch.equal(network(x, c_noise, labels, changed), output)
 
 
-def test_a_new_network_predicts_zero(tiny_config) -> None:
+def test_a_new_network_predicts_zero(tiny_config: Callable[..., Config]) -> None:
     """The last convolution starts at (nearly) zero, as the authors' does, so that f(x, s) starts as c_skip x."""
     config = tiny_config()
     x = torch.randn(2, 3, 8, 8)
@@ -102,7 +108,7 @@ def test_a_new_network_predicts_zero(tiny_config) -> None:
     assert 0 < output.abs().max() < 1e-3
 
 
-def test_labels_and_noise_level_reach_the_output(tiny_config) -> None:
+def test_labels_and_noise_level_reach_the_output(tiny_config: Callable[..., Config]) -> None:
     config = tiny_config(network={"num_classes": 3}).network
     network = randomized(config, (3, 8, 8))
     x, c_noise, labels = inputs(config, (3, 8, 8))

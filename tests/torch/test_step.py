@@ -1,17 +1,21 @@
 """The training step of the torch backend: each test stops one fault that public implementations have."""
 
+from __future__ import annotations
+
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
+from ict_backends.data.dataset import Dataset
 from ict_backends.torch.batch import make_batch, to_device
 from ict_backends.torch.parallel import Processes
-from ict_backends.torch.state import init_state, make_state
+from ict_backends.torch.state import TrainState, init_state, make_state
 from ict_backends.torch.step import batch_loss, consistency_function, train_step
 from ict_backends.training.step_plan import plan_step
-from ict_core import pseudo_huber
+from ict_core import Batch, Config, pseudo_huber
 
 DEVICES = [
     "cpu",
@@ -27,7 +31,7 @@ def randomize(network: torch.nn.Module) -> None:
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator) + (parameter.dim() == 1))
 
 
-def make(config, data, device="cpu", step=0):
+def make(config: Config, data: Dataset, device: str = "cpu", step: int = 0) -> tuple[TrainState, Batch]:
     state = init_state(config, Processes(torch.device(device)))
     randomize(state.params.network)
     plan = plan_step(config, step, len(data.images))
@@ -36,7 +40,9 @@ def make(config, data, device="cpu", step=0):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_student_and_teacher_share_their_dropout_masks(tiny_config, tiny_data, device):
+def test_student_and_teacher_share_their_dropout_masks(
+    tiny_config: Callable[..., Config], tiny_data: Dataset, device: str
+) -> None:
     config = tiny_config(network={"dropout": 0.5})
     state, batch = make(config, tiny_data, device)
     f = consistency_function(state.params.network, config, None, batch.masks)
@@ -49,7 +55,9 @@ def test_student_and_teacher_share_their_dropout_masks(tiny_config, tiny_data, d
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_equal_levels_give_no_loss_and_no_gradient(tiny_config, tiny_data, device):
+def test_equal_levels_give_no_loss_and_no_gradient(
+    tiny_config: Callable[..., Config], tiny_data: Dataset, device: str
+) -> None:
     config = tiny_config(network={"dropout": 0.5})
     state, batch = make(config, tiny_data, device)
     equal = batch._replace(sigma_lo=batch.sigma_hi)
@@ -60,7 +68,9 @@ def test_equal_levels_give_no_loss_and_no_gradient(tiny_config, tiny_data, devic
     assert torch.count_nonzero(batch_loss(state.params.network, config, batch).per_sample) > 0
 
 
-def test_masks_keep_the_right_share_and_differ_between_blocks_and_samples(tiny_config, tiny_data):
+def test_masks_keep_the_right_share_and_differ_between_blocks_and_samples(
+    tiny_config: Callable[..., Config], tiny_data: Dataset
+) -> None:
     config = tiny_config(network={"dropout": 0.3}, train={"batch_size": 64})
     _, batch = make(config, tiny_data)
     kept = torch.cat([mask.flatten().float() for mask in batch.masks])
@@ -71,7 +81,7 @@ def test_masks_keep_the_right_share_and_differ_between_blocks_and_samples(tiny_c
     assert not torch.equal(same_shape[0], same_shape[1])
 
 
-def test_dropout_keeps_the_mean(tiny_config, tiny_data):
+def test_dropout_keeps_the_mean(tiny_config: Callable[..., Config], tiny_data: Dataset) -> None:
     """E[mask / (1 - rate)] = 1: the average over many masks approaches the network without dropout."""
     config = tiny_config(network={"dropout": 0.3})
     state, _ = make(config, tiny_data)
@@ -84,7 +94,7 @@ def test_dropout_keeps_the_mean(tiny_config, tiny_data):
     assert (many - none).norm() / none.norm() < 0.05
 
 
-def test_the_gradient_does_not_pass_through_the_teacher(tiny_config, tiny_data):
+def test_the_gradient_does_not_pass_through_the_teacher(tiny_config: Callable[..., Config], tiny_data: Dataset) -> None:
     config = tiny_config()
     state, batch = make(config, tiny_data, step=9)  # of the last stage: in the first, the teacher is the identity
     params = list(state.params.network.parameters())
@@ -100,7 +110,9 @@ def test_the_gradient_does_not_pass_through_the_teacher(tiny_config, tiny_data):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)) == same
 
 
-def test_the_update_is_radam_without_clipping_or_decay_and_the_ema_follows(tiny_config, tiny_data):
+def test_the_update_is_radam_without_clipping_or_decay_and_the_ema_follows(
+    tiny_config: Callable[..., Config], tiny_data: Dataset
+) -> None:
     """Ten steps against RAdam (Liu et al. 2020, algorithm 2) and the EMA, written out in float64."""
     config = tiny_config(train={"learning_rate": 1e-2})
     state, _ = make(config, tiny_data)
@@ -135,7 +147,7 @@ def test_the_update_is_radam_without_clipping_or_decay_and_the_ema_follows(tiny_
         torch.testing.assert_close(actual.detach(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_ema_has_no_part_in_training(tiny_config, tiny_data):
+def test_the_ema_has_no_part_in_training(tiny_config: Callable[..., Config], tiny_data: Dataset) -> None:
     config = tiny_config()
     results = []
     for spoil in (False, True):
@@ -148,7 +160,7 @@ def test_the_ema_has_no_part_in_training(tiny_config, tiny_data):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_one_batch_can_be_overfitted(tiny_config, tiny_data):
+def test_one_batch_can_be_overfitted(tiny_config: Callable[..., Config], tiny_data: Dataset) -> None:
     config = tiny_config(network={"dropout": 0.0}, train={"learning_rate": 1e-2})
     state = init_state(config, Processes(torch.device("cpu")))
     plan = plan_step(config, 0, len(tiny_data.images))
@@ -157,7 +169,9 @@ def test_one_batch_can_be_overfitted(tiny_config, tiny_data):
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_images_become_pixels_in_minus_one_to_one_and_flips_mirror_them(tiny_config, tiny_data):
+def test_images_become_pixels_in_minus_one_to_one_and_flips_mirror_them(
+    tiny_config: Callable[..., Config], tiny_data: Dataset
+) -> None:
     config = tiny_config()
     plan = plan_step(config, 0, 10)._replace(flips=np.array([True, False] * 3))
     images = torch.from_numpy(tiny_data.images)[plan.indices]
@@ -167,7 +181,7 @@ def test_images_become_pixels_in_minus_one_to_one_and_flips_mirror_them(tiny_con
     torch.testing.assert_close(x[::2], images[::2].flip(3) / 127.5 - 1, rtol=0, atol=1e-6)
 
 
-def test_labels_reach_the_network(tiny_config, tiny_data):
+def test_labels_reach_the_network(tiny_config: Callable[..., Config], tiny_data: Dataset) -> None:
     config = tiny_config(network={"num_classes": 4, "dropout": 0.0})
     state, batch = make(config, tiny_data)
     losses = [

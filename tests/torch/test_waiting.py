@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ict_backends.data.dataset import Dataset
 from ict_backends.torch.batch import make_batch, to_device
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.state import TrainState, init_state
@@ -76,7 +77,9 @@ def watch(monkeypatch: pytest.MonkeyPatch, function: Callable[[], object], known
     [{}, {"network": {"dropout": 0.0, "fir_kernel": []}}, {"teacher": {"decay": 0.9, "share_dropout": False}}],
     ids=["recipe", "no filters", "averaged teacher"],
 )
-def test_a_step_asks_for_no_value(tiny_config, tiny_data, monkeypatch, sections) -> None:
+def test_a_step_asks_for_no_value(
+    tiny_config: Callable[..., Config], tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
     config = tiny_config(**sections)
     state, images = init_state(config, Processes(torch.device("cpu"))), torch.from_numpy(tiny_data.images)
     for _ in range(7):  # the sixth of RAdam's steps is the first that is rectified
@@ -96,11 +99,13 @@ ASKS: dict[str, Callable[[Tensor], object]] = {
 
 
 @pytest.mark.parametrize("name", ASKS)
-def test_the_watch_sees_what_asks(monkeypatch, name: str) -> None:
+def test_the_watch_sees_what_asks(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert watch(monkeypatch, lambda: ASKS[name](torch.ones(())), []) != []
 
 
-def test_a_step_that_may_be_skipped_asks_once(tiny_config, tiny_data, monkeypatch) -> None:
+def test_a_step_that_may_be_skipped_asks_once(
+    tiny_config: Callable[..., Config], tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whether it is to be: there the host has to know."""
     config = tiny_config(train={"on_nonfinite": "skip"})
     state, images = init_state(config, Processes(torch.device("cpu"))), torch.from_numpy(tiny_data.images)
