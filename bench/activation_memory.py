@@ -34,11 +34,12 @@ def torch_step(config: Config) -> Callable[[], None]:
     import torch
 
     from ict_backends.torch.batch import make_batch, to_device
-    from ict_backends.torch.device import check_device
+    from ict_backends.torch.device import check_device, tune_process
     from ict_backends.torch.parallel import Processes
     from ict_backends.torch.state import init_state
     from ict_backends.torch.step import train_step
 
+    tune_process("auto")
     device = check_device("auto")
     state = init_state(config, Processes(device))
     images = torch.randint(0, 256, (IMAGES, *config.data.shape), dtype=torch.uint8, device=device)
@@ -90,8 +91,9 @@ def jax_measures(config: Config) -> tuple[int, int, Callable[[], None]]:
     from ict_backends.jax import dispatch as jax_dispatch
     from ict_backends.jax import state as jax_state
     from ict_backends.jax import step as jax_step
-    from ict_backends.jax.device import check_device
+    from ict_backends.jax.device import check_device, tune_process
 
+    tune_process("auto")
     mesh = check_device("auto")
     state = jax_state.init_state(config, mesh)
     channels, height, width = config.data.shape

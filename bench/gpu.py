@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+
+if TYPE_CHECKING:  # nothing of ours is imported before `environment` says where it is
+    from ict_backends.protocols import Backend
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_OUT = ROOT / "bench" / "results" / "gpu"
@@ -198,6 +201,15 @@ def describe(out: Path) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def engine_of(report: Report, backend: str) -> Backend[Any, Any]:
+    """A backend, with this process tuned for the report's device."""
+    from ict_backends import load_backend
+
+    engine = load_backend(backend)
+    engine.tune_process(report.device)
+    return engine
 
 
 def run_inner(name: str, report: Report) -> None:

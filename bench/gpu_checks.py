@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu import CARRIED, ROOT, Report
+from gpu import CARRIED, ROOT, Report, engine_of
 
 from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset
@@ -44,7 +44,7 @@ def check(report: Report, backend: str) -> None:
     """All checks of a backend, each a line of the report."""
     if backend == "jax" and not report.rehearse:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-    engine = load_backend(backend)
+    engine = engine_of(report, backend)
     report.add("device", name=engine.device_name(report.device), versions=_versions(backend))
     config = small_config(report)
     report.attempt("masks are shared", lambda: check_masks(backend, config, report.device))

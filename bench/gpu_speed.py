@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu import ROOT, Report
+from gpu import ROOT, Report, engine_of
 from step_profile import by_kind
 
-from ict_backends import load_backend
 from ict_backends.networks.cost import forward_flops, heaviest_convolutions, model_flops
 from ict_backends.reports.benchmark import (
     alternate,
@@ -63,7 +62,7 @@ def seconds_a_step(trainer: Any, steps: int, repeats: int) -> list[float]:
 
 def measure_steps(report: Report, backend: str, config: Config, steps: int = 2, repeats: int = 2) -> dict[str, Any]:
     """First call, time, speed and memory of training steps; what is compiled is in the first call."""
-    engine, images = load_backend(backend), random_images(config)
+    engine, images = engine_of(report, backend), random_images(config)
     trainer = engine.make_trainer(config, images, labels_of(config, len(images)), report.device)
     return timed_steps(report, engine, config, trainer, steps, repeats)
 
@@ -93,7 +92,7 @@ def timed_steps(
 
 def limit(report: Report, backend: str, config: Config) -> dict[str, Any]:
     """TFLOP/s of a large matrix product and of the network's heaviest convolutions, and GB/s of a large copy."""
-    engine, precision = load_backend(backend), config.train.precision
+    engine, precision = engine_of(report, backend), config.train.precision
     size = 256 if report.rehearse else engine.product_size(report.device)
     batch = config.train.micro_batch or config.train.batch_size
     runs = {f"product {size}": (engine.make_product(size, precision, report.device), 2.0 * size**3)}
@@ -125,7 +124,7 @@ def compile_jax(report: Report, config: Config) -> float:
     from ict_backends.training.step_plan import plan_step
 
     images = random_images(config)
-    trainer = load_backend("jax").make_trainer(config, images, None, report.device)
+    trainer = engine_of(report, "jax").make_trainer(config, images, None, report.device)
     draws = to_device([plan_step(config, i, len(images)) for i in range(trainer.stride)], trainer.mesh, trainer.parts)
     compiled = train_steps.lower(trainer.state, config, draws, trainer.images, None, trainer.mesh).compile()
     return compiled.memory_analysis().temp_size_in_bytes / 2**30
@@ -210,7 +209,7 @@ ORDER = (
 
 def profiled(report: Report, config: Config, name: str, change: Callable[[Any], None], steps: int) -> dict[str, Any]:
     """The figures of a variant, and where the time of its steps goes."""
-    engine, images = load_backend("torch"), random_images(config)
+    engine, images = engine_of(report, "torch"), random_images(config)
     trainer = engine.make_trainer(config, images, labels_of(config, len(images)), report.device)
     change(trainer)
     values = timed_steps(report, engine, config, trainer, steps)
@@ -321,7 +320,7 @@ def attention(report: Report) -> dict[str, Any]:
 def sampling(report: Report) -> None:
     """50,000 images of the paper's network in one step, into a file."""
     num = 16 if report.rehearse else 50_000
-    config, engine = config_of(report, "cifar10"), load_backend("torch")
+    config, engine = config_of(report, "cifar10"), engine_of(report, "torch")
     model = engine.make_model(config, random_arrays(config), report.device)
     report.attempt("50,000 images", lambda: sample(report, model, num))
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu import AFTER_TRAINING, CARRIED, ROOT, Report, records
+from gpu import AFTER_TRAINING, CARRIED, ROOT, Report, engine_of, records
 from gpu_speed import seconds_a_step
 from PIL import Image
 
-from ict_backends import load_backend
 from ict_backends.data.dataset import Dataset, load_data
 from ict_backends.images import to_float, to_uint8
 from ict_backends.measuring.distances import frechet_distance, moments
@@ -51,7 +50,7 @@ def fastest(report: Report) -> tuple[str, bool]:
 def train(report: Report) -> None:
     """As many steps as fit, measured first; pictures, losses by band and the Frechet distance in pixel space."""
     backend, compiles = fastest(report)
-    engine = load_backend(backend)
+    engine = engine_of(report, backend)
     config = replace(load_preset("cifar10-small"), train={"precision": "bf16", "compile": compiles})
     if report.rehearse:
         tiny = {"channels": 8, "channel_mult": (1,), "blocks": 1, "attention_resolutions": ()}

@@ -16,6 +16,7 @@ import torch
 
 from ict_backends.data.dataset import Dataset, load_data
 from ict_backends.torch.batch import make_batch, to_device
+from ict_backends.torch.device import tune_process
 from ict_backends.torch.parallel import Processes, joined
 from ict_backends.torch.state import TrainState, init_state
 from ict_backends.torch.step import StepResult, train_step
@@ -63,6 +64,7 @@ def main(data: str, preset: str, batch_size: int | None, hold: str, steps: int, 
     if batch_size:
         changes["train"] = {"batch_size": batch_size}
     config = build_config(merge([preset_tree(preset), changes]))
+    tune_process("auto")
     with joined("auto") as processes:
         state = init_state(config, processes)
         kinds = {

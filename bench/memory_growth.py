@@ -68,6 +68,7 @@ def watched(after: Callable[..., None], steps: int, in_use: Callable[[], int | N
 def main(backend: str, device: str, steps: int) -> None:
     """What training holds at ten points, and how much more at the last than at the second."""
     engine, config, seen = load_backend(backend), make_config(steps), []
+    engine.tune_process(device)
     dataset = load_data_of(config.data)
     wrapper = watched(Recorder.after, steps, lambda: engine.memory_in_use(device), seen)
     with tempfile.TemporaryDirectory(prefix="ict-growth-") as folder, mock.patch.object(Recorder, "after", wrapper):

@@ -99,7 +99,9 @@ def main(backend: str, preset: str, assignments: tuple[str, ...], steps: int) ->
     config = make_config(preset, assignments)
     images = random_images(config)
     device = {"torch": "cpu", "jax": "cpu:0"}[backend]  # one of the cores, which are devices of JAX
-    trainer = load_backend(backend).make_trainer(config, images, labels_of(config, len(images)), device)
+    engine = load_backend(backend)
+    engine.tune_process(device)
+    trainer = engine.make_trainer(config, images, labels_of(config, len(images)), device)
     trainer.advance(2)
     times, kinds = {"torch": (torch_times, TORCH), "jax": (jax_times, JAX)}[backend]
     found = by_kind(times(trainer, steps), kinds)

@@ -65,6 +65,7 @@ def plot_example(path: Path) -> None:
 def learn(name: str, config: Config, x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """Train a backend and map points with it, [n, 2]; says how long training took, compilation included."""
     engine = load_backend(name)
+    engine.tune_process("auto")
     with tempfile.TemporaryDirectory(prefix="ict-theory-") as folder:
         path, wall, cpu = Path(folder) / "run", time.perf_counter(), time.process_time()
         mixture.train(engine, config, path)
