@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -38,28 +38,14 @@ def line_chart(
     ys = [_scaled(y, log_y) for s in kept for _, y in s.points]
     if not xs:
         return "<p>Nothing to draw yet.</p>"
-    x_range, y_range = _padded(min(0.0, *xs), max(xs), 0.0), _padded(min(ys), max(ys), 0.05)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_range[0]) / (x_range[1] - x_range[0])
-        up = (_scaled(y, log_y) - y_range[0]) / (y_range[1] - y_range[0])
-        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
-
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(y_label)} over {escape(x_label)}">']
-    for value in _log_ticks(*y_range) if log_y else _ticks(*y_range):
-        _, y = place(x_range[0], value)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    for tick in _ticks(*x_range):
-        x, _ = place(tick, kept_y := 10 ** y_range[0] if log_y else y_range[0])
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
-    for mark in marks:
-        if x_range[0] <= mark.x <= x_range[1]:
-            x, _ = place(mark.x, kept_y)
-            parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-            parts.append(f'<text class="mark" x="{x + 3:.1f}" y="{_TOP - 8}">{escape(mark.label)}</text>')
+    axes = _Axes(_padded(min(0.0, *xs), max(xs), 0.0), _padded(min(ys), max(ys), 0.05), log_y)
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(y_label)} over {escape(x_label)}">',
+        *_ticks_of(axes),
+        *_mark_lines(axes, marks),
+    ]
     for line in kept:
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in line.points))
+        path = " ".join(f"{axes.across(x):.1f},{axes.height(y):.1f}" for x, y in line.points)
         parts.append(f'<polyline points="{path}" stroke="{line.color}"><title>{escape(line.name)}</title></polyline>')
     parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(
@@ -69,6 +55,51 @@ def line_chart(
         f'<span><i style="background:{s.color}"></i>{escape(s.name)}</span>' for s in kept if len(kept) > 1
     )
     return "".join(parts) + f'</svg><div class="legend">{legend}</div>'
+
+
+class _Axes(NamedTuple):
+    """The ranges of a chart, and where its values lie on the page.
+
+    Attributes:
+        x_range: the smallest and the largest value across.
+        y_range: the same for the heights, in powers of ten where `log_y` is true.
+        log_y: True if heights are logarithmic.
+    """
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    log_y: bool
+
+    def across(self, x: float) -> float:
+        """The horizontal place of a value, from the left edge of the picture."""
+        low, high = self.x_range
+        return _LEFT + (x - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def height(self, y: float) -> float:
+        """The vertical place of a value, from the top edge of the picture."""
+        low, high = self.y_range
+        return _HEIGHT - _BOTTOM - (_scaled(y, self.log_y) - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _ticks_of(axes: _Axes) -> Iterator[str]:
+    """The grid's lines and the numbers of both axes."""
+    for value in _log_ticks(*axes.y_range) if axes.log_y else _ticks(*axes.y_range):
+        y = axes.height(value)
+        yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+    for tick in _ticks(*axes.x_range):
+        x = axes.across(tick)
+        yield f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{tick:g}</text>'
+
+
+def _mark_lines(axes: _Axes, marks: Sequence[Mark]) -> Iterator[str]:
+    """The marks that lie within the chart."""
+    low, high = axes.x_range
+    for mark in marks:
+        if low <= mark.x <= high:
+            x = axes.across(mark.x)
+            yield f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+            yield f'<text class="mark" x="{x + 3:.1f}" y="{_TOP - 8}">{escape(mark.label)}</text>'
 
 
 def _drawable(point: tuple[float, float], log_y: bool) -> bool:
