@@ -1,5 +1,7 @@
 """The JAX backend."""
 
+from typing import TYPE_CHECKING
+
 from ict_backends.jax.bench import (
     copy_size,
     device_name,
@@ -18,6 +20,13 @@ from ict_backends.jax.parallel import joined
 from ict_backends.jax.sample import LoadedModel, load_model
 from ict_backends.jax.train import train
 from ict_backends.jax.weights import read_arrays
+
+if TYPE_CHECKING:  # the type checker compares this package with the contract
+    import ict_backends.jax as this_package
+    from ict_backends.jax.parallel import Processes
+    from ict_backends.protocols import Backend
+
+    backend: Backend[Processes, LoadedModel] = this_package
 
 __all__ = [
     "LoadedModel",

@@ -1,5 +1,7 @@
 """The torch backend."""
 
+from typing import TYPE_CHECKING
+
 from ict_backends.torch.bench import (
     copy_size,
     device_name,
@@ -18,6 +20,13 @@ from ict_backends.torch.parallel import joined
 from ict_backends.torch.sample import LoadedModel, load_model
 from ict_backends.torch.train import train
 from ict_backends.torch.weights import read_arrays
+
+if TYPE_CHECKING:  # the type checker compares this package with the contract
+    import ict_backends.torch as this_package
+    from ict_backends.protocols import Backend
+    from ict_backends.torch.parallel import Processes
+
+    backend: Backend[Processes, LoadedModel] = this_package
 
 __all__ = [
     "LoadedModel",

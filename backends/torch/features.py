@@ -31,7 +31,7 @@ def _quiet() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class FeatureNetwork:
+class LoadedFeatures:
     """A feature network. It is given uint8 RGB images [b, 3, h, w]; grey ones are repeated.
 
     Attributes:
@@ -72,7 +72,7 @@ class FeatureNetwork:
         return found.float().cpu().numpy()
 
 
-def load_features(path: Path, *, device: str = "auto") -> FeatureNetwork:
+def load_features(path: Path, *, device: str = "auto") -> LoadedFeatures:
     """A feature network from its file: TorchScript, or torch.export's where it ends in .pt2.
 
     One that takes `return_features` and `no_output_bias`, as the field's Inception network of 2015-12-05 does, is asked
@@ -89,7 +89,7 @@ def load_features(path: Path, *, device: str = "auto") -> FeatureNetwork:
     try:
         with _quiet():
             if path.suffix == ".pt2":
-                return FeatureNetwork(
+                return LoadedFeatures(
                     path.name, digest, False, torch.export.load(path).module().to(where), where, False
                 )
             module = torch.jit.load(path, map_location=where).eval()
@@ -97,4 +97,4 @@ def load_features(path: Path, *, device: str = "auto") -> FeatureNetwork:
         raise CheckpointError(f"--features {path} is neither TorchScript nor, as a .pt2, of torch.export") from error
     names = {argument.name for argument in module.forward.schema.arguments}
     flags = {"return_features", "no_output_bias"} <= names
-    return FeatureNetwork(path.name, digest, flags, module, where, flags)
+    return LoadedFeatures(path.name, digest, flags, module, where, flags)

@@ -75,7 +75,7 @@ ASYMMETRIES = {
     ("dispatch.py", "jax", "train_step_in_parts"): "several steps are compiled into one dispatch",
     ("dispatch.py", "jax", "train_steps"): "several steps are compiled into one dispatch",
     ("train.py", "jax", "report_first_call"): "several steps are compiled into one dispatch",
-    ("features.py", "torch", "FeatureNetwork"): "the field's feature networks are torch's files",
+    ("features.py", "torch", "LoadedFeatures"): "the field's feature networks are torch's files",
     ("features.py", "torch", "load_features"): "the field's feature networks are torch's files",
 }
 
