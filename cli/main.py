@@ -52,13 +52,13 @@ def ict() -> None:
 
     Start with `ict train --preset digits`, then `ict sample RUN --out samples.png`.
     """
+    from ict_backends.console import show_on_stderr
+
+    show_on_stderr()
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, 1 for data, checkpoints and disks, 2 for usage, 130 when interrupted."""
-    from ict_backends.console import show_on_stderr
-
-    show_on_stderr()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _exit(ict.main(args=arguments, prog_name="ict", standalone_mode=False) or 0)
