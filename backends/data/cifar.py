@@ -52,7 +52,7 @@ def find_cifar(names: Sequence[str]) -> CifarFiles | None:
     for kind in _KINDS:
         anchor = kind.batches[0] if len(kind.batches) > 1 else kind.meta
         folders = [n.removesuffix(anchor) for n in names if n.rpartition("/")[2] == anchor]
-        if len(folders) != 1 or len(names) > 20:  # a set of images may have a file `meta`
+        if len(folders) != 1 or len(names) > 20:  # a folder of images may have a file `meta`, too
             continue
         batches = [folders[0] + name for name in kind.batches]
         if not set(batches) & set(names):
@@ -130,7 +130,7 @@ class _PickledArray:
         self.state = state
 
     def bytes_of(self, where: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
-        """The array, of this shape and uint8. Raises DataError where the pickle has another one."""
+        """The array as uint8 of this shape, [n, m]. Raises DataError where the pickled array is another one."""
         match self.state:
             case (int(), tuple(dims), _PickledDtype(code=b"u1" | "u1"), False | 0, bytes(raw)) if (
                 dims == shape and len(raw) == shape[0] * shape[1]

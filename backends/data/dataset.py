@@ -20,7 +20,7 @@ from ict_core.config import DataConfig
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-# Sets with more images, or larger files, than these are decoded once, into the cache.
+# A set with more images, or more bytes of files, than these is decoded only once, into the cache.
 CACHED_IMAGES, CACHED_BYTES = 2000, 2**26
 _KINDS = (
     "a folder of images, a .zip or .tar (.gz, .xz, .bz2) of one, an .npz, .npy or .parquet file, "
@@ -160,7 +160,7 @@ def _find_in_folder(folder: Path) -> Located:
     if parquets and not listing.images:
         return located(parquets, "parquet", lambda: parquet.open_parquet(folder, [folder / name for name in parquets]))
     used = [*listing.images, *filter(None, [listing.labels_file])]
-    note = f"folder {sorted(listing.folders)}"  # a class without images is an error
+    note = f"folder {sorted(listing.folders)}"  # empty folders count, since a class without images is an error
     return located(used, note, lambda: folder_zip.open_folder(folder, listing))
 
 

@@ -117,7 +117,7 @@ class DecodingProcesses:
             worker.process.wait()
 
     def decode(self, chunk: Chunk) -> list[tuple[int, Decoded]]:
-        """Call `decode_chunk` in one of the processes; return what it returns there, or raise what it raises."""
+        """Call `decode_chunk` in one of the processes; return its result, or raise its error, here."""
         worker = self._idle.get()
         try:
             pickle.dump(chunk, worker.chunks, protocol=5)

@@ -17,7 +17,7 @@ from ict_backends.data.zips import check_directory
 from ict_backends.errors import DataError
 
 _CHANNELS = (1, 3)
-# The names of an array of images, the first one that a file has counts.
+# The names that an array of images can have; the first one that a file has counts.
 IMAGE_ARRAYS = ("images", "arr_0")
 # A file of more than LARGE bytes is read in pieces of about _PIECE bytes. An array of more than LARGE bytes that was
 # packed to less than 1 / _PACKED of its size is refused: it may be meant to fill the memory.
@@ -93,7 +93,7 @@ def open_array(path: Path) -> Source:
     name = _images_name(path)
     with _open_member(path, name) as file:
         shape = _read_shape(path, file)
-    to_nchw(path, np.empty((min(1, shape[0]), *shape[1:]), dtype=np.uint8))  # is it a shape of images?
+    to_nchw(path, np.empty((min(1, shape[0]), *shape[1:]), dtype=np.uint8))  # raises if it is no shape of images
     labels, classes = _labels_and_classes(path, shape[0]) if name else (None, ())
     step = max(1, _PIECE // int(np.prod(shape[1:])))
 

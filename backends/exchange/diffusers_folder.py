@@ -35,7 +35,7 @@ _WEIGHTS = "unet/diffusion_pytorch_model"
 
 
 def write_diffusers(arrays: Arrays, config: Config, out: Path) -> None:
-    """Write a network's weights as the folder of a pipeline, whole or not at all.
+    """Write a network's weights as the folder of a pipeline, which is there whole or not at all.
 
     Args:
         arrays: the weights, by our names.

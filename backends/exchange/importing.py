@@ -16,8 +16,8 @@ from ict_backends.runs.folder import RunDir, create_run
 from ict_core import ADMConfig, Config, NCSNppConfig, karras_sigmas
 from ict_core.settings import Tree, build_config
 
-# What the authors' command lines (scripts/launch.sh of openai/consistency_models) set for the models that they
-# released; the rest are defaults of their code.
+# The settings in the authors' command lines (scripts/launch.sh of openai/consistency_models) for the models that they
+# released; all other settings are the defaults of their code.
 _IMAGENET64: Tree = {
     "data": {"shape": [3, 64, 64], "source": "unknown"},
     "network": {"family": "adm", "scale_shift": True, "dropout": 0.0, "dropout_resolution": 0, "num_classes": 1000},
@@ -33,7 +33,8 @@ _LSUN256: Tree = {
         "dropout_resolution": 0,
     },
 }
-# The released CIFAR-10 models: the defaults of NCSN++, but for the scale of original consistency training.
+# The released CIFAR-10 models: the defaults of NCSN++, except for the embedding scale of original consistency
+# training and the dropout.
 RELEASED_CIFAR10: Tree = {
     "data": {"shape": [3, 32, 32], "source": "unknown"},
     "network": {"embedding_scale": 16.0, "dropout": 0.0},

@@ -90,7 +90,7 @@ def check_sink(out: Path, recipe: Mapping[str, object]) -> None:
         return
     known = _read(folder / _MANIFEST)
     if known is None:
-        # A file with the manifest's name in its own is about to become the manifest: another process writes it.
+        # A hidden file with the manifest's name in its own becomes the manifest when another process has written it.
         names = {path.name for path in folder.iterdir()} - {_MANIFEST}
         if any(not name.startswith(f".{_MANIFEST}.") for name in names):
             raise UsageError(f"--out {out} is not an empty folder; choose another one")
