@@ -1,4 +1,4 @@
-"""The backends, and the rooms that they share: `load_backend(name)` gives one; all else is NumPy in, NumPy out."""
+"""The backends, which `load_backend` returns, and the packages that they share, which take and return NumPy arrays."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ict_backends.errors import UsageError
 if TYPE_CHECKING:
     from ict_backends.protocols import Backend, FeatureNetwork
 
-# The frameworks that each backend needs, under the names that Python imports them by.
+# The frameworks that each backend needs, by their import names.
 BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 
 
 def load_backend(name: str) -> Backend[Any, Any]:
-    """A backend, whose members `ict_backends.protocols.Backend` describes.
+    """Return a backend: a package with the members that `ict_backends.protocols.Backend` describes.
 
     Args:
         name: a key of `BACKENDS`.
 
     Raises:
-        UsageError: the name is unknown, or the framework is not installed (naming the extra that installs it).
+        UsageError: the name is unknown, or its framework is not installed (the message names the extra to install).
     """
     if name not in BACKENDS:
         raise UsageError(f"unknown backend {name!r}; there are {', '.join(BACKENDS)}")
@@ -35,13 +35,17 @@ def load_backend(name: str) -> Backend[Any, Any]:
 
 
 def load_features(path: Path, *, device: str = "auto") -> FeatureNetwork:
-    """The feature network of a file of torch's, whichever backend draws the samples.
+    """Load the feature network of a TorchScript or torch.export file; torch reads it for every backend.
+
+    Args:
+        path: the file.
+        device: "auto", or a device's name in torch, such as "cpu" or "cuda:1".
 
     Raises:
-        CheckpointError: it is neither TorchScript nor a .pt2 file of torch.export.
+        CheckpointError: the file is neither TorchScript nor a .pt2 file of torch.export.
         UsageError: torch is not installed, or there is no such device.
     """
-    load_backend("torch")  # with one line where it is not installed
+    load_backend("torch")  # raises the one-line error where torch is not installed
     features = importlib.import_module("ict_backends.torch.features")
     return cast("FeatureNetwork", features.load_features(path, device=device))
 

@@ -1,7 +1,7 @@
-"""What commands show of what library code does: messages by way of `logging`, and progress bars.
+"""Messages and progress bars: library code calls for them, and commands show them.
 
-Nothing is shown before a command has called `show_on_stderr`. Who imports these packages gets their messages from the
-logger "ict_backends", as from any other library.
+Nothing is shown before a command has called `show_on_stderr`. A program that imports these packages gets their messages
+from the logger "ict_backends", as from any other library.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _logger = logging.getLogger("ict_backends")
 
 
 def say(text: str) -> None:
-    """Log what a user wants to know of a run that goes well."""
+    """Log a message about work that goes well."""
     _logger.info(text)
 
 
 def warn(text: str) -> None:
-    """Log something that went wrong and does not end the work."""
+    """Log a problem that does not end the work."""
     _logger.warning(text)
 
 
 class _Stderr(logging.Handler):
-    """Writes each message as a line on the error stream, above the progress bars."""
+    """A handler that writes each message as a line on the error stream, above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -40,7 +40,7 @@ _stderr = _Stderr()
 
 
 def show_on_stderr() -> None:
-    """Show messages and progress bars on the error stream from now on; a command calls this by name."""
+    """Show messages and progress bars on the error stream from now on; only commands call this."""
     _logger.addHandler(_stderr)
     _logger.setLevel(logging.INFO)
     _logger.propagate = False
@@ -51,8 +51,8 @@ def progress_bar(total: int, *, disable: bool = False, **settings: Any) -> tqdm[
 
     Args:
         total: the number of units, >= 0.
-        disable: show nothing there either.
-        settings: of tqdm.
+        disable: show nothing in any case.
+        settings: further arguments of tqdm.
     """
     from tqdm import tqdm
 

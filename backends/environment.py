@@ -15,7 +15,7 @@ def available_cores() -> int:
 
 
 def local_rank() -> int | None:
-    """The number of this process on its machine, >= 0, from LOCAL_RANK, as torchrun sets it; None where it is not set.
+    """The number of this process on its machine, >= 0, from LOCAL_RANK, as torchrun sets it; None where it is unset.
 
     Raises:
         UsageError: LOCAL_RANK is not a number >= 0.
@@ -32,7 +32,7 @@ def share_of_work() -> tuple[int, int]:
     """(rank, world size) from RANK and WORLD_SIZE, as torchrun sets them; (0, 1) where neither is set.
 
     Raises:
-        UsageError: only one of them is set, or they are not integers with 0 <= RANK < WORLD_SIZE.
+        UsageError: only one of the variables is set, or they are not integers with 0 <= RANK < WORLD_SIZE.
     """
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if rank is None and size is None:
@@ -49,7 +49,7 @@ _at_once = False
 
 
 def leave_at_once() -> None:
-    """Let the command end without the exit handlers of libraries, which could wait for a process that is gone."""
+    """Make the command end without the exit handlers of libraries, which could wait for a process that is gone."""
     global _at_once
     _at_once = True
 
@@ -63,7 +63,7 @@ def check_rendezvous() -> str:
     """HOST:PORT where the processes meet, from MASTER_ADDR and MASTER_PORT, as torchrun sets them.
 
     Raises:
-        UsageError: one of them is not set, or the port is not in 1..65535.
+        UsageError: one of the variables is not set, or the port is not in 1..65535.
     """
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not host or port is None or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -76,12 +76,12 @@ def check_rendezvous() -> str:
 
 
 def leave(wait: Callable[[], object]) -> None:
-    """Wait for the other processes before leaving, since one that left would cut off their last exchange.
+    """Wait for the other processes before this one ends, since its end would cut off their last exchange.
 
-    If another process is gone already, that is no error any more.
+    It is no error if another process is gone already.
 
     Args:
-        wait: returns when every process has called it; raises RuntimeError where one is gone.
+        wait: returns when every process has called it; raises RuntimeError where a process is gone.
     """
     with contextlib.suppress(RuntimeError):
         wait()

@@ -1,12 +1,12 @@
-"""What can go wrong that is not a fault of the software: each message is one line for the user."""
+"""Errors that are not a fault of the software: each message is one line for the user."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something about the data, a checkpoint, the disk or the run; the command line exits with 1.
+    """A problem with the data, a checkpoint, the disk or the run; the command line exits with 1.
 
-    Line breaks and other control characters, which names of files can have, become spaces.
+    Line breaks and other control characters in the message, which file names can contain, become spaces.
     """
 
     exit_code = 1
@@ -16,13 +16,13 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """Something about what was asked for; the command line exits with 2."""
+    """A problem with what was asked for; the command line exits with 2."""
 
     exit_code = 2
 
 
 class LostProcessError(UserError):
-    """One of the processes that train together has ended; nothing may wait for it any more."""
+    """One of the processes that train together has ended; the others must not wait for it any more."""
 
     def __init__(self, rank: int, world: int, reason: str) -> None:
         super().__init__(
@@ -32,7 +32,7 @@ class LostProcessError(UserError):
 
 
 class OutOfMemoryError(UserError):
-    """More than the device holds; a smaller batch may fit."""
+    """Work that needs more memory than the device has; a smaller batch may fit."""
 
 
 class DataError(UserError):
@@ -44,4 +44,4 @@ class CheckpointError(UserError):
 
 
 class NonFiniteError(UserError):
-    """Training that has left the finite numbers."""
+    """Training or weights with a NaN or an infinity."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Reading and writing files and folders so that each is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from typing import IO
 
 import platformdirs
 
-# Bytes of a file that is read at once.
+# The most bytes of a file that is read at once.
 _SMALL = 2**18
 
 
 def cache_folder() -> Path:
-    """The folder of the operating system for what can be made again: on Linux $XDG_CACHE_HOME/ict or ~/.cache/ict."""
+    """The user's folder for files that can be made again: on Linux $XDG_CACHE_HOME/ict or ~/.cache/ict."""
     return Path(platformdirs.user_cache_dir("ict", appauthor=False))
 
 
 def file_sha256(path: Path) -> str:
-    """The hexadecimal sha256 of a file, which is read piece by piece. Raises OSError."""
+    """The hexadecimal sha256 of a file, read piece by piece. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
-        # The buffer of `file_digest` takes longer to make than a small file to read.
+        # Making the buffer of `file_digest` takes longer than reading a small file.
         if os.fstat(file.fileno()).st_size <= _SMALL:
             return hashlib.sha256(file.read()).hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it and rename it, so that a reader never sees a part of it."""
+    """Write a file under a temporary name beside it and rename it, so that no reader sees only a part of it."""
     with whole_file(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file to write into, renamed to `path` at the end, or removed where the writing failed."""
+    """A context with a temporary file to write into, renamed to `path` at the end, or removed where writing failed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -54,7 +54,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill, renamed to `path` at the end, or removed where the filling failed."""
+    """A context with a temporary folder to fill, renamed to `path` at the end, or removed where filling it failed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -74,7 +74,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, which a reader sees whole or not at all."""
+    """Remove a folder so that a reader sees it whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)

@@ -1,4 +1,4 @@
-"""Pictures: between uint8 and [-1, 1], into grids, into files."""
+"""Images converted between uint8 and [-1, 1], arranged in grids, and written into files."""
 
 from __future__ import annotations
 
@@ -14,24 +14,35 @@ from PIL import Image
 
 from ict_backends.files import whole_file, write_atomically
 
-# Small pictures are enlarged in grids, so that a person can see them.
+# In grids, small images are enlarged up to this height in pixels, so that a person can see them.
 _VISIBLE = 32
-# Images that are brought from one layout into another at a time.
+# Images that are brought from [c, h, w] into [h, w, c] at a time.
 _TURNED = 256
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]: x / 127.5 - 1."""
+    """Convert uint8 images of any shape to float32 in [-1, 1]: x / 127.5 - 1."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] to uint8, rounded to the nearest; values outside are clipped. The inverse of `to_float`."""
+    """Convert images of any shape in [-1, 1] to uint8, rounded to the nearest: the inverse of `to_float`.
+
+    Values outside of [-1, 1] are clipped.
+    """
     return np.clip(np.rint((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
-    """Arrange [n, c, h, w] uint8 in rows, white where there is none: [rows h', columns w', c], enlarged if small."""
+    """Arrange images in rows on white, each with a white line below and to the right, enlarged if they are small.
+
+    Args:
+        images: [n, c, h, w] uint8, n >= 1.
+        columns: images in a row; by default the smallest number for which there are no more rows than columns.
+
+    Returns:
+        [rows * h', columns * w', c] uint8 with h' = scale * (h + 1) and w' = scale * (w + 1), scale >= 1.
+    """
     n, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -43,7 +54,7 @@ def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """The PNG file of [h, w, c] uint8, c = 1 (grey), 3 (RGB) or 4 (RGBA)."""
+    """Encode a picture, [h, w, c] uint8 with c = 1 (grey), 3 (RGB) or 4 (RGBA), as the content of a PNG file."""
     if picture.shape[2] == 1:
         picture = picture[:, :, 0]
     stream = io.BytesIO()
@@ -52,28 +63,36 @@ def encode_png(picture: np.ndarray) -> bytes:
 
 
 def save_grid(path: Path, images: np.ndarray, *, columns: int | None = None) -> None:
-    """Write [n, c, h, w] uint8 as one PNG."""
+    """Write images, [n, c, h, w] uint8, as one PNG file with a `grid`."""
     write_atomically(path, encode_png(grid(images, columns=columns)))
 
 
 def save_folder(path: Path, images: np.ndarray, *, first: int = 0) -> None:
-    """Write [n, c, h, w] uint8 as path/000000.png and so on, counting from `first`."""
+    """Write images, [n, c, h, w] uint8, as path/000000.png and so on, counting from `first`."""
     path.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images, start=first):
         write_atomically(path / f"{i:06d}.png", encode_png(rearrange(image, "c h w -> h w c")))
 
 
 def save_npz(path: Path, images: np.ndarray, labels: np.ndarray | None) -> None:
-    """Write images as `arr_0` [n, h, w, c] uint8 and labels as `arr_1`, as the field's evaluators read them."""
+    """Write images and labels as an .npz file that the evaluators of other projects read.
+
+    Args:
+        images: [n, c, h, w] uint8, written as `arr_0` [n, h, w, c].
+        labels: [n], written as `arr_1`, or None.
+    """
     arrays = {"arr_0": rearrange(images, "n c h w -> n h w c")} | ({} if labels is None else {"arr_1": labels})
     write_atomically(path, encode_npz(**arrays))
 
 
 def save_dataset(path: Path, images: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
-    """Write a data set that `load_data` reads: `images` [n, h, w, c] uint8 and, where there are some, `labels` [n] and
-    `classes`, the names of the labels.
+    """Write a data set as an .npz file that `load_data` reads.
 
-    The images may be a map of a file larger than the memory; they are turned some at a time.
+    Args:
+        images: [n, c, h, w] uint8, written as `images` [n, h, w, c] a few at a time, so that they may be a memory map
+            of a file larger than the memory.
+        labels: [n], written as `labels`, or None.
+        classes: the names of the labels, written as `classes` where there are some.
     """
     n, channels, height, width = images.shape
     with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -90,7 +109,7 @@ def save_dataset(path: Path, images: np.ndarray, labels: np.ndarray | None, clas
 
 
 def encode_npz(**arrays: np.ndarray) -> bytes:
-    """The .npz file of some arrays."""
+    """Encode named arrays as the content of an .npz file."""
     stream = io.BytesIO()
     members: dict[str, Any] = dict(arrays)  # NumPy's stubs take a spread dict's values for its flags too
     np.savez(stream, **members)

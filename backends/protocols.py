@@ -1,7 +1,7 @@
-"""What a backend is: a package with the members of `Backend`, mirrored by `ict_backends.torch` and `ict_backends.jax`.
+"""The contract of a backend: a package with the members of `Backend`, like `ict_backends.torch` and `ict_backends.jax`.
 
-What crosses this border is NumPy: images [b, c, h, w] float32 in [-1, 1], labels [b] integers, and lists and dicts of
-arrays. How a third backend would be written is said in docs/architecture.md.
+Only NumPy crosses this border: images [b, c, h, w] float32 in [-1, 1], labels [b] integers, and lists and dicts of
+arrays. docs/architecture.md says how to write a third backend.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 
 from ict_core import Config
 
-if TYPE_CHECKING:  # the contract names what the rooms hand to a backend, and runs none of their code
+if TYPE_CHECKING:  # types of what other packages hand to a backend; their code is not needed here
     from ict_backends.data.dataset import Dataset
     from ict_backends.networks.cost import Convolution
     from ict_backends.runs.folder import RunDir
 
-# Named arrays: those of a network, as checkpoints have them.
+# The arrays of a network, by their names in checkpoints.
 Arrays = dict[str, np.ndarray]
-# Does something so many times, and waits until it is done.
+# A function that does something a given number of times, and returns when it is done.
 Repeat = Callable[[int], None]
 
 
@@ -31,27 +31,54 @@ class Model(Protocol):
 
     @property
     def config(self) -> Config:
-        """The settings of the run that it is from."""
+        """The settings of the run that the model is from."""
         ...
 
     def network(self, x_in: np.ndarray, c_noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """The free network F: [b, c, h, w] scaled images and [b] log(sigma) / 4 -> [b, c, h, w]."""
+        """Evaluate the free network F.
+
+        Args:
+            x_in: [b, c, h, w] noisy images, scaled to the network's input.
+            c_noise: [b] log(sigma) / 4.
+            labels: [b] classes for a conditional model.
+
+        Returns:
+            [b, c, h, w] float32.
+        """
         ...
 
     def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """The consistency function f: [b, c, h, w] noisy images and their [b] levels -> [b, c, h, w] clean ones."""
+        """Evaluate the consistency function f, which turns noisy images into clean ones.
+
+        Args:
+            x: [b, c, h, w] noisy images.
+            sigma: [b] their noise levels.
+            labels: [b] classes for a conditional model.
+
+        Returns:
+            [b, c, h, w] float32.
+        """
         ...
 
     def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None = None) -> np.ndarray:
-        """Multi-step sampling from given noise: [steps, b, c, h, w] -> [b, c, h, w] in [-1, 1].
+        """Sample images from given noise, in one step or several.
 
-        Raises OutOfMemoryError where the device cannot hold so many images.
+        Args:
+            noises: [steps, b, c, h, w] standard normal noise.
+            sigmas: [steps] falling noise levels.
+            labels: [b] classes for a conditional model.
+
+        Returns:
+            [b, c, h, w] float32 in [-1, 1].
+
+        Raises:
+            OutOfMemoryError: the device cannot hold so many images.
         """
         ...
 
 
 class Processes(Protocol):
-    """The processes that train together, and which of them this is. `Backend.joined` gives it."""
+    """The processes that train together, and the place of this one among them. `Backend.joined` yields it."""
 
     @property
     def rank(self) -> int:
@@ -60,13 +87,13 @@ class Processes(Protocol):
 
     @property
     def world(self) -> int:
-        """How many processes there are, >= 1."""
+        """The number of processes, >= 1."""
         ...
 
     def agree(self, flag: bool) -> bool:
         """True in all processes alike once one of them has passed True; must be called by every process.
 
-        The answer may be that to the call before, so that no device is waited for that has work to do.
+        The answer may be the one to the call before, so that no process waits for a device that has work to do.
         """
         ...
 
@@ -76,35 +103,35 @@ class Processes(Protocol):
 
 
 class Trainer(Protocol):
-    """A training state that is advanced again and again, for measuring. `Backend.make_trainer` gives it."""
+    """A training state that is advanced repeatedly, for measuring. `Backend.make_trainer` returns it."""
 
     @property
     def stride(self) -> int:
-        """Steps of one dispatch, >= 1; only multiples of it can be done."""
+        """The number of steps of one dispatch, >= 1; `advance` takes only multiples of it."""
         ...
 
     @property
     def replicas(self) -> int:
-        """Devices that share a step."""
+        """The number of devices that share a step."""
         ...
 
     @property
     def devices(self) -> int:
-        """Those of the replicas that have a speed limit of their own: the cores of one CPU share theirs."""
+        """The number of replicas with a speed limit of their own: the cores of one CPU share theirs."""
         ...
 
     def advance(self, steps: int) -> np.ndarray:
-        """Do `steps` more steps, a multiple of `stride`, and wait for them: [steps, b] losses."""
+        """Do `steps` more steps, a multiple of `stride`, wait for them, and return the losses, [steps, b]."""
         ...
 
 
 class FeatureNetwork(Protocol):
-    """A network whose features images are compared by. `ict_backends.load_features` gives it.
+    """A network by whose features images are compared. `ict_backends.load_features` returns it.
 
     Attributes:
-        name: of its file.
-        digest: sha256 of its file.
-        has_probabilities: whether `probabilities` can be called.
+        name: the name of its file.
+        digest: the sha256 of its file.
+        has_probabilities: True if `probabilities` can be called.
     """
 
     name: str
@@ -112,11 +139,11 @@ class FeatureNetwork(Protocol):
     has_probabilities: bool
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """[b, c, h, w] uint8 images to [b, d] float32 features."""
+        """The features, [b, d] float32, of images, [b, c, h, w] uint8."""
         ...
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """[b, c, h, w] uint8 images to the probabilities of [b, k] classes, float32."""
+        """The probabilities of k classes, [b, k] float32, for images, [b, c, h, w] uint8."""
         ...
 
 
@@ -125,10 +152,10 @@ AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 class Backend(Protocol[AnyProcesses, AnyModel]):
-    """The members of a backend's package. `load_backend` gives it.
+    """The members of a backend's package. `load_backend` returns it.
 
-    Names of devices are "auto" (accelerators if there are some, else the CPU) or what the framework calls them, such as
-    "cpu" and "cuda:1". A name that is not available raises UsageError wherever it is passed.
+    The name of a device is "auto" (accelerators if there are some, else the CPU) or the framework's name for it, such
+    as "cpu" or "cuda:1". The name of a device that is not available raises UsageError wherever it is passed.
     """
 
     # --- training and sampling
@@ -146,31 +173,40 @@ class Backend(Protocol[AnyProcesses, AnyModel]):
         """Train to `config.train.total_steps`, leaving metrics, sample pictures and checkpoints in the run's folder.
 
         Args:
-            dataset: images [n, c, h, w] uint8 of `config.data.shape`, and labels where the network is conditional.
-            processes: those that `joined` gave; by default they are joined here, on `device`.
-            resume: continue from the newest checkpoint, to the state that an uninterrupted run reaches.
+            dataset: images [n, c, h, w] uint8 with [c, h, w] = `config.data.shape`, and labels [n] where the network is
+                conditional.
+            run: the run's folder.
+            processes: the processes that `joined` yielded; by default they are joined here, on `device`.
+            device: the name of the device.
+            resume: continue from the newest checkpoint, to the same state that an uninterrupted run reaches.
 
         Raises:
-            StoppedError: a signal came, and the state is kept.
-            UsageError, CheckpointError, NonFiniteError: in one line, with the last good checkpoint kept.
+            StoppedError: a signal arrived; the state is saved.
+            UsageError, CheckpointError, NonFiniteError: with a message of one line; the last good checkpoint is kept.
         """
         ...
 
     def load_model(self, path: str | Path, *, weights: str = "ema", device: str = "auto") -> AnyModel:
-        """The model of a run's folder: `weights` are "ema" or "raw" of the newest checkpoint, or "best".
+        """Load the model of a run's folder.
 
-        Raises CheckpointError, in one line, where something is missing, damaged or does not fit.
+        Args:
+            path: the run's folder.
+            weights: "ema" or "raw" for those of the newest checkpoint, or "best".
+            device: the name of the device.
+
+        Raises:
+            CheckpointError: something is missing, damaged or does not fit.
         """
         ...
 
     def make_model(self, config: Config, arrays: Arrays, device: str) -> AnyModel:
-        """The model of these weights. Raises CheckpointError where they do not fit the configuration."""
+        """Make a model of the weights `arrays`. Raises CheckpointError where they do not fit the configuration."""
         ...
 
     def read_arrays(self, path: Path) -> Mapping[str, Any]:
-        """The arrays of a file in the framework's own format, by name or as a tree; code in it is never executed.
+        """Read the arrays of a file in the framework's own format, by name or as a tree of names.
 
-        Raises CheckpointError, in one line, where it cannot be read or holds anything else.
+        Code in the file is never executed. Raises CheckpointError where the file cannot be read or holds anything else.
         """
         ...
 
@@ -179,26 +215,26 @@ class Backend(Protocol[AnyProcesses, AnyModel]):
     def tune_process(self, device: str) -> None:
         """Set up this process for speed on a device: allocator, compile cache, number of devices.
 
-        Commands call it before anything else of the backend; nothing calls it at import.
+        Commands call it before anything else of the backend; importing a backend does not call it.
         """
         ...
 
     def joined(self, name: str) -> AbstractContextManager[AnyProcesses]:
-        """The context in which this process trains together with those that RANK, WORLD_SIZE, ... tell of.
+        """A context in which this process trains together with the others, as RANK, WORLD_SIZE, ... describe them.
 
         Raises:
             UsageError: the variables are incomplete.
             UserError: the processes do not find each other.
-            LostProcessError: one of them ends before its time.
+            LostProcessError: a process ends before its time.
         """
         ...
 
     def check_device(self, name: str) -> object:
-        """The framework's device or devices of a name. Raises UsageError where they are not available."""
+        """The framework's device or devices with this name. Raises UsageError where they are not available."""
         ...
 
     def describe_device(self, name: str) -> str:
-        """The framework, its version and the device in words: "torch 2.13.0 on cpu"."""
+        """The framework, its version and the device in words, such as "torch 2.13.0 on cpu"."""
         ...
 
     def device_name(self, device: str) -> str:
@@ -212,15 +248,15 @@ class Backend(Protocol[AnyProcesses, AnyModel]):
     # --- measuring speed and memory
 
     def make_trainer(self, config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> Trainer:
-        """The state before the first step, with images [n, c, h, w] uint8 and labels [n] on the devices."""
+        """A trainer before the first step, with images [n, c, h, w] uint8 and labels [n] on its devices."""
         ...
 
     def make_forward(self, model: AnyModel, batch: int, labels: np.ndarray | None) -> Repeat:
-        """A function that evaluates the consistency function `n` times, on [batch, ...] noise on the device."""
+        """A function that evaluates the consistency function `n` times, on noise [batch, c, h, w] on the device."""
         ...
 
     def product_size(self, device: str) -> int:
-        """The side of a square matrix product that saturates the device."""
+        """The side of square matrices whose product saturates the device."""
         ...
 
     def make_product(self, size: int, precision: str, device: str) -> Repeat:
@@ -228,11 +264,11 @@ class Backend(Protocol[AnyProcesses, AnyModel]):
         ...
 
     def make_convolution(self, shape: Convolution, batch: int, precision: str, device: str) -> Repeat:
-        """A function that does a convolution of the network, of stride 1 and forward only, `n` times."""
+        """A function that does one of the network's convolutions, with stride 1 and forward only, `n` times."""
         ...
 
     def copy_size(self, device: str) -> int:
-        """Bytes of an array that is several times larger than any cache of the device."""
+        """The size in bytes of an array that is several times larger than any cache of the device."""
         ...
 
     def make_copy(self, size: int, device: str) -> Repeat:
@@ -240,9 +276,9 @@ class Backend(Protocol[AnyProcesses, AnyModel]):
         ...
 
     def peak_memory(self, device: str) -> tuple[int, str] | None:
-        """The most bytes held on the device since `make_trainer`, and what they are; None where it is not known."""
+        """The most bytes held on the device since `make_trainer`, and who holds them, in words; None where unknown."""
         ...
 
     def memory_in_use(self, device: str) -> int | None:
-        """Bytes that arrays hold on the device now; None where it is not known."""
+        """The number of bytes that arrays hold on the device now; None where unknown."""
         ...

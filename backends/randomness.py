@@ -1,4 +1,4 @@
-"""Host randomness: every stream is a function of its key, so nothing has to be saved to repeat it."""
+"""Random numbers of the host: every stream is a function of its key, so nothing has to be saved to repeat it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ def _philox(stream: int, seed: int, index: int) -> np.random.Generator:
 
 
 def step_generator(seed: int, step: int) -> np.random.Generator:
-    """The host generator of one training step."""
+    """The host's random generator for one training step."""
     return _philox(_STEP, seed, step)
 
 
 @lru_cache(maxsize=2)
 def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """[count] the order of the images in one epoch."""
+    """The order of the images in one epoch: their numbers, [count] int64."""
     return _philox(_EPOCH, seed, epoch).permutation(count)
 
 
 def batch_indices(seed: int, step: int, batch: int, count: int) -> np.ndarray:
-    """[batch] the images of one step: epochs without replacement, one after the other, as a function of the step."""
+    """The numbers of the images of one step, [batch] int64, as a function of the step.
+
+    Epochs of `count` images follow one after the other, each a permutation.
+    """
     position = np.arange(step * batch, (step + 1) * batch)
     epoch, within = np.divmod(position, count)
     return np.concatenate([epoch_permutation(seed, int(e), count)[within[epoch == e]] for e in np.unique(epoch)])
 
 
 def image_noises(seed: int, indices: Sequence[int], steps: int, shape: Sequence[int]) -> np.ndarray:
-    """Sampling noise: [steps, b, *shape] float32, each image's a function of (seed, its index) alone.
+    """Sampling noise, [steps, b, *shape] float32: that of each image is a function of (seed, its index) only.
 
     The noise of the first step does not depend on how many steps follow.
     """
@@ -43,5 +46,5 @@ def image_noises(seed: int, indices: Sequence[int], steps: int, shape: Sequence[
 
 
 def image_labels(seed: int, indices: Sequence[int], classes: int) -> np.ndarray:
-    """[b] int64 random classes, each image's a function of (seed, its index) alone."""
+    """Random classes in 0..classes-1, [b] int64: that of each image is a function of (seed, its index) only."""
     return np.array([_philox(_LABEL, seed, i).integers(classes) for i in indices], dtype=np.int64)

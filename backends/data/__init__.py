@@ -1,1 +1,1 @@
-"""Images from wherever they are to uint8 arrays: readers, decoding, the cache, what is in a set."""
+"""Data sets as uint8 arrays: readers of all formats, decoding, the cache, and inspection."""

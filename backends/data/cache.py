@@ -1,7 +1,7 @@
-"""Decoded images on disk, so that a large set is decoded once.
+"""Decoded images on disk, so that a large set is decoded only once.
 
-CACHE/data-KEY.npy holds the images [n, c, h, w] uint8, which are mapped and not read; CACHE/data-KEY.npz their labels,
-the names of classes, and the sha256 of the other file. CACHE is $XDG_CACHE_HOME/ict, or ~/.cache/ict.
+CACHE/data-KEY.npy holds the images [n, c, h, w] uint8, which are mapped into memory; CACHE/data-KEY.npz holds their
+labels, the names of classes, and the sha256 of the other file. CACHE is $XDG_CACHE_HOME/ict, or ~/.cache/ict.
 """
 
 from __future__ import annotations
@@ -26,23 +26,32 @@ from ict_backends.errors import DataError
 from ict_backends.files import cache_folder, file_sha256, write_atomically
 from ict_backends.images import encode_npz
 
-# Of the rules of docs/data.md: with another number, everything is decoded anew.
+# The version of the rules in docs/data.md: with another number, everything is decoded anew.
 _RULES = 1
 _DAY = 24 * 3600
 # Files that one thread hashes at a time.
 _FILES = 256
 
+# Images [n, c, h, w] uint8, labels [n] int64 or None, and the names of classes.
 Cached = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
 
 
 def content_key(files: Sequence[tuple[str, Path]], note: str) -> str:
     """A key of the names and the content of files, and of a note.
 
-    To read all the files takes a part of the time of decoding them. Names, sizes and times of change would take less,
-    but they stay the same where a tool copies one image over another and keeps the times, and then a run would be
-    trained on images that are not there any more. Who has millions of files packs them: then there is one to read.
+    Reading all the files takes only a part of the time that decoding them takes. Names, sizes and times of change could
+    be read faster, but they stay the same where a tool copies one image over another and keeps the times; a run would
+    then be trained on images that are no longer there. A set of millions of files is better packed into one.
 
-    Raises OSError.
+    Args:
+        files: (name, path) of each file.
+        note: everything else that the decoded images depend on.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        OSError: a file cannot be read.
     """
     parts = [files[i : i + _FILES] for i in range(0, len(files), _FILES)]
     key = hashlib.sha256(f"{_RULES} {note}".encode(errors="surrogateescape"))
@@ -60,15 +69,18 @@ def _content_lines(files: Sequence[tuple[str, Path]]) -> bytes:
 def _file_digest(path: Path) -> str:
     try:
         status = path.stat()
-    except FileNotFoundError:  # its absence is noticed where the image is read
+    except FileNotFoundError:  # the reader of the image reports its absence
         return "none"
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for its writer
         return "none"
     return file_sha256(path)
 
 
 def read_cached(key: str) -> Cached | None:
-    """Images [n, c, h, w] as a read-only map, labels and names of classes; None where they are not there or damaged."""
+    """Read what `Room.keep` wrote: the images [n, c, h, w] uint8 as a read-only map, labels and names of classes.
+
+    Returns None where the cache has nothing under this key, or something damaged.
+    """
     images_file, labels_file = _paths(key)
     try:
         if not images_file.is_file():
@@ -89,10 +101,10 @@ def _paths(key: str) -> tuple[Path, Path]:
 class Room:
     """A context with room for the images of a set while they are decoded: memory, or a file that the cache then keeps.
 
-    Where the file cannot be made, or has no room, it is memory too, with a warning.
+    Where the file cannot be made, or the disk is full, memory is used instead, with a warning.
 
     Args:
-        key: of the content; None for memory.
+        key: the key of the set in the cache; None for memory.
     """
 
     def __init__(self, key: str | None) -> None:
@@ -106,7 +118,10 @@ class Room:
         self._drop()
 
     def allocate(self, shape: Sequence[int]) -> np.ndarray:
-        """An array of uint8 to fill. Where one was given before, its content stays as long as it is referred to."""
+        """Return an array of uint8 of this shape, to be filled.
+
+        The array of an earlier call keeps its content as long as something refers to it.
+        """
         self._drop()
         if self._key is None:
             return np.empty(shape, dtype=np.uint8)
@@ -122,16 +137,21 @@ class Room:
             return np.empty(shape, dtype=np.uint8)
 
     def keep(self, images: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...]) -> Cached:
-        """The same, from the cache where they were put there.
+        """Put the set into the cache and return it from there; where there is no cache, return the arguments.
 
-        Processes that do so at once write the same, each a file of its own that is renamed when it is whole.
+        Processes that do this at once write the same content, each to a file of its own, renamed when it is whole.
+
+        Args:
+            images: [n, c, h, w] uint8, the array that `allocate` returned last.
+            labels: [n] int64, or None.
+            classes: the names of the labels.
         """
         if self._key is None or self._file is None:
             return images, labels, classes
         images_file, labels_file = _paths(self._key)
         arrays = {"classes": np.array(classes, dtype=str)} | ({} if labels is None else {"labels": labels})
         try:
-            assert isinstance(images, np.memmap)  # what `allocate` has given
+            assert isinstance(images, np.memmap)  # as `allocate` returned it
             images.flush()
             digest = np.array(_file_digest(self._file))
             self._file.replace(images_file)
@@ -155,15 +175,16 @@ class Room:
 
 
 def _sweep() -> None:
-    """Take away what processes that were killed have left unfinished."""
+    """Remove unfinished files, a day old, of processes that were killed."""
     for path in cache_folder().glob(".data-*.tmp"):
         if time.time() - path.stat().st_mtime > _DAY:
             path.unlink(missing_ok=True)
 
 
 def _mapped(path: Path, shape: Sequence[int]) -> np.ndarray:
-    """A new .npy file as an array. Raises OSError where the disk has no room for all of it: to write into a map without
-    room would end the process.
+    """Create an .npy file and map it as an array of uint8.
+
+    Raises OSError where the disk has no room for the whole file: writing into the map would then end the process.
     """
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=tuple(shape))
     size = path.stat().st_size

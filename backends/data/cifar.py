@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as their authors hand them out: pickles, read without running anything that is in them."""
+"""CIFAR-10 and CIFAR-100 as their authors publish them: pickles, read without running any code in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ _PIXELS = 3 * 32 * 32
 
 
 class _Kind(NamedTuple):
-    """Files of a set: of training images, of names; and the keys of the classes and of their names."""
+    """The file names of a set and the keys in its pickles.
+
+    Attributes:
+        batches: the names of the files of training images.
+        meta: the name of the file with the names of classes.
+        labels: the key of the labels in a batch.
+        names: the key of the names of classes in `meta`.
+    """
 
     batches: tuple[str, ...]
     meta: str
@@ -33,7 +40,7 @@ _KINDS = (
 
 
 class CifarFiles(NamedTuple):
-    """Where the training batches of a set are: names in a folder or an archive."""
+    """The names of a set's files in a folder or an archive; `meta` is None where there are no names of classes."""
 
     kind: _Kind
     batches: list[str]
@@ -41,11 +48,11 @@ class CifarFiles(NamedTuple):
 
 
 def find_cifar(names: Sequence[str]) -> CifarFiles | None:
-    """The training batches among the names a/b/c of files; None where they are of something else."""
+    """Find the training batches of CIFAR among the names a/b/c of files; None where there are none."""
     for kind in _KINDS:
         anchor = kind.batches[0] if len(kind.batches) > 1 else kind.meta
         folders = [n.removesuffix(anchor) for n in names if n.rpartition("/")[2] == anchor]
-        if len(folders) != 1 or len(names) > 20:  # a set of images may have a file `meta`
+        if len(folders) != 1 or len(names) > 20:  # a folder of images may have a file `meta`, too
             continue
         batches = [folders[0] + name for name in kind.batches]
         if not set(batches) & set(names):
@@ -56,7 +63,7 @@ def find_cifar(names: Sequence[str]) -> CifarFiles | None:
 
 
 def open_cifar_folder(folder: Path, files: CifarFiles) -> Source:
-    """The training images of an unpacked set, in the order of the batches."""
+    """Open the training images of an unpacked set, in the order of the batches. Raises DataError if damaged."""
 
     def read(name: str) -> bytes:
         path = folder / name
@@ -68,7 +75,10 @@ def open_cifar_folder(folder: Path, files: CifarFiles) -> Source:
 
 
 def open_cifar_tar(path: Path, files: CifarFiles) -> Source:
-    """The training images of `cifar-10-python.tar.gz` or such, in the order of the batches."""
+    """Open the training images of a file like `cifar-10-python.tar.gz`, in the order of the batches.
+
+    Raises DataError where the file is damaged.
+    """
     wanted = {*files.batches, files.meta}
     members = tar_members(path)
     content = {n: read_tar_file(path, n, info, file) for n, info, file in members if file and n in wanted}
@@ -92,7 +102,7 @@ def _open(where: Path, files: CifarFiles, read: Callable[[str], bytes]) -> Sourc
 
 
 def _batch(where: Path, name: str, content: bytes, key: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The images [n, 3, 32, 32] uint8 and labels [n] int64 of a batch: rows of planes of R, G, B."""
+    """The images [n, 3, 32, 32] uint8 and labels [n] int64 of a batch, whose rows are planes of R, G, B."""
     members = _unpickle(where, name, content)
     data, labels = members.get(b"data"), members.get(key)
     ok = isinstance(labels, list) and len(labels) > 0 and all(type(i) is int and 0 <= i < 100 for i in labels)
@@ -112,7 +122,7 @@ def _class_names(meta: dict[bytes, Any], kind: _Kind) -> tuple[str, ...]:
 
 
 class _PickledArray:
-    """What a pickle says of an array. NumPy never sees it before it is known to be plain bytes of the right number."""
+    """A stand-in for a pickled array: NumPy gets its bytes only after their type and number are checked."""
 
     state: object = None
 
@@ -120,23 +130,23 @@ class _PickledArray:
         self.state = state
 
     def bytes_of(self, where: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
-        """The array, where it is uint8 of this shape. Raises DataError where not."""
+        """The array as uint8 of this shape, [n, m]. Raises DataError where the pickled array is another one."""
         match self.state:
-            case (int(), tuple(found), _PickledDtype(code=b"u1" | "u1"), False | 0, bytes(raw)) if (
-                found == shape and len(raw) == shape[0] * shape[1]
+            case (int(), tuple(dims), _PickledDtype(code=b"u1" | "u1"), False | 0, bytes(raw)) if (
+                dims == shape and len(raw) == shape[0] * shape[1]
             ):
                 return np.frombuffer(raw, dtype=np.uint8).reshape(shape)
         raise DataError(f"data {where}: `data` of {name} must be {list(shape)} uint8, one row a label")
 
 
 class _PickledDtype:
-    """What a pickle says of a type of numbers."""
+    """A stand-in for a pickled dtype, of which only the code is used."""
 
     def __init__(self, code: object, *_: object) -> None:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        pass  # the order of bytes, of which u1 has but one
+        pass  # the byte order, of which u1 has only one
 
 
 def _reconstruct(*_: object) -> _PickledArray:
@@ -144,7 +154,7 @@ def _reconstruct(*_: object) -> _PickledArray:
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
-    """How Python 3 writes bytes for Python 2."""
+    """Turn text into the bytes that it stands for: Python 3 pickles bytes for Python 2 as Latin-1 text."""
     if not isinstance(text, str) or encoding != "latin1":
         raise pickle.UnpicklingError("bytes are not written so")
     return text.encode("latin1")
@@ -159,9 +169,9 @@ _ALLOWED = {
 }
 
 
-# The one written in Python: the one in C sets aside as much memory as a damaged number asks for.
+# The unpickler written in Python: the one in C allocates as much memory as a damaged length asks for.
 class _Unpickler(pickle._Unpickler):
-    """Builds dicts, lists, bytes, numbers and the stand-ins above; all else is refused."""
+    """An unpickler that builds dicts, lists, bytes, numbers and the stand-ins above, and refuses all else."""
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _ALLOWED:
@@ -170,11 +180,11 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _unpickle(where: Path, name: str, content: bytes) -> dict[bytes, Any]:
-    """The dict of a pickle, its keys as bytes. Raises DataError for all else."""
+    """The dict of a pickle, with its keys as bytes. Raises DataError where the pickle is anything else."""
     try:
-        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        members = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a pickle can make the reader raise anything
         raise DataError(f"data {where}: {name} cannot be read: {str(error) or type(error).__name__}") from error
-    if not isinstance(found, dict):
+    if not isinstance(members, dict):
         raise DataError(f"data {where}: {name} is no batch of CIFAR: it is no dict")
-    return {key.encode() if isinstance(key, str) else key: value for key, value in found.items()}
+    return {key.encode() if isinstance(key, str) else key: value for key, value in members.items()}

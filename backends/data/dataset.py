@@ -1,4 +1,4 @@
-"""Images to train on, from wherever they are: uint8 NCHW, in memory or mapped from the cache (docs/data.md)."""
+"""Data sets of every format as arrays, uint8 NCHW, in memory or mapped from the cache (docs/data.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ict_core.config import DataConfig
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-# Sets with more images, or larger files, than these are decoded once, into the cache.
+# A set with more images, or more bytes of files, than these is decoded only once, into the cache.
 CACHED_IMAGES, CACHED_BYTES = 2000, 2**26
 _KINDS = (
     "a folder of images, a .zip or .tar (.gz, .xz, .bz2) of one, an .npz, .npy or .parquet file, "
@@ -32,9 +32,9 @@ class Dataset(NamedTuple):
     """A set of images.
 
     Attributes:
-        images: [n, c, h, w] uint8; those of a large set may be a read-only map of a file.
-        labels: [n] int64, or None.
-        classes: their names, by label; empty where they have none.
+        images: [n, c, h, w] uint8; for a large set, this may be a read-only map of a file.
+        labels: [n] int64 >= 0, or None.
+        classes: the names of the labels, by number; empty where they have none.
     """
 
     images: np.ndarray
@@ -47,6 +47,7 @@ class Dataset(NamedTuple):
         return self.images.shape[1:]
 
 
+# Turns an image, [c, h, w] uint8, into another one.
 Fit = Callable[[np.ndarray], np.ndarray]
 
 
@@ -56,23 +57,23 @@ def load_data(
     """Read a data set.
 
     Args:
-        source: "digits" for the embedded ones; "hf:NAME" or "hf:NAME:SPLIT"; or a path: docs/data.md says of what.
-        size: height and width to resample all images to; 0 for those that they have.
+        source: "digits" for those of scikit-learn; "hf:NAME" or "hf:NAME:SPLIT"; or a path to a format of docs/data.md.
+        size: height and width in pixels to resample all images to; 0 to keep theirs.
         crop: "center" to take the middle square of each first, or "none".
-        unreadable: takes the names of images that cannot be read, which are then left out; without it they are an
-            error.
-        fit: makes of each image, [c, h, w] uint8, one of the wanted shape; without it all must be alike.
+        unreadable: a list that the names of unreadable images are added to, which are then left out; without it, an
+            unreadable image is an error.
+        fit: turns each image, [c, h, w] uint8, into one of the wanted shape; without it, all must have the same size.
 
     Raises:
-        DataError: in one line, what is missing, empty, unreadable, of mixed sizes or of a wrong type.
+        DataError: the data are missing, empty, unreadable, of mixed sizes or of a wrong type.
         UsageError: the format needs a library that is not installed.
     """
     preparation = Preparation(size, crop)
     try:
-        found = find_data(source)
-        if isinstance(found, Dataset):
-            return _prepare_all(found, preparation, fit)
-        return _load(source, found, preparation, fit, unreadable)
+        data = find_data(source)
+        if isinstance(data, Dataset):
+            return _prepare_all(data, preparation, fit)
+        return _load(source, data, preparation, fit, unreadable)
     except OSError as error:
         raise _unreadable(source, error) from error
     except MemoryError as error:
@@ -80,15 +81,18 @@ def load_data(
 
 
 def load_data_of(data: DataConfig) -> Dataset:
-    """The data set of a configuration. Raises as `load_data` does."""
+    """Read the data set of a configuration. Raises the errors of `load_data`."""
     return load_data(data.source, size=data.size, crop=data.crop)
 
 
 def find_data(source: str) -> Dataset | Located:
-    """What a source is, before any image of it is decoded.
+    """Find a data set without decoding images: a `Dataset` where it is arrays, else the location of its files.
+
+    Args:
+        source: as for `load_data`.
 
     Raises:
-        DataError, UsageError: as `load_data` does.
+        DataError, UsageError: as for `load_data`.
     """
     if source == "digits":
         return _load_digits()
@@ -107,8 +111,8 @@ def find_data(source: str) -> Dataset | Located:
         raise _unreadable(source, error) from error
 
 
-# The word of each kind of file in the key of the cache (`content_key`). Users' caches hold sets under these words, so
-# they stay as they are, whatever the functions are called.
+# The word for each kind of file in the key of the cache (`content_key`). Users' caches hold sets under these words, so
+# the words stay as they are, whatever the functions are called.
 _ARRAY, _ZIP, _TAR, _PARQUET = "open_array", "open_zip", "_open_tar", "_open_parquet"
 
 
@@ -156,7 +160,7 @@ def _find_in_folder(folder: Path) -> Located:
     if parquets and not listing.images:
         return located(parquets, "parquet", lambda: parquet.open_parquet(folder, [folder / name for name in parquets]))
     used = [*listing.images, *filter(None, [listing.labels_file])]
-    note = f"folder {sorted(listing.folders)}"  # a class without images is an error
+    note = f"folder {sorted(listing.folders)}"  # empty folders count, since a class without images is an error
     return located(used, note, lambda: folder_zip.open_folder(folder, listing))
 
 
@@ -177,7 +181,7 @@ def _load_digits() -> Dataset:
 
 
 def _prepare_all(dataset: Dataset, preparation: Preparation, fit: Fit | None) -> Dataset:
-    """The images of arrays, which are alike, prepared."""
+    """Prepare the images of arrays, which all have the same shape."""
     size, crop = preparation
     if fit is None and preparation == Preparation():
         prepare(dataset.images[0], "number 0")
@@ -187,17 +191,17 @@ def _prepare_all(dataset: Dataset, preparation: Preparation, fit: Fit | None) ->
 
 
 def _load(
-    source: str, found: Located, preparation: Preparation, fit: Fit | None, unreadable: list[str] | None
+    source: str, located: Located, preparation: Preparation, fit: Fit | None, unreadable: list[str] | None
 ) -> Dataset:
-    """The images that are still encoded: from the cache, or decoded and, where they are many, put there."""
+    """Take encoded images from the cache, or decode them and, where they are many or large, put them there."""
     # A custom `fit` cannot be part of a cache key, so its result is not cached.
-    note = f"{found.note} {preparation.size} {preparation.crop}" if fit is None else None
-    key = None if note is None else content_key(found.files, note)
+    note = f"{located.note} {preparation.size} {preparation.crop}" if fit is None else None
+    key = None if note is None else content_key(located.files, note)
     known = read_cached(key) if key else None
     if known is not None:
         return Dataset(*known)
-    opened = found.open()
-    size = sum(path.stat().st_size for _, path in found.files if path.is_file())
+    opened = located.open()
+    size = sum(path.stat().st_size for _, path in located.files if path.is_file())
     large = len(opened.names) > CACHED_IMAGES or size > CACHED_BYTES
     with Room(key if large else None) as room:
         return _collect(source, opened, preparation, fit, room, unreadable)
@@ -211,7 +215,7 @@ def _collect(
     room: Room,
     unreadable: list[str] | None,
 ) -> Dataset:
-    """All images in one array, each in its place. Where some are grey and some are RGB, all become RGB."""
+    """Decode all images into one array, each in its place. Where some are grey and some are RGB, all become RGB."""
     count = len(opened.names)
     images, first, there, seen = np.empty((0, 0, 0, 0), dtype=np.uint8), "", np.zeros(count, dtype=bool), 0
     with quiet(), reading_bar(count) as progress:
@@ -243,7 +247,7 @@ def _collect(
 
 
 def reading_bar(count: int) -> tqdm[Any]:
-    """A progress bar over images to be read, which shows itself where that takes more than a second."""
+    """A progress bar over `count` images, which appears only where reading them takes more than a second."""
     return progress_bar(count, desc="reading", unit="image", leave=False, delay=1)
 
 

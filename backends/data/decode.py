@@ -1,4 +1,4 @@
-"""One image file to pixels: the rule of what becomes grey and what RGB, and the rule of sizes (docs/data.md)."""
+"""Decoding one image file to pixels: which images become grey and which RGB, and of what size (docs/data.md)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from ict_backends.errors import DataError
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # Pillow knows more formats, and runs another program for some of them.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# What a small file that unpacks to an enormous picture may claim; Pillow itself only warns there.
+# The most pixels of an image: a small file may claim to unpack to an enormous one, and Pillow itself only warns.
 MAX_PIXELS = 89_478_485
-# Of one file, packed or unpacked.
+# The most bytes of one file, packed or unpacked.
 MAX_BYTES = 2**30
 _ORIENTATION = 0x0112
 
 
 def read_image(path: Path) -> np.ndarray:
-    """[c, h, w] uint8 of a file: grey images stay grey, all others become RGB. Raises DataError if unreadable."""
+    """Read an image file as [c, h, w] uint8: grey images stay grey (c = 1), all others become RGB (c = 3).
+
+    Raises DataError where the file cannot be read.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -39,9 +42,9 @@ def read_image(path: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of Pillow, which say nothing of what is done about them.
+    """A context without the warnings of Pillow, on which a user can do nothing.
 
-    It holds for all threads, so that it is entered once around the work of many and not for each image.
+    It holds for all threads, so it is entered once around the work on many images, not once an image.
     """
     logger = logging.getLogger("PIL")
     level = logger.level
@@ -55,10 +58,14 @@ def quiet() -> Iterator[None]:
 
 
 def decode(content: bytes, name: str) -> np.ndarray:
-    """[c, h, w] uint8 of the content of an image file, c = 1 or 3.
+    """Decode the content of an image file to [c, h, w] uint8, c = 1 or 3.
+
+    Args:
+        content: the bytes of the file.
+        name: names the image in the error.
 
     Raises:
-        DataError: in one line that has the name, where it is damaged, too large or of no format that is read.
+        DataError: the content is damaged, too large or of no format that is read.
     """
     try:
         _check_png(content)
@@ -69,12 +76,12 @@ def decode(content: bytes, name: str) -> np.ndarray:
             return _pixels(_upright(image))
     except UnidentifiedImageError as error:
         raise DataError(f"image {name} cannot be read: it is of no format that is known") from error
-    except Exception as error:  # which ones a decoder raises on damaged content, no library says
+    except Exception as error:  # no library documents what its decoder raises on damaged content
         raise DataError(f"image {name} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def _check_png(content: bytes) -> None:
-    """Raise ValueError unless each chunk of a PNG has its checksum: Pillow checks those of the pixels not."""
+    """Raise ValueError unless each chunk of a PNG has its checksum: Pillow does not check those of the pixels."""
     place = 8
     if content[:place] != b"\x89PNG\r\n\x1a\n":
         return
@@ -92,14 +99,14 @@ def _check_png(content: bytes) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture as the camera was held, where the file says so."""
-    if "exif" not in image.info and image.format != "TIFF":  # to ask for it is slow where there is none
+    """Turn the picture upright where the file says how the camera was held."""
+    if "exif" not in image.info and image.format != "TIFF":  # looking for EXIF data is slow where there are none
         return image
     return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """[c, h, w] uint8: grey of what is grey, RGB of all else, on white where it is transparent."""
+    """The pixels, [c, h, w] uint8: grey images as grey, all others as RGB, transparent ones on white."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known")
     if image.mode.startswith("I"):
@@ -111,13 +118,13 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-        assert converted is not None  # which it is where the image is changed in place
+        assert converted is not None  # it is None only where the image is changed in place
         image = converted
     return from_picture(image.convert(kind))
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """[h, w] uint8 of 0..65535: the nearest v with v * 257."""
+    """Convert [h, w] pixels in 0..65535 to uint8: the v for which v * 257 is nearest."""
     wide = pixels.astype(np.int64)
     if wide.min() < 0 or wide.max() > 65535:
         raise ValueError("its pixels are of more than 16 bits")
@@ -125,44 +132,46 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def from_picture(picture: Image.Image) -> np.ndarray:
-    """[c, h, w] uint8 of a picture of mode L or RGB."""
+    """Convert a picture of mode L or RGB to [c, h, w] uint8, c = 1 or 3."""
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else rearrange(pixels, "h w c -> c h w")
 
 
 def to_picture(image: np.ndarray) -> Image.Image:
-    """The picture, of mode L or RGB, of [c, h, w] uint8."""
+    """Convert an image, [c, h, w] uint8 with c = 1 or 3, to a picture of mode L or RGB."""
     return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(rearrange(image, "c h w -> h w c")))
 
 
 def middle_square(image: np.ndarray) -> np.ndarray:
-    """The largest square in the middle of [c, h, w]."""
+    """The largest square in the middle of an image: [c, h, w] to [c, s, s] with s = min(h, w), a view."""
     side = min(image.shape[1:])
     top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
     return image[:, top : top + side, left : left + side]
 
 
 def resample(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """A picture of mode L or RGB at another size: Lanczos, whose support grows where the picture shrinks."""
+    """Resample a picture of mode L or RGB to another size in pixels: Lanczos, with a larger support when shrinking."""
     return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 class Preparation(NamedTuple):
-    """How the images of a set are prepared: the arguments of `prepare`."""
+    """The arguments of `prepare` for all images of a set."""
 
     size: int = 0
     crop: str = "none"
 
 
 def prepare(image: np.ndarray, name: str, *, size: int = 0, crop: str = "none") -> np.ndarray:
-    """[c, h, w] uint8 as a data set takes it: cropped, then resampled.
+    """Crop an image, then resample it: [c, h, w] uint8 to [c, size, size], or to its own size where `size` is 0.
 
     Args:
-        size: height and width wanted; 0 for those that it has.
-        crop: "center" takes the middle square first, "none" nothing.
+        image: [c, h, w] uint8.
+        name: names the image in the error.
+        size: the wanted height and width in pixels; 0 keeps those of the image.
+        crop: "center" takes the middle square first, "none" does not crop.
 
     Raises:
-        DataError: it is but one pixel high or wide, or no square where one is needed.
+        DataError: the image is only one pixel high or wide, or is no square where a size is wanted.
     """
     if min(image.shape[1:]) < 2:
         raise DataError(
@@ -181,15 +190,18 @@ def prepare(image: np.ndarray, name: str, *, size: int = 0, crop: str = "none") 
 
 
 def fit_image(image: np.ndarray, shape: Sequence[int], *, resize: bool, what: str) -> np.ndarray:
-    """[c, h, w] uint8 as one of `shape`.
+    """Make an image, [c, h, w] uint8, one of `shape`.
 
     With `resize`, the middle square is resampled, grey is repeated and RGB becomes luma.
 
     Args:
+        image: [c, h, w] uint8.
+        shape: the wanted [channels, height, width].
+        resize: allow another shape than that of the image.
         what: names the image in the error, such as "--image x.png".
 
     Raises:
-        DataError: the image has another shape, and `resize` is not set; it gives both sizes.
+        DataError: the image has another shape, and `resize` is not set; the message has both sizes.
     """
     if image.shape == tuple(shape):
         return image
@@ -203,13 +215,13 @@ def fit_image(image: np.ndarray, shape: Sequence[int], *, resize: bool, what: st
 
 
 def to_grey_pixels(image: np.ndarray) -> np.ndarray:
-    """[c, h, w] uint8 as grey, [1, h, w], of the same size."""
+    """Convert an image, [c, h, w] uint8, to grey, [1, h, w] uint8."""
     if len(image) == 1:
         return image
     return np.asarray(Image.fromarray(rearrange(image, "c h w -> h w c")).convert("L"))[None]
 
 
 def describe_shape(shape: Sequence[int]) -> str:
-    """[channels, height, width] in words: "32x32 RGB"."""
+    """Describe a shape [channels, height, width] in words (width first), such as "32x32 RGB"."""
     channels, height, width = shape
     return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"

@@ -1,8 +1,8 @@
-"""Decoding the images of a set on all cores: by threads, and of many images by other processes.
+"""Decoding the images of a set on all cores: in threads, or in other processes where the images are many.
 
 `python -m ict_backends.data.decode_pool` is such a process. It reads chunks from its standard input and writes the
-decoded images of each to its standard output, as pickles: both ends are of the same program. It ends where its input
-does.
+decoded images of each to its standard output, as pickles: both ends are of the same program. It ends when its input
+ends.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from ict_backends.data.source import Chunk, Content, Decoded, Source, decode_chu
 from ict_backends.environment import available_cores
 from ict_backends.errors import DataError
 
-# Sets of more images are worth the start of other processes.
+# Sets of more images than this are worth starting other processes.
 MANY = 2000
-# What is decoded at a time: enough to outweigh the handing over, and never many large files.
+# The most images and bytes of a chunk: enough to outweigh handing it over, and never many large files.
 _CHUNK_IMAGES, _CHUNK_BYTES = 256, 2**22
 
 
 def decoded(source: Source, preparation: Preparation | None) -> Iterator[tuple[int, Decoded]]:
-    """Each (index, [c, h, w] uint8), or (index, why it cannot be read), decoded on all cores.
+    """Decode images on all cores, and yield (index, [c, h, w] uint8), or (index, the error of an unreadable one).
 
-    Of many images, by other processes: reading the heads of small files takes longer than their pixels, and threads
-    do that one after the other.
+    Many images are decoded by other processes: of small files, the headers take longer than the pixels, and threads
+    read headers only one after the other.
 
     Args:
+        source: the images; they are yielded in the order in which it reads them.
         preparation: size and crop of all images; None leaves them as they are.
 
     Raises:
@@ -49,7 +50,7 @@ def decoded(source: Source, preparation: Preparation | None) -> Iterator[tuple[i
         work = decode_chunk
         waiting: deque[Future[list[tuple[int, Decoded]]]] = deque()
         for images in _chunks(source):
-            if many and isinstance(images[0][2], bytes):  # pixels are not worth the way
+            if many and isinstance(images[0][2], bytes):  # decoded pixels are not worth sending
                 processes.start(workers)
                 work, many = processes.decode, False
             waiting.append(pool.submit(work, Chunk(images, preparation)))
@@ -74,7 +75,7 @@ def _chunks(source: Source) -> Iterator[list[tuple[int, str, Content]]]:
 
 
 class _Worker(NamedTuple):
-    """A process, what it reads from, and what it writes to."""
+    """A process, its standard input for chunks, and its standard output for decoded images."""
 
     process: subprocess.Popen[bytes]
     chunks: IO[bytes]
@@ -82,10 +83,10 @@ class _Worker(NamedTuple):
 
 
 class DecodingProcesses:
-    """A context with processes of `ict_backends.data.decode_pool`, each for one thread at a time.
+    """A context with processes of `ict_backends.data.decode_pool`, each used by one thread at a time.
 
-    They are started by their name and not forked, since this process may have loaded a framework; and not by
-    multiprocessing, which would run the user's script in each of them once more.
+    The processes are started by the name of the module and not forked, since this process may have loaded a framework;
+    nor by multiprocessing, which would run the user's script once more in each of them.
     """
 
     def __init__(self) -> None:
@@ -94,7 +95,7 @@ class DecodingProcesses:
 
     def start(self, count: int) -> None:
         """Start `count` processes."""
-        # -P: nothing that lies in the working folder is imported. A session of their own: Ctrl-C is for this process.
+        # -P: nothing in the working folder is imported. A new session: Ctrl-C reaches only this process.
         command = [sys.executable, "-P", "-m", "ict_backends.data.decode_pool"]
         pipe = subprocess.PIPE
         for _ in range(count):
@@ -110,13 +111,13 @@ class DecodingProcesses:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._all:
-            with contextlib.suppress(OSError):  # its end is what it waits for
+            with contextlib.suppress(OSError):  # the process ends when its input does
                 worker.chunks.close()
             worker.images.close()
             worker.process.wait()
 
     def decode(self, chunk: Chunk) -> list[tuple[int, Decoded]]:
-        """`decode_chunk` of the chunk, in one of the processes; raises what it raises there."""
+        """Call `decode_chunk` in one of the processes; return its result, or raise its error, here."""
         worker = self._idle.get()
         try:
             pickle.dump(chunk, worker.chunks, protocol=5)
@@ -132,7 +133,7 @@ class DecodingProcesses:
 
 
 def main() -> None:
-    """Decode until there is no more."""
+    """Decode chunks from the standard input until it ends."""
     with quiet():
         while True:
             try:
@@ -142,12 +143,12 @@ def main() -> None:
             answer: list[tuple[int, Decoded]] | Exception
             try:
                 answer = decode_chunk(chunk)
-            except Exception as error:  # raised where the chunk came from
+            except Exception as error:  # raised again by the process that sent the chunk
                 answer = error
             try:
                 pickle.dump(answer, sys.stdout.buffer, protocol=5)
                 sys.stdout.buffer.flush()
-            except BrokenPipeError:  # nobody waits for it any more
+            except BrokenPipeError:  # nobody waits for the answer any more
                 return
 
 

@@ -1,4 +1,4 @@
-"""Folders of images, and .zip archives of the same, read in place."""
+"""Folders of images and .zip archives of such folders, read in place."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ from ict_backends.errors import DataError
 
 
 def list_folder(folder: Path) -> Listing:
-    """All below a folder. Links to files are followed, those to folders are not. Raises OSError."""
+    """List all files and folders below a folder, without hidden ones. Raises OSError.
+
+    Links to files are followed, links to folders are not.
+    """
 
     def fail(error: OSError) -> None:
-        raise error  # a folder that may not be read would otherwise be left out without a word
+        raise error  # otherwise a folder without read permission would be left out silently
 
     files, folders = list[str](), list[str]()
     for place, inside, here in os.walk(folder, onerror=fail):
@@ -41,7 +44,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def open_folder(folder: Path, listing: Listing) -> Source:
-    """The images of a folder."""
+    """Open the images of a folder. Raises DataError where there are none, or their classes do not fit."""
 
     def read(names: list[str]) -> Iterator[tuple[int, Content]]:
         for i, name in enumerate(names):
@@ -55,7 +58,7 @@ def open_folder(folder: Path, listing: Listing) -> Source:
 
 def _read_file(path: Path) -> bytes:
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for its writer
         raise OSError("it is no regular file")
     if status.st_size > MAX_BYTES:
         raise OSError(f"it is larger than the {MAX_BYTES >> 30} GiB that are read of one file")
@@ -63,7 +66,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def open_zip(path: Path) -> Source:
-    """The images of a .zip file."""
+    """Open the images of a .zip file. Raises DataError where it is damaged or encrypted, or holds no images."""
     with archive_damage(path), zipfile.ZipFile(path) as archive:
         members = by_name(path, ((info.filename, info) for info in archive.infolist()))
         for name, info in members.items():
@@ -92,6 +95,6 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     if info.file_size > MAX_BYTES:
         raise DataError(f"it unpacks to more than the {MAX_BYTES >> 30} GiB that are read of one file")
     with archive.open(info) as file:
-        # No more than the archive says that there is; `read()` then checks the checksum.
+        # No more bytes than the archive says that there are; the second `read` then checks the checksum.
         content = file.read(info.file_size)
         return content + file.read(1)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, and folders that the datasets library has written."""
+"""Data sets of the Hugging Face hub, and folders that the datasets library wrote."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ HUB = "hf:"
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether a folder was written by `save_to_disk` of the datasets library."""
+    """True if a folder was written by `save_to_disk` of the datasets library."""
     return (folder / "dataset_dict.json").is_file() or (
         (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     )
 
 
 def locate_hub(source: str) -> Located:
-    """A data set by its name: "hf:NAME" or "hf:NAME:SPLIT", downloaded by the datasets library."""
+    """Load a data set with the datasets library, which downloads it where needed, and locate its files.
+
+    Args:
+        source: "hf:NAME" or "hf:NAME:SPLIT"; without a split, "train".
+
+    Raises:
+        UsageError: `source` has no name, or the datasets library is not installed.
+        DataError: the library cannot load the data set.
+    """
     name, _, split = source.removeprefix(HUB).partition(":")
     if not name:
         raise UsageError(f"data {source} must be hf:NAME or hf:NAME:SPLIT, such as hf:mnist:train")
@@ -34,7 +42,12 @@ def locate_hub(source: str) -> Located:
 
 
 def open_saved(folder: Path) -> Source:
-    """The images of a folder that `save_to_disk` wrote; of several splits, "train"."""
+    """Open the images of a folder that `save_to_disk` wrote; where there are several splits, those of "train".
+
+    Raises:
+        UsageError: the datasets library is not installed.
+        DataError: the folder cannot be read, or has no images.
+    """
     library = _library(folder)
     table = _library_says(folder, lambda: library.load_from_disk(str(folder)))
     if isinstance(table, library.DatasetDict):
@@ -54,7 +67,7 @@ def _library(where: object) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' messages about each attempt: what comes of all is said in one line."""
+    """A context without the libraries' messages about each attempt: one line reports the outcome."""
     import datasets
     import huggingface_hub
 
@@ -73,12 +86,12 @@ def _library_says(where: object, action: Callable[[], Any]) -> Any:
     try:
         with _quiet():
             return action()
-    except Exception as error:  # of the network, the files, the names: what libraries below it raise is not documented
+    except Exception as error:  # about the network, files or names: what the library raises is not documented
         raise DataError(f"data {where} cannot be had: {str(error) or type(error).__name__}") from error
 
 
 def _open_table(where: Path | str, table: Any) -> Source:
-    """The images of a table of the datasets library, as they are stored, for the one rule of decoding."""
+    """The images of a table of the datasets library, still encoded, so that they are decoded as all others are."""
     image, label = image_columns(where, table.features.arrow_schema)
     feature = table.features[label] if label else None
     plain = table.with_format("arrow")
@@ -86,9 +99,9 @@ def _open_table(where: Path | str, table: Any) -> Source:
         raise DataError(f"data {where} holds no images: its table has no rows")
 
     def part(start: int) -> Any:
-        found = plain[start : start + ROWS]
-        found.validate(full=True)  # the file is mapped as it is; what is damaged must not be followed
-        return found
+        rows = plain[start : start + ROWS]
+        rows.validate(full=True)  # the file is mapped unchecked; damaged offsets in it must not be followed
+        return rows
 
     labels = None
     if label is not None:

@@ -1,4 +1,4 @@
-"""Downsampled ImageNet as it is handed out: a folder of .npz batches, or one of them."""
+"""Downsampled ImageNet as it is published: a folder of .npz batches, or one such batch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _BATCH = re.compile(r"train_data_batch_(\d+)\.npz")
 
 
 def is_imagenet_batch(path: Path) -> bool:
-    """Whether an .npz file is a batch of ImageNet, by the names of its arrays. Raises DataError where it is damaged."""
+    """True if an .npz file is a batch of ImageNet, by the names of its arrays. Raises DataError where it is damaged."""
     names = set(npz_names(path))
     return "data" in names and not names & set(IMAGE_ARRAYS)
 
 
 def imagenet_batches(names: Sequence[str]) -> list[str]:
-    """Those of a folder's files that are training batches, by their number."""
-    found = {name: int(match[1]) for name in names if (match := _BATCH.fullmatch(name))}
-    return sorted(found, key=found.__getitem__)
+    """The names of the training batches among the names of a folder's files, ordered by their numbers."""
+    numbers = {name: int(match[1]) for name in names if (match := _BATCH.fullmatch(name))}
+    return sorted(numbers, key=numbers.__getitem__)
 
 
 def open_imagenet(folder: Path, batches: Sequence[str]) -> Source:
-    """The images of a folder of batches, one batch in memory at a time."""
+    """Open the images of a folder of batches, one batch in memory at a time. Raises DataError if damaged."""
     paths = [folder / name for name in batches]
     labels = [_batch_labels(path) for path in paths]
     names = [f"{path.name}[{i}]" for path, known in zip(paths, labels, strict=True) for i in range(len(known))]
@@ -42,15 +42,16 @@ def open_imagenet(folder: Path, batches: Sequence[str]) -> Source:
 
 
 def read_imagenet_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, 3, s, s] and labels [n] in 0..999 of a batch: `data` [n, 3 s s], planes of R, G, B, and `labels`.
+    """Read a batch: images [n, 3, s, s] uint8, and labels [n] int64 in 0..999.
 
-    The file's labels begin at 1.
+    The file has the images as `data` [n, 3 s s], planes of R, G and B, and `labels` [n] in 1..1000.
+    Raises DataError where it has anything else.
     """
     data, labels = read_member(path, "data"), _batch_labels(path)
     side = round((data.shape[-1] / 3) ** 0.5) if data.ndim == 2 else 0
     if data.dtype != np.uint8 or data.ndim != 2 or side < 1 or data.shape != (len(labels), 3 * side * side):
-        found = f"{list(data.shape)} {data.dtype}"
-        raise DataError(f"data {path}: `data` must be [{len(labels)}, 3 s s] uint8, one row a label, not {found}")
+        actual = f"{list(data.shape)} {data.dtype}"
+        raise DataError(f"data {path}: `data` must be [{len(labels)}, 3 s s] uint8, one row a label, not {actual}")
     return data.reshape(-1, 3, side, side), labels
 
 

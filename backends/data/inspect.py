@@ -1,4 +1,4 @@
-"""What a data set is: counts, sizes, statistics, duplicates, what cannot be read, and a sheet of some of its images."""
+"""Inspecting a data set: counts, sizes, statistics, duplicates, unreadable images, and a sheet of some images."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ _NAMED = 10
 
 @dataclass
 class Inspection:
-    """What was found in a set.
+    """The results of inspecting a data set.
 
     Attributes:
-        where: what the user calls it.
-        count: how many images it lists, those that cannot be read included.
-        shapes: how many images there are of each [channels, height, width].
-        labels: [count] or None; `classes` their names, where they have some.
-        mean, std: by channel, of values in [-1, 1]; of one channel if all images are grey.
-        duplicates: (name, name of the first with the same pixels).
-        unreadable: why each that cannot be read cannot.
-        sheet: [rows, columns, c] uint8, some of the images.
+        where: the user's name for the set.
+        count: the number of images that the set lists, unreadable ones included.
+        labels: [count] int64, or None.
+        classes: the names of the labels, by number; empty where they have none.
+        shapes: the number of images of each [channels, height, width].
+        mean, std: [3], by channel, of values in [-1, 1]; [1] if all images are grey.
+        duplicates: (name, name of the first image with the same pixels).
+        unreadable: for each unreadable image, a message that says why.
+        sheet: a picture [h, w, c] uint8 of some of the images.
     """
 
     where: str
@@ -48,7 +49,7 @@ class Inspection:
     sheet: np.ndarray | None = None
 
     def lines(self) -> list[str]:
-        """It in words, a line each."""
+        """The results in words, as lines of text."""
         return [
             f"images: {self.count:,}",
             *self._shape_lines(),
@@ -100,22 +101,23 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def _first(lines: Iterator[str] | list[str], most: int = _NAMED) -> list[str]:
-    found = list(lines)
-    more = [f"  and {len(found) - most:,} more"] if len(found) > most else []
-    return [f"  {line}" for line in found[:most]] + more
+    texts = list(lines)
+    more = [f"  and {len(texts) - most:,} more"] if len(texts) > most else []
+    return [f"  {line}" for line in texts[:most]] + more
 
 
 def inspect(source: str, *, size: int = 0, crop: str = "none") -> Inspection:
-    """Read all of a set once, and hold of it what is said of it.
+    """Inspect a data set in one pass over its images, keeping only the results in memory.
 
     Args:
-        size, crop: look at the images as `load_data` would give them; by default as they are.
+        source: as for `load_data`.
+        size, crop: inspect the images as `load_data` would return them; by default as they are stored.
 
     Raises:
-        DataError, UsageError: there is no set of images, or `size` and `crop` do not make them fit.
+        DataError, UsageError: there is no set of images, or `size` and `crop` do not fit an image.
     """
-    found = find_data(source)
-    opened = _of_arrays(source, found) if isinstance(found, Dataset) else found.open()
+    data = find_data(source)
+    opened = _of_arrays(source, data) if isinstance(data, Dataset) else data.open()
     seen = Inspection(source, len(opened.names), opened.labels, opened.classes)
     sums, sheet = _Sums(), _Sheet(opened.labels, len(opened.names))
     known: dict[bytes, int] = {}
@@ -134,7 +136,7 @@ def inspect(source: str, *, size: int = 0, crop: str = "none") -> Inspection:
             pixels = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest()
             first = known.setdefault(pixels, i)
             if first != i:
-                known[pixels] = min(first, i)  # archives come in an order of their own
+                known[pixels] = min(first, i)  # archives are read in an order of their own
                 same.append((max(first, i), min(first, i)))
     if not seen.shapes:
         raise DataError(f"data {source} holds no image that can be read; {seen.count} cannot")
@@ -150,19 +152,20 @@ def _of_arrays(source: str, dataset: Dataset) -> Source:
 
 
 class _Sums:
-    """Sums over all pixels by channel, grey counted as three equal ones: whole numbers, so that none is lost."""
+    """Sums over all pixels by channel, grey counted as three equal channels; whole numbers, so that they are exact."""
 
     def __init__(self) -> None:
         self._pixels, self._sum, self._squares = 0, np.zeros(3, dtype=object), np.zeros(3, dtype=object)
 
     def add(self, image: np.ndarray) -> None:
+        """Add the pixels of an image, [c, h, w] uint8."""
         flat = image.reshape(len(image), -1).astype(np.int64)
         self._pixels += flat.shape[1]
         self._sum += flat.sum(axis=1).astype(object)
         self._squares += np.einsum("cp,cp->c", flat, flat).astype(object)
 
     def result(self, *, colour: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of values in [-1, 1], [3] or, without colour, [1]."""
+        """The mean and standard deviation of values in [-1, 1], each [3] or, without colour, [1]."""
         mean = (self._sum / self._pixels).astype(np.float64)
         variance = (self._squares / self._pixels).astype(np.float64) - mean**2
         chosen = slice(None) if colour else slice(1)
@@ -170,7 +173,7 @@ class _Sums:
 
 
 class _Sheet:
-    """Up to a hundred images: a row for each of ten classes, or else evenly spaced over the set."""
+    """Up to a hundred images: a row for each of ten classes or, without classes, evenly spaced over the set."""
 
     def __init__(self, labels: np.ndarray | None, count: int) -> None:
         if labels is None or labels.max() == 0:
@@ -190,7 +193,7 @@ class _Sheet:
         self._images: dict[int, np.ndarray] = {}
 
     def add(self, i: int, image: np.ndarray) -> None:
-        """Keep the image if it is one of those shown, no larger than its cell."""
+        """Keep the image, [c, h, w] uint8, if it is on the sheet, shrunk to fit into a cell."""
         if i not in self._places:
             return
         longest = max(image.shape[1:])
@@ -200,7 +203,7 @@ class _Sheet:
         self._images[self._places[i]] = image
 
     def picture(self) -> np.ndarray:
-        """[rows, columns, c] uint8, small images enlarged, white around those that do not fill a cell."""
+        """The sheet, [h, w, c] uint8: small images enlarged, and white around those that do not fill their cells."""
         channels = max(len(image) for image in self._images.values()) if self._images else 3
         side = max((max(image.shape[1:]) for image in self._images.values()), default=_CELL_SMALLEST)
         cells = np.full((self._count, channels, side, side), 255, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Classes of image files: by the folders that they lie in, or by a `dataset.json` beside them."""
+"""The classes of image files, given by their folders or by a `dataset.json` beside them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import numpy as np
 
 from ict_backends.errors import DataError
 
-# EDM's and StyleGAN's: {"labels": [["00000/img00000000.png", 6], ...]}
+# The format of EDM and StyleGAN: {"labels": [["00000/img00000000.png", 6], ...]}
 LABELS_FILE = "dataset.json"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is one that systems leave beside a user's: in a folder with a dot, or of a Mac's archiver."""
+    """True if the name a/b/c of a file or folder has a part that begins with a dot, or is a Mac archiver's."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names a/b/c of files, sorted part by part: the order of every folder and archive."""
+    """Sort names a/b/c of files part by part: the order of every folder and archive."""
     return sorted(names, key=lambda name: name.split("/"))
 
 
 def classes_by_folder(names: Sequence[str], folders: Iterable[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The classes of images [n] with names a/b/c: the folders at the top.
+    """The classes of images by their folders: each folder at the top is a class.
 
-    A folder at the top that holds everything, in folders of its own, is looked into. Images outside of any folder have
-    no classes.
+    Where a single folder holds everything in folders of its own, the inner ones are the classes. Where an image lies
+    outside of the folders, there are no classes.
 
     Args:
-        folders: all that there are, those without images too.
+        names: [n] names a/b/c of the images.
+        folders: the names of all folders, also of those without images.
 
     Returns:
-        [n] int64 labels, and the classes' names in their order; or None and none.
+        [n] int64 labels, and the names of the classes, by label; or None and ().
 
     Raises:
         DataError: a class has no images.
@@ -49,19 +50,26 @@ def classes_by_folder(names: Sequence[str], folders: Iterable[str]) -> tuple[np.
             break
         top = (*top, inside[0])
     labels = {name: i for i, name in enumerate(inside)}
-    found = np.array([labels[path[len(top)]] for path in paths], dtype=np.int64)
-    empty = np.flatnonzero(np.bincount(found, minlength=len(inside)) == 0)
+    numbers = np.array([labels[path[len(top)]] for path in paths], dtype=np.int64)
+    empty = np.flatnonzero(np.bincount(numbers, minlength=len(inside)) == 0)
     if len(empty):
         folder = "/".join((*top, inside[empty[0]]))
         raise DataError(f"class folder {folder} holds no images; each folder is a class, so fill it or take it away")
-    return found, tuple(inside)
+    return numbers, tuple(inside)
 
 
 def classes_by_file(content: bytes, names: Sequence[str]) -> np.ndarray | None:
-    """The labels [n] int64 of images by the content of a `dataset.json`; None where it says that there are none.
+    """The classes of images by a `dataset.json`; None where it says that there are none.
+
+    Args:
+        content: the bytes of the file.
+        names: [n] names of the images, as the file has them.
+
+    Returns:
+        [n] int64 labels.
 
     Raises:
-        DataError: in one line, how it is damaged, or which image or class does not match.
+        DataError: the file is damaged, or an image or a class does not match.
     """
     try:
         entries = json.loads(content)["labels"]

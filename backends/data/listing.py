@@ -1,4 +1,4 @@
-"""What folders and archives of images share: the names in them, which are images, and the classes that they say."""
+"""The parts that readers of folders and archives share: names, which of them are images, and their classes."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ ARCHIVE_ERRORS = (
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder or an archive holds, hidden files left out.
+    """The content of a folder or an archive, without hidden files.
 
     Attributes:
-        files: names of files.
-        folders: names of folders.
+        files: the names a/b/c of the files.
+        folders: the names a/b of the folders.
     """
 
     files: Sequence[str]
@@ -56,14 +56,14 @@ class Listing:
 
     @cached_property
     def labels_file(self) -> str | None:
-        """The name of a `dataset.json` beside all images, or in a folder that holds them all."""
-        found = [n for n in self.files if n.rpartition("/")[2] == LABELS_FILE]
+        """The name of a `dataset.json` in a folder that all images lie in or below; None where there is none."""
+        files = [n for n in self.files if n.rpartition("/")[2] == LABELS_FILE]
         images = self.images
-        return next((n for n in found if all(i.startswith(n.removesuffix(LABELS_FILE)) for i in images)), None)
+        return next((n for n in files if all(i.startswith(n.removesuffix(LABELS_FILE)) for i in images)), None)
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is one of the set, by its name."""
+    """True if the suffix of a file's name is that of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -73,12 +73,13 @@ def listed_source(
     fetch: Callable[[str], bytes],
     read: Callable[[list[str]], Iterator[tuple[int, Content]]],
 ) -> Source:
-    """The images of a listing, with the classes that folders or a `dataset.json` give them.
+    """Open the images of a listing, with the classes that folders or a `dataset.json` give them.
 
     Args:
         where: the folder or archive.
-        fetch: from the name of a file to its content.
-        read: from names of images to (index, content) of each, in the order in which that is fast.
+        listing: its content.
+        fetch: returns the content of the file of a name.
+        read: yields (index, content) for each of some names of images, in the order that is fastest.
 
     Raises:
         DataError: there are no images, or their classes do not fit them.
@@ -108,7 +109,7 @@ def archive_damage(path: Path) -> Iterator[None]:
 
 
 def safe_name(path: Path, name: str) -> str:
-    """A member's name as a/b/c. Raises DataError where it leads out of the archive."""
+    """Write a member's name as a/b/c. Raises DataError where it leads out of the archive."""
     parts = name.replace("\\", "/").split("/")
     if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", parts[0]):
         raise DataError(f"data {path} is refused: its member {name} leads out of the archive")
@@ -116,7 +117,7 @@ def safe_name(path: Path, name: str) -> str:
 
 
 def by_name(path: Path, members: Iterable[tuple[str, _Member]]) -> dict[str, _Member]:
-    """Members by safe name, without hidden ones. Raises DataError where two that are read have the same name."""
+    """Key members by their safe names, hidden ones left out. Raises DataError if two to be read have the same."""
     named: dict[str, _Member] = {}
     for raw, member in members:
         name = safe_name(path, raw)
@@ -128,6 +129,6 @@ def by_name(path: Path, members: Iterable[tuple[str, _Member]]) -> dict[str, _Me
 
 
 def archive_listing(files: list[str], folders: list[str]) -> Listing:
-    """The files, and the folders that the archive names or that its files lie in."""
+    """List the files, and the folders that the archive names or that its files lie in."""
     above = {"/".join(parts[:i]) for name in files if (parts := name.split("/")) for i in range(1, len(parts))}
     return Listing(files, sorted(above | set(folders)))

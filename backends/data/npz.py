@@ -1,4 +1,4 @@
-"""Images that are arrays already: .npz and .npy files."""
+"""Images that are stored as arrays: .npz and .npy files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ict_backends.data.zips import check_directory
 from ict_backends.errors import DataError
 
 _CHANNELS = (1, 3)
-# What an array of images is called.
+# The names that an array of images can have; the first one that a file has counts.
 IMAGE_ARRAYS = ("images", "arr_0")
-# A file of more bytes than this is read a piece at a time; and an array of more that was packed by more than that is
-# taken for one that is to fill the memory.
+# A file of more than LARGE bytes is read in pieces of about _PIECE bytes. An array of more than LARGE bytes that was
+# packed to less than 1 / _PACKED of its size is refused: it may be meant to fill the memory.
 LARGE, _PACKED, _PIECE = 2**30, 100, 2**22
 # The errors that NumPy and zipfile raise for a damaged file.
 _NPZ_ERRORS = (
@@ -40,33 +40,34 @@ _NPZ_ERRORS = (
     zlib.error,
 )
 
-# Images [n, c, h, w], labels [n] or None, and the names of classes.
+# Images [n, c, h, w] uint8, labels [n] int64 or None, and the names of classes.
 LabelledImages = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
 
 
 def read_npy(path: Path) -> LabelledImages:
-    """The images [n, c, h, w] of an .npy file; no labels, no names of classes. Raises DataError."""
+    """Read the images, [n, c, h, w] uint8, of an .npy file, which has no labels. Raises DataError."""
     return to_nchw(path, read_member(path, "")), None, ()
 
 
 def read_npz(path: Path) -> LabelledImages:
-    """Images [n, c, h, w], labels [n] or None, and the names of classes of an .npz file. Raises DataError.
+    """Read images [n, c, h, w] uint8, labels [n] int64 or None, and names of classes of an .npz file.
 
-    Images are `images` or `arr_0`, labels `labels` or `arr_1`, names `classes`.
+    The images are its `images` or `arr_0`, the labels its `labels` or `arr_1`, and the names its `classes`.
+    Raises DataError where the file is damaged or an array is none of these.
     """
     images = to_nchw(path, read_member(path, _images_name(path)))
     return images, *_labels_and_classes(path, len(images))
 
 
 def _images_name(path: Path) -> str:
-    """The name of the array of images; empty in an .npy file."""
+    """The name of the array of images; for an .npy file, ""."""
     if path.suffix.lower() == ".npy":
         return ""
     names = npz_names(path)
-    found = next((name for name in IMAGE_ARRAYS if name in names), None)
-    if found is None:
+    member = next((name for name in IMAGE_ARRAYS if name in names), None)
+    if member is None:
         raise DataError(f"data {path} has no array `images` or `arr_0`; it has {', '.join(names) or 'none'}")
-    return found
+    return member
 
 
 def _labels_and_classes(path: Path, count: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -78,18 +79,21 @@ def _labels_and_classes(path: Path, count: int) -> tuple[np.ndarray | None, tupl
 
 
 def is_too_large(path: Path) -> bool:
-    """Whether a file of arrays is one for `open_array`."""
+    """True if a file of arrays is so large that `open_array` must read it in pieces."""
     if path.stat().st_size <= LARGE:
         return False
     return path.suffix.lower() == ".npy" or bool(set(IMAGE_ARRAYS) & set(npz_names(path)))
 
 
 def open_array(path: Path) -> Source:
-    """The images of an .npz or .npy file, a few at a time: the file may be larger than the memory."""
+    """Open the images of an .npz or .npy file, which may be larger than the memory: they are read a few at a time.
+
+    Raises DataError where the file is damaged or holds no images.
+    """
     name = _images_name(path)
     with _open_member(path, name) as file:
         shape = _read_shape(path, file)
-    to_nchw(path, np.empty((min(1, shape[0]), *shape[1:]), dtype=np.uint8))  # is it a shape of images?
+    to_nchw(path, np.empty((min(1, shape[0]), *shape[1:]), dtype=np.uint8))  # raises if it is no shape of images
     labels, classes = _labels_and_classes(path, shape[0]) if name else (None, ())
     step = max(1, _PIECE // int(np.prod(shape[1:])))
 
@@ -126,7 +130,10 @@ def npz_names(path: Path) -> list[str]:
 
 
 def read_member(path: Path, name: str) -> np.ndarray:
-    """One array of an .npz file, or that of an .npy file, its checksum checked if it has one. Raises DataError."""
+    """Read the array `name` of an .npz file, or that of an .npy file (`name` ""), and check its checksum if it has one.
+
+    Raises DataError where that fails.
+    """
     with _open_member(path, name) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         _check_end(file)
@@ -135,7 +142,10 @@ def read_member(path: Path, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _open_member(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """The file of an array, without a name the .npy file itself. What damage to it raises becomes DataError."""
+    """A context with the file of an array: a member of an .npz file or, without a name, the .npy file itself.
+
+    The errors that a damaged file raises in the context become DataError.
+    """
     try:
         if not name:
             with open(path, "rb") as file:
@@ -162,7 +172,15 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 def to_nchw(path: Path, images: np.ndarray) -> np.ndarray:
-    """Images of any layout as [n, c, h, w]. Raises DataError where they are no uint8, or none at all."""
+    """Bring images into the layout [n, c, h, w].
+
+    Args:
+        path: names the file in the error.
+        images: [n, h, w], [n, h, w, c] or [n, c, h, w] uint8, c = 1 or 3.
+
+    Raises:
+        DataError: the images are of another type or shape, or there are none.
+    """
     if images.dtype != np.uint8:
         raise DataError(f"data {path}: images must be uint8 in 0..255, not {images.dtype}")
     if images.ndim == 3:
@@ -170,9 +188,9 @@ def to_nchw(path: Path, images: np.ndarray) -> np.ndarray:
     elif images.ndim == 4 and images.shape[3] in _CHANNELS:
         images = images.transpose(0, 3, 1, 2)
     elif images.ndim != 4 or images.shape[1] not in _CHANNELS:
-        found = list(images.shape)
+        actual = list(images.shape)
         raise DataError(
-            f"data {path}: images must be [n, h, w], [n, h, w, c] or [n, c, h, w] with c 1 or 3, not {found}"
+            f"data {path}: images must be [n, h, w], [n, h, w, c] or [n, c, h, w] with c 1 or 3, not {actual}"
         )
     if 0 in images.shape:
         raise DataError(f"data {path} holds no images: their shape is {list(images.shape)}")
@@ -180,9 +198,9 @@ def to_nchw(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
-    """Labels as int64. Raises DataError unless they are [count] integers >= 0."""
+    """Check labels and return them as [count] int64. Raises DataError unless they are [count] integers >= 0."""
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
-        found = f"{list(labels.shape)} {labels.dtype}"
+        actual = f"{list(labels.shape)} {labels.dtype}"
         below = f" with {labels.min()}" if labels.shape == (count,) and labels.dtype.kind == "i" else ""
-        raise DataError(f"data {path}: labels must be [{count}] integers >= 0, one an image, not {found}{below}")
+        raise DataError(f"data {path}: labels must be [{count}] integers >= 0, one an image, not {actual}{below}")
     return labels.astype(np.int64)

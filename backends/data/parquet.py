@@ -1,4 +1,4 @@
-"""Parquet files, and what all tables with a column of encoded images share."""
+"""Parquet files, and the parts that all readers of tables with a column of encoded images share."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ ROWS = 64
 
 
 def image_columns(where: object, schema: pyarrow.Schema) -> tuple[str, str | None]:
-    """The names of the columns of images and of labels.
+    """Find the columns of images and of labels, and return their names; None where there are no labels.
 
-    An image is a struct with `bytes`, or binary; it is called `image` or `img`, or is the only one that is so.
+    A column of images is binary, or a struct with binary `bytes`. It is called `image` or `img`, or is the only such
+    column. A column of labels holds integers.
+
+    Raises:
+        DataError: no column of images, or several of them.
     """
     import pyarrow.types as kinds
 
@@ -49,7 +53,7 @@ def image_columns(where: object, schema: pyarrow.Schema) -> tuple[str, str | Non
 
 
 def class_names(schema: pyarrow.Schema, label: str | None) -> tuple[str, ...]:
-    """The names of classes that Hugging Face writes beside the schema; none where there are none."""
+    """The names of classes that Hugging Face writes beside the schema, by label; empty where there are none."""
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
         return tuple(map(str, names))
@@ -58,7 +62,7 @@ def class_names(schema: pyarrow.Schema, label: str | None) -> tuple[str, ...]:
 
 
 def column_contents(where: object, column: Any, first: int) -> Iterator[tuple[int, Content]]:
-    """(row, content) of a column of images, counted from `first`."""
+    """Yield (row, content) for each row of a column of images, counted from `first`."""
     import pyarrow.types as kinds
 
     if kinds.is_struct(column.type):
@@ -73,7 +77,7 @@ def _missing(where: object, row: int) -> DataError:
 
 
 def column_labels(where: Path | str, column: Any, count: int) -> np.ndarray:
-    """[count] int64 of a column of integers. Raises DataError where one is missing."""
+    """The labels in a column of integers, [count] int64. Raises DataError where one is missing or < 0."""
     if column.null_count:
         raise DataError(f"data {where} has {column.null_count} rows without a label")
     return check_labels(Path(where), column.to_numpy(), count)
@@ -86,16 +90,29 @@ def table_source(
     classes: tuple[str, ...],
     read: Callable[[], Iterator[tuple[int, Content]]],
 ) -> Source:
-    """The images of a table, whose names of classes count only where there is one for every label."""
+    """A source of a table's images; the names of classes are dropped unless there is one for every label.
+
+    Args:
+        where: the user's name for the table.
+        names: [n] names of the rows.
+        labels: [n] int64, or None.
+        classes: names of classes, by label, or ().
+        read: yields each (row, content).
+    """
     return Source(
         str(where), names, labels, classes if labels is not None and len(classes) > labels.max() else (), read
     )
 
 
 def open_parquet(where: Path, paths: Sequence[Path]) -> Source:
-    """The images of some Parquet files, one after the other, read a group of rows at a time."""
+    """Open the images of Parquet files, one after the other, `ROWS` rows in memory at a time.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+        DataError: a file is damaged or holds no images, or only some files have labels.
+    """
     try:
-        import pyarrow.parquet  # noqa: F401 - missing here, and not in the middle of the work
+        import pyarrow.parquet  # noqa: F401 - fail here if it is missing, not in the middle of the work
     except ImportError as error:
         raise UsageError(f"data {where} needs pyarrow: pip install 'ict[parquet]'") from error
     heads = [_guarded(path, partial(_head, path)) for path in paths]
@@ -119,12 +136,12 @@ def open_parquet(where: Path, paths: Sequence[Path]) -> Source:
 def _open_file(path: Path) -> Any:
     import pyarrow.parquet
 
-    # The file may hold checksums of its pages, which are not checked unless one asks.
+    # The file may hold checksums of its pages, which are checked only on request.
     return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
 
 
 def _head(path: Path) -> tuple[int, str, str | None, np.ndarray | None, tuple[str, ...]]:
-    """(rows, column of images, column of labels, labels, names of classes)."""
+    """The head of a file: (number of rows, column of images, column of labels, labels [rows], names of classes)."""
     with _open_file(path) as file:
         image, label = image_columns(path, file.schema_arrow)
         count = file.metadata.num_rows
@@ -142,7 +159,7 @@ def _read_parquet(path: Path, image: str, first: int) -> Iterator[tuple[int, Con
 
 
 def _guarded(path: Path, action: Callable[[], Any]) -> Any:
-    """The result of reading something from a Parquet file. Raises DataError where that fails."""
+    """Return the result of an action that reads from a Parquet file. Raises DataError where the action fails."""
     import pyarrow
 
     try:

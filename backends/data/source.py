@@ -1,4 +1,4 @@
-"""What every reader of encoded images gives: names, classes, and the content of the files in any order."""
+"""The records that readers of encoded images return: names, classes, and the content of the files in any order."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from ict_backends.data.decode import Preparation, decode, prepare
 from ict_backends.errors import DataError
 
-# The content of an image file; or its pixels, [c, h, w] uint8; or why there are none.
+# The content of an image file; or its pixels, [c, h, w] uint8; or the error of an unreadable one.
 Content = bytes | np.ndarray | DataError
 
 
 class Source(NamedTuple):
-    """Images that are there and not decoded yet.
+    """A data set whose images are listed but not decoded yet.
 
     Attributes:
-        where: what the user calls it.
-        names: [n], unique, in the order of the data set.
+        where: the user's name for the set.
+        names: [n] unique names of the images, in the order of the data set.
         labels: [n] int64 >= 0, or None.
-        classes: their names, by label; empty where they have none.
-        read: gives each (index, content) once, in the order in which it is fast.
+        classes: the names of the labels, by number; empty where they have none.
+        read: yields each (index, content) once, in the order that is fastest.
     """
 
     where: str
@@ -34,12 +34,12 @@ class Source(NamedTuple):
 
 
 class Located(NamedTuple):
-    """A data set that was found and not opened yet.
+    """A data set that was found but not opened yet.
 
     Attributes:
-        files: (name, path) of all that its content depends on.
-        note: what it depends on besides.
-        open: reads what there is of names and classes.
+        files: (name, path) of each file that the content of the set depends on.
+        note: everything else that the content depends on.
+        open: reads the names and classes.
     """
 
     files: Sequence[tuple[str, Path]]
@@ -47,18 +47,22 @@ class Located(NamedTuple):
     open: Callable[[], Source]
 
 
+# The pixels of an image, [c, h, w] uint8, or the error of an unreadable one.
 Decoded = np.ndarray | DataError
 
 
 class Chunk(NamedTuple):
-    """Some images to decode: (index, name, content) of each, and what is made of their pixels."""
+    """Some images to decode: (index, name, content) of each, and how they are cropped and resampled, if at all."""
 
     images: list[tuple[int, str, Content]]
     preparation: Preparation | None
 
 
 def decode_chunk(chunk: Chunk) -> list[tuple[int, Decoded]]:
-    """(index, pixels or why there are none) of each image. Raises DataError where the preparation does not fit one."""
+    """Decode each image: (index, [c, h, w] uint8), or (index, the error of an unreadable one).
+
+    Raises DataError where the preparation does not fit an image.
+    """
     return [(i, _decode(content, name, chunk.preparation)) for i, name, content in chunk.images]
 
 

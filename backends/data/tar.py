@@ -1,4 +1,4 @@
-"""Archives of images as .tar files, packed or not, read in place."""
+"""Images in .tar files, compressed or not, read in place."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ict_backends.errors import DataError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _PIECE = 2**20
-# Archives whose images take no more bytes than this are read once and held.
+# Archives whose images take no more bytes than this are read once and kept in memory.
 _HELD = 2**28
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """tarfile takes a damaged header, or the end of the file, for the end of the archive; here it is an error."""
+    """A header that must not be damaged or cut off; tarfile takes such a header for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -40,28 +40,30 @@ class _StrictHeader(tarfile.TarInfo):
             raise ValueError(f"it is cut off or damaged at byte {archive.offset} ({error})") from error
 
 
+# Name, header, and a file to read from; None for what is no file.
 Member = tuple[str, tarfile.TarInfo, IO[bytes] | None]
 
 
 def tar_members(path: Path) -> Iterator[Member]:
-    """(name, header, file to read from at once; None for what is no file) of all in a .tar, packed or not.
+    """Yield (name, header, file) for each member of a .tar file, compressed or not.
 
-    Raises DataError where it is damaged, or a name leads out of it.
+    The file must be read before the next member is asked for; it is None where the member is no regular file.
+    Raises DataError where the archive is damaged, or a name leads out of it.
     """
     mode: Any = f"r:{_packing(path)}"
     with archive_damage(path), tarfile.open(path, mode, tarinfo=_StrictHeader) as archive:
         while (info := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # they would be kept, a KiB each
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all headers, a KiB each
             name = safe_name(path, info.name)
             yield name, info, archive.extractfile(info) if info.isreg() else None
-        # Zeros to the end of the file; what packs it checks its checksum there.
+        # Only zeros may follow, to the end of the file, where the decompressor checks its checksum.
         while piece := archive.fileobj.read(_PIECE):
             if any(piece):
                 raise ValueError("it goes on after its end; were archives strung together?")
 
 
 def _packing(path: Path) -> str:
-    """How a .tar is packed, by its first bytes; names lie at times."""
+    """The compression of a .tar file by its first bytes, since its name can be wrong: "gz", "bz2", "xz" or ""."""
     with open(path, "rb") as file:
         head = file.read(6)
     known = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
@@ -69,12 +71,12 @@ def _packing(path: Path) -> str:
 
 
 def list_tar(path: Path) -> tuple[Listing, Mapping[str, bytes] | None]:
-    """All in a .tar file, and the content of its images and labels; None for that where it is large.
+    """List a .tar file, and return with it the content of images and labels by name, or None if large.
 
-    The content saves reading, and unpacking, a second time.
+    The content saves reading and decompressing the file a second time.
 
     Raises:
-        DataError: it is damaged, or an image is a link, which is not followed.
+        DataError: the file is damaged, or an image is a link, which is not followed.
     """
     entries, content, held = list[tuple[str, tuple[bool, bool]]](), dict[str, bytes](), 0
     for name, info, file in tar_members(path):
@@ -95,7 +97,15 @@ def list_tar(path: Path) -> tuple[Listing, Mapping[str, bytes] | None]:
 
 
 def open_tar(path: Path, listing: Listing, content: Mapping[str, bytes] | None) -> Source:
-    """The images of a .tar file: from the content, or read from front to end, whatever its order is."""
+    """Open the images of a .tar file: from `content` or, where that is None, in the order of the file.
+
+    Args:
+        path: the file.
+        listing, content: as `list_tar` returned them.
+
+    Raises:
+        DataError: there are no images, or their classes do not fit them.
+    """
 
     def fetch(wanted: str) -> bytes:
         if content is not None:
@@ -116,7 +126,7 @@ def open_tar(path: Path, listing: Listing, content: Mapping[str, bytes] | None) 
 
 
 def read_tar_file(path: Path, name: str, info: tarfile.TarInfo, file: IO[bytes]) -> bytes:
-    """The content of a member, in the turn of `tar_members`. Raises DataError where it is damaged or too large."""
+    """Read the content of the current member of `tar_members`. Raises DataError where it is damaged or too large."""
     if info.size > MAX_BYTES:
         raise DataError(f"data {path}: {name} is larger than the {MAX_BYTES >> 30} GiB that are read of one file")
     with archive_damage(path):

@@ -1,4 +1,4 @@
-"""What `zipfile` does not check of a .zip file, and a damaged one can leave images out by."""
+"""A check that `zipfile` does not make: without it, a damaged .zip file could silently leave images out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ _END, _END_SIZE, _COMMENT = b"PK\5\6", 22, 2**16
 def check_directory(archive: zipfile.ZipFile, unread: Iterable[str | zipfile.ZipInfo]) -> None:
     """Raise zipfile.BadZipFile where the list of members does not agree with the rest of the file.
 
-    Each name stands twice, and where they differ one can be that of an image; zipfile compares them when a member is
-    opened. How many members there are stands at the end of the file, in 16 bits.
+    The file has each name twice; where the two differ, one can be that of an image. zipfile compares them only when a
+    member is opened. The number of members stands at the end of the file, in 16 bits.
 
     Args:
-        unread: the members that nothing else will open.
+        archive: the open file.
+        unread: the members that nothing else opens.
     """
     for member in unread:
         archive.open(member).close()

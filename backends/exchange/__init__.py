@@ -1,1 +1,1 @@
-"""Other people's checkpoints, and ours for them."""
+"""Importing checkpoints of other software, and exporting ours for it."""

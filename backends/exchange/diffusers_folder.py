@@ -1,6 +1,6 @@
 """The folder of a `ConsistencyModelPipeline` of the diffusers library: written and read without that library.
 
-FOLDER/model_index.json                              which classes the parts are of
+FOLDER/model_index.json                              the classes of the parts
 FOLDER/unet/config.json, diffusion_pytorch_model.*   the network
 FOLDER/scheduler/scheduler_config.json               the noise levels
 """
@@ -35,11 +35,16 @@ _WEIGHTS = "unet/diffusion_pytorch_model"
 
 
 def write_diffusers(arrays: Arrays, config: Config, out: Path) -> None:
-    """Write a network's weights as a pipeline, whole or not at all.
+    """Write a network's weights as the folder of a pipeline, which is there whole or not at all.
+
+    Args:
+        arrays: the weights, by our names.
+        config: the configuration of the network.
+        out: the folder.
 
     Raises:
-        UsageError: with the reason, where diffusers does not have this network.
-        CheckpointError, OSError: it cannot be written.
+        UsageError: diffusers does not have this network; the message says why.
+        CheckpointError, OSError: the folder cannot be written.
     """
     check_exportable(config)
     index = {"_class_name": _PIPELINE, "scheduler": ["diffusers", _SCHEDULER], "unet": ["diffusers", _UNET]}
@@ -54,26 +59,28 @@ def write_diffusers(arrays: Arrays, config: Config, out: Path) -> None:
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
         try:
             save_file(theirs, folder / f"{_WEIGHTS}.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:  # what the library makes of an OSError
+        except SafetensorError as error:  # the library raises it in place of an OSError
             raise CheckpointError(f"{out} cannot be written: {error}") from error
 
 
 def read_diffusers(folder: Path, read_bin: Callable[[Path], Arrays]) -> tuple[Arrays, Config]:
-    """The weights and the configuration of a pipeline's folder.
+    """Read the weights, float32 by our names, and the configuration of a pipeline's folder.
 
     Args:
-        read_bin: reads a state dict of torch's, for folders that have no safetensors.
+        folder: the folder.
+        read_bin: reads a state dict of torch, for folders without a safetensors file.
 
     Raises:
-        CheckpointError: in one line, that it is another pipeline, or what is missing, damaged or does not fit.
+        CheckpointError: the folder holds another pipeline, or something is missing, damaged or does not fit.
+        NonFiniteError: a weight is not finite.
     """
     index = _read_json(folder, _INDEX)
     if index.get("_class_name") != _PIPELINE:
         raise CheckpointError(f"{folder} is a {index.get('_class_name')}; only a {_PIPELINE} can be imported")
     for part, kind in (("unet", _UNET), ("scheduler", _SCHEDULER)):
-        found = index.get(part)
-        if not isinstance(found, list) or found[-1:] != [kind]:
-            raise CheckpointError(f"{folder}: its {part} must be a {kind}, not {found!r}")
+        library_and_class = index.get(part)
+        if not isinstance(library_and_class, list) or library_and_class[-1:] != [kind]:
+            raise CheckpointError(f"{folder}: its {part} must be a {kind}, not {library_and_class!r}")
     config = read_settings(_read_json(folder, _UNET_CONFIG), _read_json(folder, _SCHEDULER_CONFIG), str(folder))
     arrays = {name: np.asarray(a, dtype=np.float32) for name, a in _read_weights(folder, read_bin).items()}
     return from_diffusers(arrays, config, str(folder)), config

@@ -1,4 +1,4 @@
-"""ADM as the diffusers library has it: settings and arrays of `UNet2DModel` and `CMStochasticIterativeScheduler`."""
+"""ADM in the diffusers library: the settings and arrays of `UNet2DModel` and `CMStochasticIterativeScheduler`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ict_backends.runs.checkpoint import Arrays, check_arrays, check_finite
 from ict_core import ADMConfig, Config, ConfigError
 from ict_core.settings import Tree, build_config
 
-# Settings of UNet2DModel that ADM leaves no choice of, and what diffusers takes where its file is silent.
+# The settings of UNet2DModel that ADM requires; then the values that diffusers takes where its file has none.
 _FIXED_UNET: Mapping[str, Any] = {
     "act_fn": "silu",
     "add_attention": True,
@@ -45,7 +45,7 @@ _UNET_DEFAULTS: Mapping[str, Any] = {
     "time_embedding_dim": None,
     "upsample_type": "conv",
 }
-# Those that its file must give.
+# The settings that the file must have.
 _REQUIRED = ("block_out_channels", "down_block_types", "sample_size", "up_block_types")
 _SCHEDULER_DEFAULTS: Mapping[str, Any] = {
     "num_train_timesteps": 40,
@@ -77,7 +77,7 @@ _WHOLE = {
 
 
 def check_exportable(config: Config) -> ADMConfig:
-    """The settings of a network that diffusers has, too. Raises UsageError, with the reason, for any other."""
+    """Return the settings of the network if diffusers has it, too, else raise UsageError with the reason."""
     network = config.network
     if not isinstance(network, ADMConfig):
         raise UsageError(
@@ -97,7 +97,7 @@ def check_exportable(config: Config) -> ADMConfig:
 
 
 def unet_settings(config: Config) -> dict[str, Any]:
-    """The settings of `UNet2DModel` that make it a configuration's network. Raises UsageError as `check_exportable`."""
+    """The settings of the `UNet2DModel` that is a configuration's network. Raises UsageError as `check_exportable`."""
     network, (channels, height, _) = check_exportable(config), config.data.shape
     kinds = [_kind(height >> i in network.attention_resolutions, network) for i in range(len(network.channel_mult))]
     resampling = "resnet" if network.resblock_updown else "conv"
@@ -129,9 +129,9 @@ def _kind(attention: bool, network: ADMConfig) -> tuple[str, str]:
 
 
 def scheduler_settings(config: Config) -> dict[str, Any]:
-    """The settings of the scheduler: its levels are those of the last stage of training.
+    """The settings of the scheduler, whose noise levels are those of the last stage of training.
 
-    What it makes of a step is clipped at the end only, as `multistep_sample` does, not after every step.
+    It does not clip the result of every step: as in `multistep_sample`, only the final images are clipped.
     """
     noise = config.noise
     return {
@@ -146,18 +146,24 @@ def scheduler_settings(config: Config) -> dict[str, Any]:
 
 
 def nearest_timestep(config: Config, sigma: float) -> int:
-    """The scheduler's number of the level nearest to `sigma`, counted from sigma_max down; near on the scale of
-    sigma^(1 / rho), on which levels are equally far apart."""
+    """The scheduler's number of the noise level nearest to `sigma`, counted from sigma_max (0) down.
+
+    Distances are those of sigma^(1 / rho), in which the levels are equally far apart.
+    """
     noise = config.noise
     top, bottom, here = (s ** (1 / noise.rho) for s in (noise.sigma_max, noise.sigma_min, sigma))
     return round((top - here) / (top - bottom) * config.curriculum.s1)
 
 
 def read_settings(unet: Mapping[str, Any], scheduler: Mapping[str, Any], what: str) -> Config:
-    """The configuration of a pipeline's settings.
+    """Translate a pipeline's settings into a configuration.
+
+    Args:
+        unet, scheduler: the settings of the pipeline's parts.
+        what: names the pipeline in the error.
 
     Raises:
-        CheckpointError: naming `what` and the setting that ADM or our sampler has no place for.
+        CheckpointError: ADM or our sampler has no place for a setting, which the message names.
     """
     try:
         return build_config(_read_sections(unet, scheduler, what))
@@ -219,7 +225,7 @@ def _read_network(unet: Mapping[str, Any], what: str) -> tuple[dict[str, Any], l
 
 
 def _read_levels(unet: Mapping[str, Any], what: str) -> tuple[list[bool], bool]:
-    """Which levels have attention, and whether residual blocks resample."""
+    """For each level, True if it has attention; and True if residual blocks resample."""
     down, up = list(unet["down_block_types"]), list(unet["up_block_types"])[::-1]
     for updown in (True, False):
         network = ADMConfig(resblock_updown=updown)
@@ -235,11 +241,11 @@ def _read_levels(unet: Mapping[str, Any], what: str) -> tuple[list[bool], bool]:
     )
 
 
-def _complete(found: Mapping[str, Any], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
-    unknown = sorted(k for k, v in found.items() if k not in defaults and not k.startswith("_") and v is not None)
+def _complete(given: Mapping[str, Any], defaults: Mapping[str, Any], what: str) -> dict[str, Any]:
+    unknown = sorted(k for k, v in given.items() if k not in defaults and not k.startswith("_") and v is not None)
     if unknown:
         raise CheckpointError(f"{what} has settings that have no place in ADM: {', '.join(unknown)}")
-    return {**defaults, **{k: v for k, v in found.items() if k in defaults}}
+    return {**defaults, **{k: v for k, v in given.items() if k in defaults}}
 
 
 def _demand(ok: bool, what: str, part: str, name: str, value: object, allowed: str) -> None:
@@ -248,7 +254,7 @@ def _demand(ok: bool, what: str, part: str, name: str, value: object, allowed: s
 
 
 def to_diffusers(arrays: Arrays, config: Config) -> Arrays:
-    """Our arrays of a network under their names and in their layout."""
+    """Convert the arrays of a network from our names and shapes to those of diffusers."""
     theirs: Arrays = {}
     for ours, array in _their_arrays(config).items():
         parts = np.split(arrays[ours].reshape(array.shape), len(array.names))
@@ -257,10 +263,15 @@ def to_diffusers(arrays: Arrays, config: Config) -> Arrays:
 
 
 def from_diffusers(arrays: Arrays, config: Config, what: str) -> Arrays:
-    """Their arrays under our names and in our layout.
+    """Convert the arrays of a network from the names and shapes of diffusers to ours.
+
+    Args:
+        arrays: arrays by the names of diffusers.
+        config: the configuration of the network.
+        what: names the arrays' file in the error.
 
     Raises:
-        CheckpointError: names or shapes differ: every difference is listed, in their names.
+        CheckpointError: names or shapes differ: every difference is listed, in the names of diffusers.
         NonFiniteError: a weight is not finite.
     """
     theirs, shapes = _their_arrays(config), parameter_shapes(config)
@@ -278,14 +289,19 @@ def from_diffusers(arrays: Arrays, config: Config, what: str) -> Arrays:
 
 
 class _TheirArray(NamedTuple):
-    """What an array of ours is there: one array, or parts of its first axis (queries, keys, values), and its shape."""
+    """The counterpart of one of our arrays in diffusers.
+
+    Attributes:
+        names: the name of one array, or of several (queries, keys, values) that are joined along the first axis.
+        shape: the shape of the joined array.
+    """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
 
 
 def _their_arrays(config: Config) -> dict[str, _TheirArray]:
-    """From our names to their arrays. Attention has dense layers there, and 1x1 convolutions here."""
+    """The arrays of diffusers by our names. Attention has dense layers there, and 1x1 convolutions here."""
     modules, arrays = dict(_layers(config)), {}
     for layer in network_layers(config):
         for leaf, shape in layer.arrays.items():

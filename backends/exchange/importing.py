@@ -1,4 +1,4 @@
-"""Runs made from other people's checkpoints, and from other runs: weights without a history of training."""
+"""Making runs from checkpoints of other software and from other runs: weights without a history of training."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ict_backends.runs.folder import RunDir, create_run
 from ict_core import ADMConfig, Config, NCSNppConfig, karras_sigmas
 from ict_core.settings import Tree, build_config
 
-# What the authors' command lines (scripts/launch.sh of openai/consistency_models) set for the models that they
-# released; the rest are defaults of their code.
+# The settings in the authors' command lines (scripts/launch.sh of openai/consistency_models) for the models that they
+# released; all other settings are the defaults of their code.
 _IMAGENET64: Tree = {
     "data": {"shape": [3, 64, 64], "source": "unknown"},
     "network": {"family": "adm", "scale_shift": True, "dropout": 0.0, "dropout_resolution": 0, "num_classes": 1000},
@@ -33,14 +33,15 @@ _LSUN256: Tree = {
         "dropout_resolution": 0,
     },
 }
-# The released CIFAR-10 models: the defaults of NCSN++, but for the scale of original consistency training.
+# The released CIFAR-10 models: the defaults of NCSN++, except for the embedding scale of original consistency
+# training and the dropout.
 RELEASED_CIFAR10: Tree = {
     "data": {"shape": [3, 32, 32], "source": "unknown"},
     "network": {"embedding_scale": 16.0, "dropout": 0.0},
 }
 _RELEASED: Mapping[str, Tree] = {"imagenet64": _IMAGENET64, "bedroom256": _LSUN256, "cat256": _LSUN256}
-# Their second level of two-step sampling: the number of the level, from sigma_max down, of so many. They give none for
-# distilled cats, which get the one of the distilled bedrooms.
+# The second noise level of the authors' two-step sampling: its number, counted from sigma_max down, and the number of
+# all levels. The authors give no level for the distilled cats, which get the one of the distilled bedrooms.
 _SECOND_LEVEL = {
     "cd_imagenet64": (22, 40),
     "ct_imagenet64": (106, 201),
@@ -53,20 +54,26 @@ _SECOND_LEVEL = {
 
 
 def released_config(path: Path) -> Config | None:
-    """The configuration of one of the released consistency models, known by its file's name; None for another file.
+    """The configuration of a released consistency model, recognised by its file's name; None for any other file.
 
-    The diffusion models beside them (edm_*) have the same networks but are no consistency models.
+    The released diffusion models (edm_*) have the same networks but are no consistency models.
     """
-    found = next((name for name in _SECOND_LEVEL if path.stem.startswith(name)), None)
-    if found is None:
+    model = next((name for name in _SECOND_LEVEL if path.stem.startswith(name)), None)
+    if model is None:
         return None
-    number, levels = _SECOND_LEVEL[found]
+    number, levels = _SECOND_LEVEL[model]
     second = float(karras_sigmas(levels)[::-1][number])
-    return build_config({**_RELEASED[found.split("_")[1]], "sample": {"second_sigma": second}})
+    return build_config({**_RELEASED[model.split("_")[1]], "sample": {"second_sigma": second}})
 
 
 def import_openai_adm(state_dict: Arrays, config: Config, out: Path, what: str) -> RunDir:
-    """Make a run of the authors' PyTorch arrays.
+    """Make a run of the authors' PyTorch arrays for ADM.
+
+    Args:
+        state_dict: the arrays, by the authors' names.
+        config: the configuration of the network.
+        out: the folder of the new run.
+        what: names the file in the error.
 
     Raises:
         CheckpointError: the arrays are not those of the network: every difference is listed, in the file's names.
@@ -82,14 +89,23 @@ def import_openai_adm(state_dict: Arrays, config: Config, out: Path, what: str) 
 
 
 def _without_pixels(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """[out, in] of a 1x1 convolution: in attention, some of the released files have them in one dimension."""
+    """Shorten the shape of a 1x1 convolution to [out, in].
+
+    Some released files have 1x1 convolutions of attention with one dimension of pixels, others with two.
+    """
     return shape[:2] if len(shape) > 2 and set(shape[2:]) == {1} else shape
 
 
 def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str) -> RunDir:
-    """Make a run of the authors' Flax parameters: nested dicts, or '/'-joined paths.
+    """Make a run of the authors' Flax parameters for NCSN++.
 
-    Of a whole training state, the moving average is taken (`params_ema`), or else `params`.
+    Of a whole training state, the moving average (`params_ema`) is taken or, if there is none, `params`.
+
+    Args:
+        tree: the arrays, in nested dicts or by '/'-joined paths.
+        config: the configuration of the network.
+        out: the folder of the new run.
+        what: names the file in the error.
 
     Raises:
         CheckpointError: the arrays are not those of the network: every difference is listed, in the file's names.
@@ -112,14 +128,14 @@ def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str)
 
 
 def weights_run(arrays: Arrays, config: Config, out: Path) -> RunDir:
-    """Make a run that holds these weights and has not been trained: its EMA are the same, its moments zero."""
+    """Make a run with these weights before its first step: its EMA equals the weights, and its moments are zero."""
     run = create_run(out, config, None)
     start_from(run, config, arrays)
     return run
 
 
 def start_from(run: RunDir, config: Config, arrays: Arrays) -> None:
-    """Give a run its state before the first step: these weights, their EMA, and an optimiser without a past."""
+    """Write a run's state before the first step: these weights, an EMA equal to them, and moments of zero."""
     weights = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
     zeros = {name: np.zeros(shape, np.float32) for name, shape in trained_shapes(config).items()}
     save_checkpoint(run, Checkpoint(0, weights, dict(weights), zeros, dict(zeros)), keep=0)

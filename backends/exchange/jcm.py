@@ -11,20 +11,20 @@ from ict_backends.networks.layers import Kind
 from ict_backends.networks.ncsnpp import ncsnpp_layers, ncsnpp_spec
 from ict_core import NCSNppConfig
 
-# What theirs call the weight and the bias of a layer.
+# The authors' names for the weight and the bias of a layer.
 _Leaves = tuple[str, str]
 _CONV, _NORM, _NIN, _PYRAMID = ("kernel", "bias"), ("scale", "bias"), ("W", "b"), ("weight", "bias")
 
 
 class OfficialArray(NamedTuple):
-    """An array of theirs: its '/'-joined path, and its shape."""
+    """One of the authors' arrays: its '/'-joined path, and its shape."""
 
     name: str
     shape: tuple[int, ...]
 
 
 def official_arrays(config: NCSNppConfig, shape: Sequence[int]) -> dict[str, OfficialArray]:
-    """From our names of the arrays to theirs, whose paths count each kind of module in order of creation."""
+    """The authors' arrays by our names; their paths number the modules of each kind in order of creation."""
     modules = {ours: (theirs, leaves) for ours, theirs, leaves in _layers(config, shape)}
     arrays = {}
     for layer in ncsnpp_layers(config, shape):
@@ -39,20 +39,23 @@ def official_arrays(config: NCSNppConfig, shape: Sequence[int]) -> dict[str, Off
 
 
 def from_official(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Their array in our layout: HWIO to OIHW and [in, out] to [out, in], also where ours is a 1x1 convolution."""
+    """Bring one of the authors' arrays into our layout and `shape`.
+
+    [h, w, in, out] becomes [out, in, h, w]; [in, out] becomes [out, in] or, for a 1x1 convolution, [out, in, 1, 1].
+    """
     array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
     return array.reshape(shape) if array.ndim == 2 else array
 
 
 def _official_shape(shape: tuple[int, ...], kind: Kind) -> tuple[int, ...]:
-    """The shape that their array has where ours has `shape`; they have dense layers in attention."""
+    """The shape of the authors' array for our `shape`; their attention has dense layers, ours 1x1 convolutions."""
     if kind is Kind.PROJECTION:
         shape = shape[:2]
     return (*shape[2:], *reversed(shape[:2])) if len(shape) > 1 else shape
 
 
 def _layers(config: NCSNppConfig, shape: Sequence[int]) -> Iterator[tuple[str, str, _Leaves]]:
-    """Our layers, theirs, and what theirs call weight and bias."""
+    """Yield (our name, the authors' name, their names for weight and bias) for each layer."""
     spec = ncsnpp_spec(config, shape)
     for ours, theirs in (("dense_0", "Dense_0"), ("dense_1", "Dense_1")):
         yield f"embedding.{ours}", theirs, _CONV
@@ -81,7 +84,7 @@ def _attention(config: NCSNppConfig, shape: Sequence[int]) -> list[str]:
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The leaves of nested dicts with their '/'-joined paths."""
+    """Yield ('/'-joined path, leaf) for each leaf of nested dicts."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}/")

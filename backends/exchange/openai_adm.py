@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ict_backends.networks.adm import ADMLevelSpec, adm_layers, adm_spec
 from ict_core import ADMConfig
 
-# Our layers of a module -> theirs.
+# The authors' layers of a block or of attention, by our names.
 BLOCK = {
     "norm_0": "in_layers.0",
     "conv_0": "in_layers.2",
@@ -28,7 +28,7 @@ _WHOLE = {
 
 
 def official_names(config: ADMConfig, shape: Sequence[int]) -> dict[str, str]:
-    """From our names of the arrays to theirs, which number modules in the order of evaluation."""
+    """The authors' names of the arrays by ours; theirs number the modules in the order of evaluation."""
     modules = dict(_layers(config, shape))
     return {
         layer.array_name(leaf): f"{modules[layer.name]}.{leaf}"
@@ -56,7 +56,7 @@ def _layers(config: ADMConfig, shape: Sequence[int]) -> Iterator[tuple[str, str]
         for j in range(len(level.blocks)):
             yield from _block(f"up.{i}", j, level, f"output_blocks.{number}")
             number += 1
-        if level.step is not None:  # within the module of the last block, after its attention
+        if level.step is not None:  # in the module of the last block, after its attention
             place = f"output_blocks.{number - 1}.{2 if level.attention else 1}"
             yield from _step(f"up.{i}.up", level, place, convolution="conv")
 

@@ -1,1 +1,1 @@
-"""What the networks are made of before any framework: their layers, sizes and costs."""
+"""The networks without any framework: their layers, shapes and costs."""

@@ -1,4 +1,4 @@
-"""What ADM is made of before any framework: its blocks with their widths and sizes, and its layers."""
+"""The structure of ADM without any framework: its blocks with their widths and sizes, and its layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ict_core import ADMConfig, ConfigError
 class ADMLevelSpec(NamedTuple):
     """A level on the way down or up: attention after each block, then the step to the next level.
 
-    `step` is a residual block, or the channels of a convolution that resamples.
+    `step` is a residual block, or the number of channels of a convolution that resamples; None at the last level.
     """
 
     blocks: tuple[BlockSpec, ...]
@@ -24,7 +24,10 @@ class ADMLevelSpec(NamedTuple):
 
 
 class ADMSpec(NamedTuple):
-    """The whole network. `up` starts at the lowest level; `middle` is block, attention, block."""
+    """The whole network. `up` starts at the lowest level; attention lies between the two blocks of `middle`.
+
+    `in_channels` is the number of channels after the first convolution.
+    """
 
     image_channels: int
     in_channels: int
@@ -33,13 +36,13 @@ class ADMSpec(NamedTuple):
     up: tuple[ADMLevelSpec, ...]
 
     def blocks(self) -> Iterator[tuple[str, BlockSpec]]:
-        """Every residual block with its name, in the order of evaluation."""
+        """Yield the name and the specification of every residual block, in the order of evaluation."""
         yield from _blocks("down", self.down)
         yield from ((f"middle.block_{j}", block) for j, block in enumerate(self.middle))
         yield from _blocks("up", self.up)
 
     def mask_shapes(self) -> list[tuple[int, int, int]]:
-        """[channels, height, width] of each dropout mask, in the order of evaluation."""
+        """The shape [channels, height, width] of each dropout mask, in the order of evaluation."""
         return [block.mask_shape for _, block in self.blocks() if block.dropout]
 
 
@@ -51,11 +54,11 @@ def _blocks(way: str, levels: Sequence[ADMLevelSpec]) -> Iterator[tuple[str, Blo
 
 
 def adm_frequencies(channels: int) -> np.ndarray:
-    """The frequencies of ADM's positional features: [half] float32 10000^(-i / half), half = channels // 2.
+    """The frequencies of ADM's positional features, [half] float32: 10000^(-i / half), half = channels // 2.
 
     They are rounded as in the authors' code, which computes the exponent in float32 at every precision of the network.
-    At the largest noise levels, where 1000 c_noise is about a thousand, that moves what the network computes by more
-    than float32's rounding does.
+    At the largest noise levels, where 1000 c_noise is about a thousand, another rounding of the exponent would change
+    the network's results by more than float32's rounding does.
     """
     half = channels // 2
     exponents = np.float32(-math.log(10_000)) * np.arange(half, dtype=np.float32) / np.float32(half)
@@ -63,7 +66,7 @@ def adm_frequencies(channels: int) -> np.ndarray:
 
 
 def adm_spec(config: ADMConfig, shape: Sequence[int]) -> ADMSpec:
-    """The blocks of a configuration for images of `shape` [channels, height, width].
+    """The blocks of a configuration's network for images of `shape` [channels, height, width].
 
     Raises:
         ConfigError: an attention layer has a width that does not divide into heads.
@@ -109,7 +112,7 @@ def _check_heads(config: ADMConfig, widths: Sequence[int]) -> None:
 
 
 def adm_layers(config: ADMConfig, shape: Sequence[int]) -> Iterator[Layer]:
-    """The layers of a configuration's network for images of `shape` [channels, height, width].
+    """Yield the layers of a configuration's network for images of `shape` [channels, height, width].
 
     Raises ConfigError as `adm_spec` does.
     """

@@ -1,4 +1,4 @@
-"""What a configuration costs, counted from shapes: floating-point operations and memory."""
+"""The costs of a configuration, counted from shapes: floating-point operations and memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ict_backends.networks.families import count_parameters, network_layers, tra
 from ict_backends.networks.layers import Kind
 from ict_core import Config
 
-# The parameters of the authors' networks at the sizes of each preset, counted from the shapes of their modules, which
-# tests/networks/test_cost.py does again. The released ImageNet networks have 295,899,267, since they scale and shift by
-# the embedding, where the recipe (and the preset) adds it.
+# The numbers of parameters of the authors' networks at the sizes of each preset, counted from the shapes of their
+# modules; tests/networks/test_cost.py repeats the count. The released ImageNet networks have 295,899,267, since they
+# scale and shift by the embedding, where the recipe (and the preset) adds it.
 OFFICIAL_PARAMETERS = {
     "cifar10": 56_395_651,
     "cifar10-deep": 97_610_627,
@@ -20,23 +20,27 @@ OFFICIAL_PARAMETERS = {
     "imagenet64-deep": 472_767_555,
 }
 _FLOAT32 = 4
-# The teacher's forward, the student's, and the gradient, which costs as much as two.
+# The teacher's forward pass, the student's, and the gradient, which costs as much as two.
 _MODEL_PASSES = 4
 
 
 def forward_flops(config: Config) -> int:
-    """Operations of one evaluation of the network for one image, two for each multiplication and addition.
+    """The operations of one evaluation of the network for one image; a multiplication with an addition counts as two.
 
-    Convolutions, dense layers and the two products of attention count; norms, activations and FIR filters, which
-    are bound by memory, do not.
+    Convolutions, dense layers and the two products of attention count; norms, activations and FIR filters do not,
+    since memory limits them.
     """
     return sum(layer.flops for layer in network_layers(config))
 
 
 class Convolution(NamedTuple):
-    """Convolutions of one shape, and how many of them one evaluation of the network has.
+    """Convolutions of one shape.
 
-    `height` is that of the result.
+    Attributes:
+        in_channels, out_channels: channels of the input and of the result.
+        kernel: height and width of the kernel in pixels.
+        height: height and width of the result in pixels.
+        number: how many such convolutions one evaluation of the network has.
     """
 
     in_channels: int
@@ -47,7 +51,7 @@ class Convolution(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Operations of one of them for one image."""
+        """The operations of one such convolution for one image."""
         return 2 * self.in_channels * self.out_channels * self.kernel**2 * self.height**2
 
     def __str__(self) -> str:
@@ -67,25 +71,25 @@ def heaviest_convolutions(config: Config, count: int) -> list[Convolution]:
 
 
 def forward_passes(config: Config) -> int:
-    """What a training step costs for an image, in forward passes."""
+    """The cost of a training step for one image, in forward passes."""
     return _MODEL_PASSES + config.network.checkpoint
 
 
 def step_flops(config: Config) -> int:
-    """Operations of one training step: the teacher's and the student's forward, and twice as many for the gradient.
+    """The operations of one training step: two forward passes, of teacher and student, and as many for the gradient.
 
-    With checkpointing, the student's forward is computed once more.
+    With checkpointing, the student's forward pass is computed once more.
     """
     return forward_passes(config) * config.train.batch_size * forward_flops(config)
 
 
 def model_flops(config: Config) -> int:
-    """Of `step_flops`, those that no way of computing a step saves: what checkpointing computes again is left out."""
+    """The operations of one training step that no implementation can save: `step_flops` without checkpointing."""
     return _MODEL_PASSES * config.train.batch_size * forward_flops(config)
 
 
 class Memory(NamedTuple):
-    """Bytes that training keeps, in float32; activations and images come on top."""
+    """The bytes that training keeps in float32; activations and images need more."""
 
     weights: int
     gradients: int
@@ -94,8 +98,10 @@ class Memory(NamedTuple):
 
 
 def training_memory(config: Config) -> Memory:
-    """The memory of the weights, their gradients, RAdam's two moments and the averaged weights: those that samples are
-    made from, and the teacher's where it has its own."""
+    """The memory of the weights, their gradients, RAdam's two moments and the averaged weights.
+
+    The averaged weights are the EMA that is sampled from, and the teacher's where it has an average of its own.
+    """
     stored = _FLOAT32 * count_parameters(config)
     trained = _FLOAT32 * sum(math.prod(shape) for shape in trained_shapes(config).values())
     return Memory(stored, trained, 2 * trained, stored * (1 + config.teacher.averaged))

@@ -1,4 +1,4 @@
-"""The families of networks before any framework: what a configuration's network is made of."""
+"""The families of networks without any framework: the layers and arrays of a configuration's network."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def network_layers(config: Config) -> list[Layer]:
 
 @lru_cache(maxsize=8)
 def mask_shapes(config: Config) -> tuple[tuple[int, int, int], ...]:
-    """[channels, height, width] of each dropout mask of a configuration's network, in the order of use."""
+    """The shape [channels, height, width] of each dropout mask of a configuration's network, in the order of use."""
     if isinstance(config.network, ADMConfig):
         return tuple(adm_spec(config.network, config.data.shape).mask_shapes())
     return tuple(ncsnpp_spec(config.network, config.data.shape).mask_shapes())
 
 
 def dropped_numbers(rate: float) -> int:
-    """How many of 2^16 equally likely numbers drop an element of a mask: the rate's nearest number, but never all."""
+    """The count of 2^16 equally likely numbers that drop an element of a mask: nearest to the rate, but never all."""
     return min(round(rate * 2**16), 2**16 - 1)
 
 
 def parameter_shapes(config: Config) -> Shapes:
-    """The shape of every stored array of a configuration's network, by its name in checkpoints.
+    """The shape of every stored array of a configuration's network, by the array's name in checkpoints.
 
     Raises:
         ConfigError: the network cannot be built.
@@ -45,10 +45,10 @@ def parameter_shapes(config: Config) -> Shapes:
 
 
 def trained_shapes(config: Config) -> Shapes:
-    """`parameter_shapes` of the arrays that have a gradient. Raises ConfigError as it does."""
+    """The part of `parameter_shapes` for arrays that have a gradient. Raises ConfigError as that function does."""
     return array_shapes(layer for layer in network_layers(config) if layer.trained)
 
 
 def count_parameters(config: Config) -> int:
-    """The number of stored values of a configuration's network. Raises ConfigError where it cannot be built."""
+    """The number of stored values of a configuration's network. Raises ConfigError where the network is invalid."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())

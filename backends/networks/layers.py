@@ -1,6 +1,6 @@
-"""The layers of a network before any framework: one record a layer, from which shapes, counts and costs are read.
+"""The layers of a network without any framework: one record a layer, from which shapes, counts and costs are read.
 
-Here is also what both families of networks are made of: residual blocks, and the layers of a block and of attention.
+The parts of both families of networks are here, too: residual blocks, and the layers of a block and of attention.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Kind(Enum):
-    """What a layer does."""
+    """The kind of a layer."""
 
     CONVOLUTION = "convolution"
     PROJECTION = "1x1 convolution of attention"
@@ -29,12 +29,12 @@ class Layer(NamedTuple):
     """A layer of a network.
 
     Attributes:
-        name: of its module, as checkpoints have it.
-        kind: which arrays it has, and what it computes with them.
-        in_size, out_size: channels or features of its input and of its result; of a table, classes and features.
-        kernel: height and width of a convolution; 1 for all else.
-        height: height and width of the images that it gives; 1 where it gives vectors.
-        trained: whether its arrays have a gradient.
+        name: the name of its module in checkpoints.
+        kind: determines which arrays the layer has, and what it computes with them.
+        in_size, out_size: channels or features of its input and of its result; for a table, classes and features.
+        kernel: height and width of a convolution's kernel in pixels; 1 for all other layers.
+        height: height and width of the images in its result, in pixels; 1 where the result is vectors.
+        trained: True if its arrays have a gradient.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Layer(NamedTuple):
 
     @property
     def arrays(self) -> Shapes:
-        """The shapes of its arrays by their names in it: "weight", "bias"; "" for an array called as the layer is."""
+        """The shapes of its arrays: of "weight" and "bias", or of "" for an array with the name of the layer."""
         match self.kind:
             case Kind.CONVOLUTION | Kind.PROJECTION:
                 return {"weight": (self.out_size, self.in_size, self.kernel, self.kernel), "bias": (self.out_size,)}
@@ -63,12 +63,12 @@ class Layer(NamedTuple):
                 return {}
 
     def array_name(self, leaf: str) -> str:
-        """The name in checkpoints of the array that is called `leaf` in the layer."""
+        """The name in checkpoints of the array that `arrays` calls `leaf`."""
         return f"{self.name}.{leaf}" if leaf else self.name
 
     @property
     def flops(self) -> int:
-        """Operations for one image, two for each multiplication and addition; norms, which memory bounds, have none."""
+        """The operations for one image, as `forward_flops` counts them: norms, which memory limits, have none."""
         match self.kind:
             case Kind.CONVOLUTION | Kind.PROJECTION:
                 return 2 * self.in_size * self.out_size * self.kernel**2 * self.height**2
@@ -81,15 +81,19 @@ class Layer(NamedTuple):
 
 
 def array_shapes(layers: Iterable[Layer]) -> Shapes:
-    """The shapes of all arrays of some layers, by their names in checkpoints."""
+    """The shapes of all arrays of some layers, by the arrays' names in checkpoints."""
     return {layer.array_name(leaf): shape for layer in layers for leaf, shape in layer.arrays.items()}
 
 
 class BlockSpec(NamedTuple):
-    """A residual block. `height` is that of its output.
+    """A residual block.
 
-    With `project`, the shortcut of a block that resamples has a convolution though the width stays. Without `dropout`
-    the block takes no mask.
+    Attributes:
+        in_channels, out_channels: channels of its input and of its output.
+        height: height and width of its output in pixels.
+        up, down: True if the block doubles or halves the height.
+        project: True if the shortcut of a block that resamples has a convolution even where the channels stay the same.
+        dropout: True if the block takes a dropout mask.
     """
 
     in_channels: int
@@ -102,22 +106,29 @@ class BlockSpec(NamedTuple):
 
     @property
     def has_shortcut(self) -> bool:
-        """Whether the other branch needs a 1x1 convolution."""
+        """True if the shortcut needs a 1x1 convolution."""
         return self.in_channels != self.out_channels or (self.project and (self.up or self.down))
 
     @property
     def in_height(self) -> int:
-        """The height of its input."""
+        """The height of the block's input in pixels."""
         return 2 * self.height if self.down else self.height // 2 if self.up else self.height
 
     @property
     def mask_shape(self) -> tuple[int, int, int]:
-        """[channels, height, width] of its dropout mask."""
+        """The shape [channels, height, width] of the block's dropout mask."""
         return (self.out_channels, self.height, self.height)
 
 
 def block_layers(name: str, block: BlockSpec, embedding: int, *, embed_channels: int) -> Iterator[Layer]:
-    """The layers of a residual block whose embedding of `embedding` features is made `embed_channels` wide."""
+    """Yield the layers of a residual block.
+
+    Args:
+        name: the name of the block in checkpoints.
+        block: its specification.
+        embedding: the number of features of the noise embedding.
+        embed_channels: the number of channels that the block projects these features to.
+    """
     entering, leaving, height = block.in_channels, block.out_channels, block.height
     yield Layer(f"{name}.norm_0", Kind.NORM, entering, entering, height=block.in_height)
     yield Layer(f"{name}.conv_0", Kind.CONVOLUTION, entering, leaving, 3, height)
@@ -129,10 +140,13 @@ def block_layers(name: str, block: BlockSpec, embedding: int, *, embed_channels:
 
 
 def attention_layers(name: str, projections: Iterable[tuple[str, int]], channels: int, height: int) -> Iterator[Layer]:
-    """The layers of self-attention over the pixels.
+    """Yield the layers of self-attention over the pixels.
 
     Args:
+        name: the name of the attention in checkpoints.
         projections: name and output channels of each 1x1 convolution, the one after the attention last.
+        channels: channels of the images.
+        height: height and width of the images in pixels.
     """
     yield Layer(f"{name}.norm", Kind.NORM, channels, channels, height=height)
     for layer, width in projections:
@@ -141,7 +155,7 @@ def attention_layers(name: str, projections: Iterable[tuple[str, int]], channels
 
 
 def embedding_layers(features: int, width: int, num_classes: int) -> Iterator[Layer]:
-    """The layers that make features of the noise level, and a label, `width` numbers."""
+    """Yield the layers that turn `features` features of the noise level, and a label, into `width` numbers."""
     yield Layer("embedding.dense_0", Kind.DENSE, features, width)
     yield Layer("embedding.dense_1", Kind.DENSE, width, width)
     if num_classes:

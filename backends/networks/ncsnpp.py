@@ -1,4 +1,4 @@
-"""What NCSN++ is made of before any framework: its blocks with their widths and sizes, and its layers."""
+"""The structure of NCSN++ without any framework: its blocks with their widths and sizes, and its layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ict_core import ConfigError, NCSNppConfig
 class DownSpec(NamedTuple):
     """A level on the way down: attention after each block, then the step to the next level.
 
-    `pyramid` is (in, out) channels of the input pyramid's step beside `down`.
+    `down` is None at the last level. `pyramid` is the (in, out) channels of the input pyramid's step beside `down`, or
+    None where there is no such step.
     """
 
     blocks: tuple[BlockSpec, ...]
@@ -25,7 +26,7 @@ class DownSpec(NamedTuple):
 
 
 class UpSpec(NamedTuple):
-    """A level on the way up: attention after the last block, then the step to the next level."""
+    """A level on the way up: attention after the last block, then the step to the next level, if any."""
 
     blocks: tuple[BlockSpec, ...]
     attention: bool
@@ -33,7 +34,10 @@ class UpSpec(NamedTuple):
 
 
 class NCSNppSpec(NamedTuple):
-    """The whole network. `up` starts at the lowest level; `middle` is block, attention, block."""
+    """The whole network. `up` starts at the lowest level; attention lies between the two blocks of `middle`.
+
+    `out_channels` is the number of channels before the last convolution.
+    """
 
     image_channels: int
     down: tuple[DownSpec, ...]
@@ -42,7 +46,7 @@ class NCSNppSpec(NamedTuple):
     out_channels: int
 
     def blocks(self) -> Iterator[tuple[str, BlockSpec]]:
-        """Every residual block with its name, in the order of evaluation."""
+        """Yield the name and the specification of every residual block, in the order of evaluation."""
         for i, level in enumerate(self.down):
             yield from ((f"down.{i}.blocks.{j}", block) for j, block in enumerate(level.blocks))
             if level.down is not None:
@@ -54,12 +58,12 @@ class NCSNppSpec(NamedTuple):
                 yield f"up.{i}.up", up_level.up
 
     def mask_shapes(self) -> list[tuple[int, int, int]]:
-        """[channels, height, width] of each dropout mask, in the order of evaluation."""
+        """The shape [channels, height, width] of each dropout mask, in the order of evaluation."""
         return [block.mask_shape for _, block in self.blocks()]
 
 
 def ncsnpp_frequencies(channels: int) -> np.ndarray:
-    """The frequencies of NCSN++'s positional features: [half] float32 10000^(-i / (half - 1)), half = channels // 2.
+    """The frequencies of NCSN++'s positional features, [half] float32: 10000^(-i / (half - 1)), half = channels // 2.
 
     They are rounded as in the authors' code.
     """
@@ -69,7 +73,7 @@ def ncsnpp_frequencies(channels: int) -> np.ndarray:
 
 
 def ncsnpp_spec(config: NCSNppConfig, shape: Sequence[int]) -> NCSNppSpec:
-    """The blocks of a configuration for images of `shape` [channels, height, width].
+    """The blocks of a configuration's network for images of `shape` [channels, height, width].
 
     Raises:
         ConfigError: a block has a number of channels that does not divide into its groups.
@@ -107,12 +111,12 @@ def ncsnpp_spec(config: NCSNppConfig, shape: Sequence[int]) -> NCSNppSpec:
 
 
 def groups(channels: int) -> int:
-    """The number of groups that a normalisation of so many channels has: the authors' min(channels // 4, 32)."""
+    """The number of groups in a group norm of `channels` channels: min(channels // 4, 32), as the authors have it."""
     return min(channels // 4, 32)
 
 
 def ncsnpp_layers(config: NCSNppConfig, shape: Sequence[int]) -> Iterator[Layer]:
-    """The layers of a configuration's network for images of `shape` [channels, height, width].
+    """Yield the layers of a configuration's network for images of `shape` [channels, height, width].
 
     Raises ConfigError as `ncsnpp_spec` does.
     """

@@ -1,22 +1,23 @@
-"""The least time of a training step: its operations, and for each the larger of two times.
+"""The least time of a training step: the sum over its operations of the larger of two times.
 
-These are the time of its arithmetic, at the rate that products and convolutions reach, and that of the bytes it moves,
-at the rate of a large copy. Whatever a compiler could fuse is fused: biases, embeddings, activations, dropout,
-rescaling and sums of branches belong to what reads or writes the array. What is left:
+For each operation, one is the time of its arithmetic, at the rate that products and convolutions reach; the other is
+the time of moving its bytes, at the rate of a large copy. Whatever a compiler could fuse is fused: biases, embeddings,
+activations, dropout, rescaling and sums of branches belong to the operation that reads or writes the array. These
+operations are left:
 
-- A group norm reads its input for the statistics, and again to normalise it, with all up to the next product; the
-  gradient reads input and gradient for two sums over the pixels, and again.
+- A group norm reads its input once for the statistics, and once to normalise it and do everything up to the next
+  product. Its gradient reads input and gradient once for two sums over the pixels, and once more for the result.
 - A convolution and a dense layer read input and weights and write the result. The gradient of the weights and that of
-  the input have the forward's arithmetic each. What is joined along the channels is read from where it lies; what is
-  resampled before a convolution is written for it.
-- Attention writes no scores, and what its gradient computes of them again does not count.
+  the input each need as much arithmetic as the forward pass. Arrays that are joined along the channels are read from
+  where they lie; an array that is resampled before a convolution is written for it.
+- Attention writes no scores, and computing them again for its gradient does not count.
 - A dropout mask, a byte an element, is written once, and read by each network and by the gradient.
 - RAdam and the averages go over all weights once.
 
-Weights, their gradients, the noise embedding and the last convolution's input are float32 in every precision, all
-other activations in that of the network. The few float32 products of a network of less precision (less than a
-thousandth of the arithmetic of `cifar10`) count at that one's rate. Exchange between devices does not count. The
-gradient of the images, which nothing needs, counts as `model_flops` has it.
+Weights, their gradients, the noise embedding and the last convolution's input are float32 in every precision; all
+other activations have the precision of the network. In a network of less precision, the few float32 products (less
+than a thousandth of the arithmetic of `cifar10`) count at the rate of the lower precision. Exchange between devices
+does not count. The gradient of the images, which nothing needs, counts, as it does in `model_flops`.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ CONVOLUTIONS, PRODUCTS, ATTENTION = "convolutions", "1x1 convolutions, dense lay
 NORMS, RESAMPLING, SUMS = "norms and activations", "resampling", "sums of gradients"
 NOISE, IMAGES, OPTIMISER = "noise and masks", "images and loss", "optimiser and averages"
 _FLOAT32 = 4
-# Float32 numbers of a weight that RAdam reads (gradient, weight, two moments) and writes, and an average.
+# The float32 numbers that are read and written for each weight: by RAdam (it reads gradient, weight and two moments,
+# and writes the last three), and by an average.
 _OF_RADAM, _OF_AVERAGE = 4 + 3, 2
 
 
 class Operation(NamedTuple):
-    """What the product units and the memory of a device do in a step, for one operation of one pass."""
+    """One operation of one pass of a training step on a device: its arithmetic operations, and the bytes it moves."""
 
     name: str
     kind: str
@@ -50,7 +52,7 @@ class Operation(NamedTuple):
 
 
 class Share(NamedTuple):
-    """The least seconds of one kind of operations, and those of them that the memory takes and not the arithmetic."""
+    """The least seconds of one kind of operations; `of_memory` are those of operations that memory limits."""
 
     kind: str
     seconds: float
@@ -61,10 +63,11 @@ class Work(NamedTuple):
     """An operation of one pass, before the number of images is known.
 
     Attributes:
-        moved: bytes read and written for an image.
-        flops: for an image.
-        weights: numbers of a float32 array that are read, or written as its gradient, whatever the number of images.
-        adds: whether that is a gradient, to which every further micro-batch adds.
+        name, kind: as for `Operation`.
+        moved: bytes read and written for each image.
+        flops: floating-point operations for each image.
+        weights: the size of a float32 array that is read, or whose gradient is written, once for all images.
+        adds: True if `weights` is that of a gradient, to which every further micro-batch adds.
     """
 
     name: str
@@ -76,12 +79,14 @@ class Work(NamedTuple):
 
 
 class _Walk:
-    """Goes through a network, layer by layer.
+    """Collects the work of a network, layer by layer.
 
     Attributes:
-        forward, gradient: of one evaluation.
-        again: of `forward`, what checkpointing does once more: the inside of blocks and attention but for their last
-            products, whose results nothing needs.
+        size: the bytes of an element of the activations.
+        dropout: True if the network has dropout.
+        forward, gradient: the work of one evaluation and of its gradient.
+        again: the part of `forward` that checkpointing does once more: the inside of blocks and attention, without
+            their last products, whose results nothing needs.
     """
 
     def __init__(self, config: Config) -> None:
@@ -92,15 +97,18 @@ class _Walk:
         self.again: list[Work] = []
 
     def _array(self, channels: int, height: int) -> int:
-        """Bytes of an image's activations."""
+        """The bytes of one image's activations."""
         return self.size * channels * height**2
 
     def _product(
         self, name: str, kind: str, sizes: tuple[int, int], flops: int, weights: int, *, added: int = 0, mask: int = 0
     ) -> None:
-        """Of an input and a result of `sizes` bytes.
+        """Add a product and its two gradients.
 
         Args:
+            sizes: bytes of the input and of the result.
+            flops: operations for each image.
+            weights: the number of weights.
             added: bytes of the other branch that is added to the result.
             mask: bytes of the dropout mask of the input.
         """
@@ -121,7 +129,13 @@ class _Walk:
         added: int = 0,
         mask: int = 0,
     ) -> None:
-        """A convolution of (in, out) channels whose result is `height` high; `sizes` of an element, in bytes."""
+        """Add a convolution of (in, out) channels whose result is `height` high.
+
+        Args:
+            in_height: the height of the input; by default that of the result.
+            sizes: bytes of an element of the input and of the result; by default those of the activations.
+            added, mask: as for `_product`.
+        """
         sizes = sizes or (self.size, self.size)
         pixels = ((in_height or height) ** 2, height**2)
         read, written = (s * c * p for s, c, p in zip(sizes, channels, pixels, strict=True))
@@ -132,17 +146,19 @@ class _Walk:
         )
 
     def dense(self, name: str, in_features: int, out_features: int, *, added: int = 0) -> None:
-        """A dense layer, in float32."""
+        """Add a dense layer, which is float32."""
         weights, sizes = in_features * out_features, (_FLOAT32 * in_features, _FLOAT32 * out_features)
         self._product(name, PRODUCTS, sizes, 2 * weights, weights + out_features, added=added)
 
     def norm(
         self, name: str, channels: int, height: int, written: int, *, mask: int = 0, other_gradient: int = 0
     ) -> None:
-        """A normalisation, and what follows it up to the `written` bytes that the next product reads.
+        """Add a group norm and everything that follows up to the next product.
 
         Args:
-            other_gradient: bytes of the gradient that its input has from elsewhere.
+            written: bytes that the next product reads.
+            mask: bytes of the dropout mask.
+            other_gradient: bytes of the gradient that the input has from other operations.
         """
         read, weights = self._array(channels, height), 2 * channels
         self.forward.append(Work(f"{name}, statistics", NORMS, read))
@@ -152,7 +168,7 @@ class _Walk:
         self.gradient.append(Work(f"{name}, input", NORMS, moved, weights=weights))
 
     def embedding(self, features: int, width: int, classes: int) -> None:
-        """The two dense layers of the noise level's features, and a row for each label."""
+        """Add the two dense layers of the noise level's features and, with labels, a table of `classes` rows."""
         row = _FLOAT32 * width if classes else 0
         self.dense("embedding.dense_0", features, width)
         self.dense("embedding.dense_1", width, width, added=row)
@@ -160,14 +176,14 @@ class _Walk:
             self.gradient.append(Work("embedding.labels, weights", SUMS, row, weights=classes * width, adds=True))
 
     def block(self, name: str, spec: BlockSpec, embedding: int, embed_channels: int) -> None:
-        """A residual block whose embedding of `embedding` features is made `embed_channels` wide."""
+        """Add a residual block, which projects `embedding` features to `embed_channels` channels."""
         first, height, (entering, leaving) = len(self.forward), spec.height, (spec.in_channels, spec.out_channels)
         in_height = spec.in_height
         inside, result = self._array(entering, height), self._array(leaving, height)
         mask = leaving * height**2 if self.dropout and spec.dropout else 0
         self.norm(f"{name}.norm_0", entering, in_height, inside, other_gradient=inside)
         if in_height != height and spec.has_shortcut:
-            # By what reads the input for the norm: its result is one more.
+            # The norm's operation, which reads the input anyway, writes this result, too.
             self.forward.append(Work(f"{name}, resampled", RESAMPLING, inside))
         self.conv(f"{name}.conv_0", (entering, leaving), height)
         self.dense(f"{name}.embed", embedding, embed_channels)
@@ -179,22 +195,22 @@ class _Walk:
         self.conv(f"{name}.conv_1", (leaving, leaving), height, added=added, mask=mask)
 
     def attention(self, name: str, channels: int, height: int) -> None:
-        """Attention over the pixels, of any number of heads. Queries, keys and values are one product."""
+        """Add attention over the pixels, of any number of heads. Queries, keys and values are one product."""
         first, array, flops = len(self.forward), self._array(channels, height), 4 * height**4 * channels
         self.norm(f"{name}.norm", channels, height, array, other_gradient=array)
         self.conv(f"{name}.qkv", (channels, 3 * channels), height, 1)
         self.forward.append(Work(name, ATTENTION, 4 * array, flops))
-        # Reads queries, keys, values, result and its gradient, and writes three gradients.
+        # It reads queries, keys, values, the result and its gradient, and writes three gradients.
         self.gradient.append(Work(f"{name}, input", ATTENTION, 8 * array, 2 * flops))
         self.again += self.forward[first:]
         self.conv(f"{name}.out", (channels, channels), height, 1, added=array)
 
     def skip(self, name: str, channels: int, height: int) -> None:
-        """A result that is used on the way up, too: the gradient from there is read."""
+        """Add reading the gradient of a result that is used on the way up, too."""
         self.gradient.append(Work(f"{name}, skip", SUMS, self._array(channels, height)))
 
     def pyramid(self, name: str, channels: tuple[int, int], height: int, *, filtered: bool) -> None:
-        """The input pyramid's step of (in, out) channels to `height`, added to what the level's own step gives."""
+        """Add the input pyramid's step of (in, out) channels to `height`, and its sum with the level's step."""
         in_height = 2 * height + filtered
         padded = self._array(channels[0], in_height)
         if filtered:
@@ -203,15 +219,15 @@ class _Walk:
         self.gradient.append(Work(f"{name}, input", RESAMPLING if filtered else SUMS, padded))
 
     def resampling_conv(self, name: str, channels: int, height: int, *, up: bool) -> None:
-        """A strided convolution to `height`, or one of repeated pixels."""
+        """Add a convolution to `height`: a strided one or, with `up`, one of repeated pixels."""
         if up:
             moved = self._array(channels, height // 2) + self._array(channels, height)
-            for found in (self.forward, self.gradient):
-                found.append(Work(f"{name}.up", RESAMPLING, moved))
+            for works in (self.forward, self.gradient):
+                works.append(Work(f"{name}.up", RESAMPLING, moved))
         self.conv(f"{name}.conv", (channels, channels), height, in_height=height if up else 2 * height)
 
     def ends(self, image: int, first: int, last: int, height: int) -> None:
-        """The convolutions of `image` channels before and after all blocks, whose widths there are `first`, `last`."""
+        """Add the first and the last convolution: `image` to `first` channels, and `last` to `image` channels."""
         self.conv("conv_in", (image, first), height)
         self.skip("conv_in", first, height)
         self.norm("norm_out", last, height, _FLOAT32 * last * height**2)
@@ -219,7 +235,7 @@ class _Walk:
 
 
 def _activation_bytes(config: Config) -> int:
-    """Of an element of the activations."""
+    """The bytes of an element of the activations."""
     return 2 if config.train.precision in ("bf16", "fp16") else _FLOAT32
 
 
@@ -265,7 +281,7 @@ def _walk_adm(walk: _Walk, config: ADMConfig, shape: Sequence[int]) -> None:
 
 
 def _leave_blocks(walk: _Walk, name: str, blocks: Sequence[BlockSpec], *, attention: bool, skips: bool) -> None:
-    """What follows each of a level's blocks."""
+    """Add attention and skip connections after each of a level's blocks."""
     for j, block in enumerate(blocks):
         if attention:
             walk.attention(f"{name}.attention.{j}", block.out_channels, block.height)
@@ -274,7 +290,7 @@ def _leave_blocks(walk: _Walk, name: str, blocks: Sequence[BlockSpec], *, attent
 
 
 def _take_step(walk: _Walk, name: str, level: ADMLevelSpec, *, up: bool) -> None:
-    """ADM's step to the next level, but for a residual block itself."""
+    """Add ADM's step to the next level, except for a residual block, which is added elsewhere."""
     if level.step is None:
         return
     height = level.blocks[0].height * 2 if up else level.blocks[0].height // 2
@@ -286,7 +302,7 @@ def _take_step(walk: _Walk, name: str, level: ADMLevelSpec, *, up: bool) -> None
 
 
 def _batch(config: Config) -> list[Work]:
-    """What goes before the networks and comes after them: images, noise, masks, two noisy images, the loss."""
+    """The work before and after the networks: images, noise, masks, two noisy images, the loss."""
     dim = config.data.dim
     masks = sum(map(math.prod, mask_shapes(config))) if config.network.dropout else 0
     pair = 2 * _FLOAT32 * dim  # image and noise; or the results of both networks
@@ -301,7 +317,7 @@ def _batch(config: Config) -> list[Work]:
 
 
 def _update(config: Config, devices: int) -> list[Operation]:
-    """What follows the gradient: on each device for all weights, or for its part of them."""
+    """The operations after the gradient: each device updates all weights or, where they are sharded, its part."""
     size = _FLOAT32 * sum(map(math.prod, trained_shapes(config).values()))
     if config.train.shard_weights:
         size = -(-size // devices)
@@ -313,7 +329,7 @@ def _update(config: Config, devices: int) -> list[Operation]:
 
 
 def operations(config: Config, devices: int = 1) -> list[Operation]:
-    """All that one of `devices` does in a training step of a configuration, when each has its share of the batch."""
+    """The operations of one of `devices` devices in a training step, when each has its share of the batch."""
     walk, images = _walk(config), config.train.batch_size // devices
     parts = images // config.train.micro_batch if config.train.micro_batch else 1
     passes = {"batch": _batch(config), "teacher": walk.forward, "student": walk.forward, "gradient": walk.gradient}
@@ -321,21 +337,21 @@ def operations(config: Config, devices: int = 1) -> list[Operation]:
         passes["again"] = walk.again
 
     def operation(when: str, work: Work) -> Operation:
-        arrays = 2 * parts - 1 if work.adds else parts  # each part but the first reads the sum, too
+        arrays = 2 * parts - 1 if work.adds else parts  # each part except the first also reads the sum
         moved = images * work.moved + _FLOAT32 * arrays * work.weights
         return Operation(f"{when}: {work.name}", work.kind, images * work.flops, moved)
 
-    found = [operation(when, work) for when, works in passes.items() for work in works]
-    return [*found, *_update(config, devices)]
+    done = [operation(when, work) for when, works in passes.items() for work in works]
+    return [*done, *_update(config, devices)]
 
 
 def least_seconds(found: Sequence[Operation], product_rate: float, memory_rate: float) -> float:
-    """The sum of what each operation takes at least, by operations and bytes a second."""
+    """The sum of the least seconds of the operations in `found`, by operations and bytes a second."""
     return sum(max(o.flops / product_rate, o.bytes / memory_rate) for o in found)
 
 
 def shares(found: Sequence[Operation], product_rate: float, memory_rate: float) -> list[Share]:
-    """`least_seconds` by kind, the most first."""
+    """The share of each kind of operations in `least_seconds`, the largest first."""
     kinds: dict[str, list[Operation]] = {}
     for o in found:
         kinds.setdefault(o.kind, []).append(o)

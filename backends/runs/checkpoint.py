@@ -1,7 +1,7 @@
-"""Checkpoints: named arrays in safetensors and a small JSON beside them, the same for every backend.
+"""Checkpoints: named arrays in a safetensors file and a small JSON file beside it, the same for every backend.
 
 params/NAME, ema/NAME               float32; convolutions [out, in, h, w], dense layers [out, in]
-first_moment/NAME, second_moment/NAME   of RAdam
+first_moment/NAME, second_moment/NAME   RAdam's moments
 loss_scale/factor, loss_scale/good_steps   where the network computes in float16
 teacher/NAME                        where the teacher has a moving average of its own
 """
@@ -21,20 +21,22 @@ from ict_backends.errors import CheckpointError, NonFiniteError
 from ict_backends.files import file_sha256, remove_folder, whole_folder
 from ict_backends.runs.folder import RunDir, step_of
 
+# Arrays in the layout above, by the names of the parameters.
 Arrays = dict[str, np.ndarray]
 FORMAT = "ict-checkpoint-1"
 _TENSORS, _STATE = "state.safetensors", "state.json"
 
 
 class Checkpoint(NamedTuple):
-    """The state of a run after `step` steps; each dict is from parameter name to array.
+    """The state of a run after `step` steps; each dict has float32 arrays by the names of the parameters.
 
     Attributes:
-        params: the weights in training.
-        ema: their moving average.
-        first_moment, second_moment: of the optimiser, whose own step count is `step`.
-        loss_scale: the fields of `ict_core.LossScale`, or nothing where the loss is not scaled.
-        teacher: the teacher's weights, or nothing where they are the student's (`teacher.decay` = 0).
+        step: the number of steps done, >= 0.
+        params: the student's weights, which are trained.
+        ema: the moving average of `params`.
+        first_moment, second_moment: the moments of the optimiser, whose own step count is `step`.
+        loss_scale: the fields of `ict_core.LossScale`, or empty where the loss is not scaled.
+        teacher: the teacher's weights, or empty where they are the student's (`teacher.decay` = 0).
     """
 
     step: int
@@ -46,20 +48,25 @@ class Checkpoint(NamedTuple):
     teacher: Arrays = {}  # noqa: RUF012
 
     def teacher_or_student(self) -> Arrays:
-        """The teacher's weights; before the first step, the student's, which any teacher begins with."""
+        """The teacher's weights, by name; before the first step, `params`, with which every teacher begins."""
         return self.teacher if self.step else self.params
 
 
 def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int, keep_every: int = 0) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep` (0: remove none). Returns its folder.
+    """Write a checkpoint, whole or not at all, then remove old ones.
 
-    Those of every `keep_every` steps stay, too (0: none of them).
+    Args:
+        run: the run's folder.
+        checkpoint: the state to write.
+        keep: the number of newest checkpoints to keep; 0 removes none.
+        keep_every: also keep checkpoints whose step is a multiple of this; 0 for no others.
 
-    It is written to a temporary name and renamed, so that a checkpoint is there whole or not at all.
+    Returns:
+        The checkpoint's folder.
 
     Raises:
         NonFiniteError: a weight is NaN or infinite; nothing is written, and the older checkpoints stay.
-        CheckpointError, OSError: it cannot be written, as on a full disk; the older checkpoints stay.
+        CheckpointError, OSError: the checkpoint cannot be written, as on a full disk; the older ones stay.
     """
     folder = run.checkpoint_folder(checkpoint.step)
     write_checkpoint(folder, checkpoint, last=run.describe_latest())
@@ -70,13 +77,15 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int, keep_ever
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, last: object = "none") -> None:
-    """Write a checkpoint into a folder of its own, whole or not at all; one that is there is replaced.
+    """Write a checkpoint into a folder of its own, whole or not at all, in place of one that is there.
 
     Args:
-        last: the last good checkpoint, to be named where this one is not.
+        folder: the checkpoint's folder.
+        checkpoint: the state to write.
+        last: the last good checkpoint, which the error names where a weight is not finite.
 
     Raises:
-        NonFiniteError, CheckpointError, OSError: as `save_checkpoint`.
+        NonFiniteError, CheckpointError, OSError: as for `save_checkpoint`.
     """
     # safetensors stores the memory of an array, whatever its strides.
     arrays = {
@@ -90,7 +99,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, last: object = "no
     with whole_folder(folder) as temporary:
         try:
             save_file(arrays, temporary / _TENSORS)
-        except SafetensorError as error:  # what the library makes of an OSError
+        except SafetensorError as error:  # the library raises it in place of an OSError
             raise CheckpointError(f"checkpoint {folder} cannot be written: {error}") from error
         digest = file_sha256(temporary / _TENSORS)
         state = {"format": FORMAT, "step": checkpoint.step, "sha256": digest}
@@ -98,10 +107,14 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, last: object = "no
 
 
 def load_newest(run: RunDir, *, warn: Callable[[str], object]) -> tuple[Path, Checkpoint]:
-    """The newest checkpoint of a run that is whole, and its folder; damaged ones that are newer are told of.
+    """Read the newest checkpoint of a run that is not damaged, and return its folder and the checkpoint.
+
+    Args:
+        run: the run's folder.
+        warn: called with a message for each newer checkpoint that is damaged.
 
     Raises:
-        CheckpointError: there is none, or all are damaged.
+        CheckpointError: there is no checkpoint, or all are damaged.
     """
     *newer, oldest = [*reversed(run.checkpoints())] or [run.latest_checkpoint()]
     for folder in newer:
@@ -116,7 +129,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's folder.
 
     Raises:
-        CheckpointError: in one line, that it is truncated, changed or not one of ours.
+        CheckpointError: the checkpoint is truncated or changed, or this package did not write it.
     """
     step, digest = _read_state(folder)
     tensors = folder / _TENSORS
@@ -142,7 +155,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def check_finite(what: str, arrays: Arrays) -> None:
-    """Raise NonFiniteError, naming `what` and the array, where one holds a NaN or an infinity."""
+    """Raise NonFiniteError, which names `what` and the array, if one of the arrays has a NaN or an infinity."""
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise NonFiniteError(f"{what} is refused: {name} is not finite")
@@ -161,17 +174,17 @@ def _read_state(folder: Path) -> tuple[int, str]:
 
 
 def read_step(folder: Path) -> int:
-    """The step after which a checkpoint was written. Raises CheckpointError as reading it does."""
+    """The step after which a checkpoint was written. Raises CheckpointError as `load_checkpoint` does."""
     return _read_state(folder)[0]
 
 
 def read_digest(folder: Path) -> str:
-    """The sha256 of a checkpoint's arrays, which tells it from every other. Raises CheckpointError as reading does."""
+    """The sha256 of a checkpoint's arrays, unlike that of any other. Raises CheckpointError as `load_checkpoint`."""
     return _read_state(folder)[1]
 
 
 def check_arrays(what: str, expected: dict[str, tuple[int, ...]], found: Arrays) -> None:
-    """Raise CheckpointError, listing every difference, unless `found` has just the expected names and shapes."""
+    """Raise CheckpointError, listing every difference, unless `found` has exactly the expected names and shapes."""
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
     wrong = [

@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on, and kept by a rule."""
+"""Writing checkpoints while training goes on, and removing old ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ict_backends.runs.checkpoint import Checkpoint, save_checkpoint
 from ict_backends.runs.folder import RunDir
 from ict_core import Config
 
-# After a failure, as on a full disk, until training hands over the next checkpoint; and at the end, and how often.
+# The wait after a failure, as on a full disk, before the next try: while training goes on, and at its end, where the
+# number of tries is limited.
 _RETRY_SECONDS = 10.0
 _RETRY_SECONDS_AT_END, _LAST_TRIES = 1.0, 3
 
@@ -20,11 +21,12 @@ _RETRY_SECONDS_AT_END, _LAST_TRIES = 1.0, 3
 class CheckpointWriter:
     """A context with a thread that writes one checkpoint after the other.
 
-    What cannot be written is said, and tried again until there is a newer one. Leaving the context waits for the last.
+    Where a checkpoint cannot be written, a warning is logged, and the thread tries again until `save` gets a newer one.
+    Leaving the context waits for the last checkpoint.
 
     Raises:
-        CheckpointError: on leaving, where the last one is not written after some more tries.
-        NonFiniteError: where a weight is not finite, when the next one is handed over, or on leaving.
+        CheckpointError: on leaving, where the last checkpoint could not be written in a few more tries.
+        NonFiniteError: on leaving or in the next call of `save`, where a weight was not finite.
     """
 
     def __init__(self, run: RunDir, config: Config) -> None:
@@ -48,9 +50,9 @@ class CheckpointWriter:
             self._raise_error()
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Hand over a checkpoint, whose arrays nobody changes any more.
+        """Hand over a checkpoint to be written; nothing may change its arrays afterwards.
 
-        One may wait while another is written; it is waited for then, unless it cannot be written.
+        If another checkpoint still waits to be written, this call blocks until its turn comes, or until writing fails.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is None or self._failing)
@@ -59,7 +61,7 @@ class CheckpointWriter:
             self._changed.notify_all()
 
     def describe_latest(self) -> str:
-        """The newest checkpoint's folder, or "none", once what was handed over is written or cannot be."""
+        """Wait until all checkpoints are written, or writing fails; return the newest one's folder, or "none"."""
         with self._changed:
             self._changed.wait_for(lambda: self._failing or not (self._writing or self._waiting is not None))
         return self._run.describe_latest()
@@ -85,7 +87,7 @@ class CheckpointWriter:
             return checkpoint
 
     def _tries(self) -> Iterator[None]:
-        """Once; and again after a while until there is a newer one, or at the end a few times more."""
+        """Yield once, then after each wait until there is a newer checkpoint; at the end only a few times."""
         yield
         at_end = 0
         while self._waiting is None and at_end < _LAST_TRIES:
@@ -99,7 +101,7 @@ class CheckpointWriter:
                 yield
 
     def _write(self, checkpoint: Checkpoint) -> bool:
-        """Whether nothing more is to be done about it."""
+        """Try to write a checkpoint; True if it needs no other try."""
         train = self._config.train
         try:
             save_checkpoint(self._run, checkpoint, keep=train.keep_checkpoints, keep_every=train.keep_every)

@@ -1,9 +1,9 @@
-"""A run's folder: what is where in it.
+"""A run's folder and the files in it.
 
 RUN/config.toml                     the resolved configuration
 RUN/data.json                       count and sha256 of the images
 RUN/metrics.jsonl                   one JSON object a logged step
-RUN/tensorboard/                    the same for TensorBoard, where it is asked for
+RUN/tensorboard/                    the same for TensorBoard, on request
 RUN/evals.jsonl                     one JSON object an evaluation, where training evaluates
 RUN/best/step_00000100/             the checkpoint whose evaluation was best
 RUN/sigmas.json                     levels for sampling in several steps, where they were searched for
@@ -30,7 +30,7 @@ from ict_core import Config, ConfigError, load_config
 
 @dataclass(frozen=True)
 class RunDir:
-    """The paths of a run."""
+    """The paths of the files in a run's folder."""
 
     path: Path
 
@@ -59,7 +59,7 @@ class RunDir:
         return self.path / "best" / f"step_{step:08d}"
 
     def best_checkpoints(self) -> list[Path]:
-        """The folders of the best checkpoints, oldest first: one, but for moments."""
+        """The folders of the best checkpoints, oldest first: one, or two while one replaces the other."""
         return _step_folders(self.path / "best")
 
     @property
@@ -86,10 +86,10 @@ class RunDir:
 
     def latest_checkpoint(self) -> Path:
         """The newest checkpoint's folder. Raises CheckpointError where there is none."""
-        found = self.checkpoints()
-        if not found:
+        folders = self.checkpoints()
+        if not folders:
             raise CheckpointError(f"run {self.path} has no checkpoints in {self.path / 'checkpoints'}")
-        return found[-1]
+        return folders[-1]
 
     def describe_latest(self) -> str:
         """The newest checkpoint's folder, or "none"."""
@@ -97,21 +97,21 @@ class RunDir:
         return str(folders[-1]) if folders else "none"
 
     def checkpoint_of(self, weights: str) -> Path:
-        """The folder of the checkpoint that has the weights "ema" or "raw" (the newest), or "best".
+        """The folder of the checkpoint with the weights "ema" or "raw" (the newest checkpoint), or "best".
 
         Raises CheckpointError where there is none.
         """
         if weights != "best":
             return self.latest_checkpoint()
-        found = self.best_checkpoints()
-        if not found:
+        folders = self.best_checkpoints()
+        if not folders:
             raise CheckpointError(
                 f"run {self.path} has no best checkpoint: no evaluation (eval.every) has come to an end"
             )
-        return found[-1]
+        return folders[-1]
 
     def load_config(self) -> Config:
-        """The run's configuration. Raises CheckpointError where this is no run."""
+        """Read the run's configuration. Raises CheckpointError where the folder is no run."""
         if not self.path.is_dir():
             raise CheckpointError(f"run {self.path} does not exist")
         if not self.config_file.is_file():
@@ -123,8 +123,8 @@ class RunDir:
 
 
 def _step_folders(parent: Path) -> list[Path]:
-    found = (p for p in parent.glob("step_*") if re.fullmatch(r"step_\d{8,}", p.name) and p.is_dir())
-    return sorted(found, key=step_of)
+    folders = (p for p in parent.glob("step_*") if re.fullmatch(r"step_\d{8,}", p.name) and p.is_dir())
+    return sorted(folders, key=step_of)
 
 
 def step_of(folder: Path) -> int:
@@ -133,7 +133,7 @@ def step_of(folder: Path) -> int:
 
 
 def remove_leftovers(run: RunDir) -> None:
-    """Remove what a process that was killed was about to write."""
+    """Remove the temporary files of processes that were killed while they wrote."""
     for leftover in run.path.rglob(".*.tmp"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -142,9 +142,15 @@ def remove_leftovers(run: RunDir) -> None:
 
 
 def create_run(path: Path, config: Config, dataset: Dataset | None) -> RunDir:
-    """Make the folder of a new run; without a data set, one that has seen none yet.
+    """Make the folder of a new run.
 
-    Raises UsageError where the folder holds another run, or other files.
+    Args:
+        path: the folder, which must be empty or not exist.
+        config: the resolved configuration.
+        dataset: the data set of the run; None for a run that has not seen one yet.
+
+    Raises:
+        UsageError: the folder holds another run, or other files.
     """
     run = RunDir(path)
     if run.config_file.exists():
@@ -157,12 +163,12 @@ def create_run(path: Path, config: Config, dataset: Dataset | None) -> RunDir:
 
 
 def remember_data(run: RunDir, dataset: Dataset | None) -> None:
-    """Note the data set that the run is trained on, for `check_same_data`."""
+    """Write the number and the sha256 of the images that the run is trained on, for `check_same_data`."""
     write_atomically(run.data_file, (json.dumps(_describe_data(dataset)) + "\n").encode())
 
 
 def check_same_data(run: RunDir, dataset: Dataset) -> None:
-    """Raise CheckpointError unless the data set is the one that the run was started with, or it has seen none yet."""
+    """Raise CheckpointError if the run was started on another data set."""
     try:
         known = json.loads(run.data_file.read_text())
     except (OSError, ValueError) as error:

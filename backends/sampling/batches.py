@@ -1,4 +1,4 @@
-"""Sampling of many images in batches, with noise and labels that are the same for every backend."""
+"""Sampling many images in batches, with the same noise for every backend."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def sample_images(
 ) -> np.ndarray:
     """Sample images 0..num-1 of a seed: [num, c, h, w] float32 in [-1, 1].
 
-    Image i depends on the seed, on i and on its label only, not on the batch that it is in.
+    Image i depends only on the model, the seed, i, its label and `sigmas`, not on the batch that it is in.
 
     Args:
-        num: >= 1.
-        sigmas: falling levels, one a step; the first one is the model's sigma_max.
+        model: the trained model.
+        num: the number of images, >= 1.
+        sigmas: falling noise levels, one a step; the first one is the model's sigma_max.
+        seed: of the noise.
         labels: [num] classes for a conditional model.
         batch: images that are computed at a time, >= 1; halved where so many do not fit into the device's memory.
         on_batch: called after each batch with the number of its images.
@@ -54,12 +56,13 @@ def sample_batches(
     labels: np.ndarray | None = None,
     batch: int = 256,
 ) -> Iterator[np.ndarray]:
-    """Sample the images of a seed that have these numbers, and yield them in batches, [b, c, h, w] float32.
+    """Sample the images of a seed that have these numbers, and yield batches [b, c, h, w] float32 in [-1, 1].
 
     Args:
+        model: the trained model.
         indices: numbers of images, >= 0.
         labels: classes for a conditional model, [n] with n > max(indices): image i has class labels[i].
-        sigmas, seed, batch: as for `sample_images`, which raises the same errors.
+        sigmas, seed, batch: as for `sample_images`, whose errors are raised here, too.
     """
 
     def draw(rows: slice) -> np.ndarray:
@@ -71,12 +74,13 @@ def sample_batches(
 
 
 def fitting_batches(compute: Callable[[slice], np.ndarray], count: int, batch: int) -> Iterator[np.ndarray]:
-    """Compute rows 0..count-1 and yield the results in batches.
+    """Compute rows 0..count-1 and yield the results in batches, [b, ...].
 
-    Where a batch does not fit into the device's memory, it and all later ones are halved until they do.
+    Where a batch does not fit into the device's memory, it and all later batches are halved until they fit.
 
     Args:
-        compute: from a slice of the rows to its result, [b, ...].
+        compute: returns the result of a slice of the rows, [b, ...].
+        count: the number of rows.
         batch: rows that are computed at a time, >= 1.
 
     Raises:
@@ -101,10 +105,13 @@ def padded(array: np.ndarray, size: int) -> np.ndarray: ...
 @overload
 def padded(array: None, size: int) -> None: ...
 def padded(array: np.ndarray | None, size: int) -> np.ndarray | None:
-    """The array with its first axis extended to `size` by repeating the last element; None for None.
+    """Extend the first axis of an array to `size` by repeating its last element; None stays None.
 
     Args:
         array: [b, ...] with 1 <= b <= size.
+
+    Returns:
+        [size, ...] of the same dtype.
     """
     if array is None:
         return None
@@ -113,22 +120,24 @@ def padded(array: np.ndarray | None, size: int) -> np.ndarray | None:
 
 
 def compiled_size(batch: int) -> int:
-    """The smallest power of two >= `batch`: the size that a batch is padded to, so that few sizes are compiled."""
+    """The smallest power of two >= `batch`. Batches are padded to such sizes, so that few sizes are compiled."""
     return 1 << (batch - 1).bit_length()
 
 
 def consistency_in_batches(
     model: Model, x: np.ndarray, sigma: float, labels: np.ndarray | None, *, batch: int
 ) -> np.ndarray:
-    """The consistency function of any number of images that have the same noise level.
+    """Evaluate the consistency function for any number of images that have the same noise level.
 
     Args:
+        model: the trained model.
         x: [n, c, h, w] noisy images, n >= 1.
+        sigma: their noise level.
         labels: [n] classes for a conditional model.
         batch: as for `sample_images`.
 
     Returns:
-        [n, c, h, w] float32.
+        [n, c, h, w] float32 clean images.
     """
 
     def clean(rows: slice) -> np.ndarray:
@@ -147,9 +156,13 @@ def trajectory(
     labels: np.ndarray | None = None,
     batch: int = 256,
 ) -> np.ndarray:
-    """The input and the output of each step of sampling, in turn: [2 steps, num, c, h, w] float32, not clipped.
+    """Sample images, and return the input and the output of each step in turn.
 
-    The arguments are those of `sample_images`.
+    Args:
+        model, num, sigmas, seed, labels, batch: as for `sample_images`.
+
+    Returns:
+        [2 * steps, num, c, h, w] float32, not clipped to [-1, 1].
     """
     inputs_and_outputs: list[np.ndarray] = []
 
@@ -164,7 +177,7 @@ def trajectory(
 
 
 def preview(model: Model, num: int = 64) -> np.ndarray:
-    """One-step samples of seed 0, [num, c, h, w] uint8, for pictures of a run's progress; classes take turns."""
+    """One-step samples of seed 0, [num, c, h, w] uint8, to show a run's progress; all classes in turn."""
     classes = model.config.network.num_classes
     labels = np.arange(num) % classes if classes else None
     return to_uint8(sample_images(model, num, sigmas=[model.config.noise.sigma_max], seed=0, labels=labels))

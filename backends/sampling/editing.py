@@ -14,14 +14,16 @@ from ict_backends.protocols import Model
 from ict_backends.randomness import image_noises
 from ict_core import Config, editing, karras_sigmas
 
+# [b, c, h, w] float32 in [-1, 1].
 Images = np.ndarray
 
 
 def edit_levels(config: Config, steps: int, *, below: float | None = None) -> list[float]:
-    """The levels of an edit in `steps` evaluations, falling: the Karras schedule without its last level, sigma_min.
+    """The `steps` falling noise levels of an edit: a Karras schedule without its last level, sigma_min.
 
     Args:
-        steps: >= 1.
+        config: the configuration of the model.
+        steps: the number of evaluations, >= 1.
         below: the first level, > sigma_min; by default sigma_max.
     """
     noise = config.noise
@@ -35,7 +37,9 @@ class Editor:
     The noise of image i depends on the seed and on i only, as in sampling.
 
     Args:
+        model: the trained model.
         levels: falling noise levels, each of which costs one evaluation; `denoise` does not use them.
+        seed: of the noise.
         labels: [b] classes for a conditional model.
     """
 
@@ -50,19 +54,19 @@ class Editor:
 
         Args:
             images: [b, c, h, w]; the values of unknown pixels do not matter.
-            known: [b, c, h, w] bool.
+            known: [b, c, h, w] bool, True where `images` is to be kept.
 
         Returns:
-            [b, c, h, w], equal to `images` where it is known.
+            [b, c, h, w] float32, equal to `images` where `known` is True.
         """
         return editing.inpaint(self._f, images, known, *self._path(images), sigma_min=self._sigma_min)
 
     def colorize(self, images: Images) -> Images:
-        """Give RGB images other colours: [b, 3, h, w] of the same luma."""
+        """Give RGB images, [b, 3, h, w], new colours with the same luma: [b, 3, h, w] float32."""
         return editing.colorize(self._f, images, *self._path(images), sigma_min=self._sigma_min)
 
     def super_resolve(self, images: Images) -> Images:
-        """Enlarge images to the model's size: [b, c, h / p, w / p] to [b, c, h, w].
+        """Enlarge images to the model's size: [b, c, h / p, w / p] to [b, c, h, w] float32.
 
         The mean of each p x p patch of the result is the pixel of `images` that it comes from.
         """
@@ -70,15 +74,18 @@ class Editor:
         return editing.super_resolve(self._f, images, *self._path(images), size=size, sigma_min=self._sigma_min)
 
     def stroke(self, drawings: Images) -> Images:
-        """Turn coarse drawings into images of the same layout and colours; a larger first level keeps less of them."""
+        """Turn coarse drawings, [b, c, h, w], into images of the same shape, layout and colours.
+
+        The larger the first level is, the less is kept of the drawings.
+        """
         return editing.stroke(self._f, drawings, *self._path(drawings), sigma_min=self._sigma_min)
 
     def denoise(self, images: Images, sigma: float) -> Images:
-        """Remove noise of standard deviation `sigma`, in (0, sigma_max], in one evaluation."""
+        """Remove noise of standard deviation `sigma`, in (0, sigma_max], from images [b, c, h, w] in one evaluation."""
         return editing.denoise(self._f, images, np.full(len(images), sigma, dtype=np.float32))
 
     def add_noise(self, images: Images, sigma: float) -> Images:
-        """Add noise of standard deviation `sigma`, which `denoise` removes again."""
+        """Add noise of standard deviation `sigma`, which `denoise` removes, to images [b, c, h, w]."""
         return images + np.float32(sigma) * self._noises(len(images), 1)[0]
 
     @property
@@ -98,9 +105,11 @@ def interpolate(
     """Sample images between two others of the same seed, by rotating the noise of one into that of the other.
 
     Args:
+        model: the trained model.
         a, b: numbers of the images at the ends, as in `sample_images`.
-        num: >= 2, both ends included.
-        sigmas: falling levels, one a step; the first one is the model's sigma_max.
+        num: the number of images, >= 2, both ends included.
+        sigmas: falling noise levels, one a step; the first one is the model's sigma_max.
+        seed: of the noise.
         label: the class of all images, for a conditional model.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Writes many samples into files, batch by batch, so that interrupted work goes on and several processes can share it.
+"""Writing many samples into files by batches, so that interrupted work can go on and several processes can share it.
 
 FOLDER/000000.png, ...             an image each, and FOLDER/.ict-sample.json until all are there
 .NAME.npz.parts/FIRST-LAST.npy     [b, c, h, w] uint8 batches, and .ict-sample.json, until NAME.npz takes their place
-.NAME.done                         left where several processes share the work, for those that start when it is done
+.NAME.done                         where several processes share the work, tells those that start late that it is done
 
 .ict-sample.json and .NAME.done hold the recipe: the settings that determine the samples, by name.
 """
@@ -46,25 +46,27 @@ class Sink(Protocol):
         ...
 
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
-        """Add images, [b, c, h, w] uint8, that have these b numbers, rising."""
+        """Write images, [b, c, h, w] uint8, under their b numbers, rising."""
         ...
 
     def finish(self, labels: np.ndarray | None) -> None:
-        """Complete the output, once no image is missing; `labels` are [num] or None."""
+        """Complete the output once no image is missing; `labels` are [num] or None."""
         ...
 
 
 def share(indices: Sequence[int], batch: int, rank: int, world: int) -> list[int]:
-    """The numbers that this process draws: those in every world-th stretch of `batch` numbers."""
+    """The numbers of the images that this process draws: those in every world-th stretch of `batch` numbers."""
     return [i for i in indices if i // batch % world == rank]
 
 
 def open_sink(out: Path, num: int, recipe: Mapping[str, object], *, rank: int = 0) -> Sink | None:
-    """Create or reopen the output for `num` samples; None where the other processes have completed it already.
+    """Create or reopen the output for `num` samples; return None if the other processes have completed it already.
 
     Args:
-        out: an .npz file, or a folder where it has no suffix.
+        out: an .npz file or, without a suffix, a folder.
+        num: the number of samples.
         recipe: the settings that determine the samples, JSON values.
+        rank: the number of this process.
 
     Raises:
         UsageError: `out` holds samples of another recipe, or other files.
@@ -78,17 +80,17 @@ def open_sink(out: Path, num: int, recipe: Mapping[str, object], *, rank: int = 
 
 
 def check_sink(out: Path, recipe: Mapping[str, object]) -> None:
-    """Check that samples of this recipe can be written to `out`, where a part of them may be already.
+    """Check that samples of this recipe can be written to `out`, which may hold a part of them already.
 
     Raises:
-        UsageError: `out` holds samples of another recipe, naming what differs, or other files.
+        UsageError: `out` holds other files, or samples of another recipe (the message says what differs).
     """
     folder = _parts_folder(out)
     if not folder.exists():
         return
     known = _read(folder / _MANIFEST)
     if known is None:
-        # A file with the manifest's name in its own is about to become the manifest: another process writes it.
+        # A hidden file with the manifest's name in its own becomes the manifest when another process has written it.
         names = {path.name for path in folder.iterdir()} - {_MANIFEST}
         if any(not name.startswith(f".{_MANIFEST}.") for name in names):
             raise UsageError(f"--out {out} is not an empty folder; choose another one")
@@ -120,7 +122,7 @@ def _write(manifest: Path, recipe: Mapping[str, object]) -> None:
 
 
 class FolderSink:
-    """A folder with a PNG an image; which images are there is read from the names of the files."""
+    """A folder with one PNG file for each image; the names of the files tell which images are there."""
 
     def __init__(self, out: Path, num: int, recipe: Mapping[str, object]) -> None:
         self.out, self.recipe, self._num = out, recipe, num
@@ -133,7 +135,7 @@ class FolderSink:
         return [i for i in range(self._num) if f"{i:06d}.png" not in there]
 
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
-        """Write each image into its own file."""
+        """Write each of the images, [b, c, h, w] uint8, into its own file."""
         for i, image in zip(indices, images, strict=True):
             save_folder(self.out, image[None], first=i)
 
@@ -143,7 +145,7 @@ class FolderSink:
 
 
 class NpzSink:
-    """An .npz file, which is written at the end from parts that are kept beside it until then."""
+    """An .npz file, written at the end from parts that are kept in a folder beside it until then."""
 
     def __init__(self, out: Path, num: int, recipe: Mapping[str, object]) -> None:
         self.out, self.recipe, self._num = out, recipe, num
@@ -158,7 +160,7 @@ class NpzSink:
         return np.flatnonzero(~there).tolist()
 
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
-        """Write a part for each run of consecutive numbers."""
+        """Write the images, [b, c, h, w] uint8, as one part for each stretch of consecutive numbers."""
         breaks = [0, *(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
         for start, stop in pairwise(breaks):
             stream = io.BytesIO()
@@ -166,7 +168,7 @@ class NpzSink:
             write_atomically(self._parts / f"{indices[start]:08d}-{indices[stop - 1]:08d}.npy", stream.getvalue())
 
     def finish(self, labels: np.ndarray | None) -> None:
-        """Join the parts into the .npz file, and remove them."""
+        """Join the parts into the .npz file, with the labels [num] or none, and remove the parts."""
         images: np.ndarray | None = None
         for first, last, path in self._stored():
             part = np.load(path)
@@ -178,7 +180,7 @@ class NpzSink:
         shutil.rmtree(self._parts)
 
     def _stored(self) -> Iterator[tuple[int, int, Path]]:
-        """The parts: the first and the last number that are in each, and its file."""
+        """Yield (first number, last number, file) for each part."""
         for path in sorted(self._parts.glob("*.npy")):
             if match := re.fullmatch(r"(\d+)-(\d+)\.npy", path.name):
                 yield int(match[1]), int(match[2]), path
@@ -196,16 +198,19 @@ def draw_into(
 ) -> bool:
     """Draw the missing images of this process's share; the process of rank 0 then waits for the others and finishes.
 
-    Where the others write nothing for two minutes, it draws their images too, since they may have been killed.
+    Where the others write nothing for two minutes, rank 0 draws their images, too, since they may have been killed.
 
     Args:
-        draw: from numbers to their images, in batches [b, c, h, w] uint8.
+        sink: the output.
+        draw: yields the images of some numbers, in batches [b, c, h, w] uint8.
         labels: [num] or None, written beside the images where the output can hold them.
-        batch: the stretch of numbers that processes take in turn; see `share`.
+        batch: the length of the stretches of numbers that processes take in turn; see `share`.
+        rank: the number of this process, in 0..world-1.
+        world: the number of processes.
         on_batch: called after each batch with the number of its images.
 
     Returns:
-        True if the output is complete, which only the process of rank 0 knows; False on all others.
+        True in the process of rank 0, once the output is complete; False in all others.
     """
 
     def fill(numbers: Sequence[int]) -> None:
@@ -226,7 +231,7 @@ def draw_into(
 
 
 def _wait_for_others(sink: Sink) -> list[int]:
-    """The numbers that are still missing when the other processes are done, or have written nothing for too long."""
+    """Wait until no image is missing or the others have written nothing for too long; return the missing numbers."""
     left, since = sink.missing(), time.monotonic()
     while left and time.monotonic() - since <= _PATIENCE_SECONDS:
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The search for good noise levels for sampling in several steps: one after the other, by ternary search."""
+"""Searching for good noise levels for sampling in several steps, one level after the other, by ternary search."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ict_core.sampling import check_falling_sigmas
 
 
 class Point(NamedTuple):
-    """A level that was tried, and the metric of its samples; smaller is better."""
+    """A noise level that was tried, and the metric of its samples; smaller is better."""
 
     sigma: float
     value: float
 
 
 class Step(NamedTuple):
-    """A step of sampling: its level, the metric of the samples after it, and all points that were tried for it."""
+    """A step of sampling: its noise level, the metric of the samples after it, and all points tried for the step."""
 
     sigma: float
     value: float
@@ -51,17 +51,18 @@ def search_sigmas(
     """Find levels greedily: the best second one, then with it the best third, and so on.   CM algorithm 1, sec. 6.2
 
     Each level is found by ternary search over sigma^(1 / rho), between sigma_min and the level before. All levels that
-    are tried for a step start from the same images and add the same noise; only that step is computed for each.
+    are tried for a step start from the same images and add the same noise; only that step is computed for each level.
 
     Args:
-        steps: >= 2, the number of levels; the first one is always sigma_max.
-        measure: from images, [num, c, h, w] uint8, to a number that is smaller for better images.
+        model: the trained model.
+        steps: the number of levels, >= 2; the first one is always sigma_max.
+        measure: maps images, [num, c, h, w] uint8, to a number that is smaller for better images.
         num, seed, labels, batch: as for `sample_images`.
-        tolerance: the search of a level stops where it is known to this share of the whole range of sigma^(1 / rho).
+        tolerance: the search for a level ends when its interval is this share of the whole range of sigma^(1 / rho).
         on_point: called for each level that is tried, with the number of the step, from 1, and the point.
 
     Returns:
-        `steps` steps with falling levels, the one at sigma_max included.
+        `steps` steps with falling levels, the step at sigma_max included.
     """
     noise = model.config.noise
     noises = image_noises(seed, range(num), steps, model.config.data.shape)
@@ -89,13 +90,13 @@ class _Trials:
     """The levels that were tried for one step, each evaluated once.
 
     Args:
-        evaluate: from a level to its point and images.
-        before: the images of the step before.
+        evaluate: maps a level to its point and images.
+        before: [num, c, h, w] float32, the images of the step before.
         rho: the search runs over sigma^(1 / rho).
 
     Attributes:
-        points: by level, in the order in which they were tried.
-        images: those of the best level; of all that was tried, only these are held. At first, `before`.
+        points: the points by level, in the order in which they were tried.
+        images: [num, c, h, w] float32, the images of the best level so far; at first, `before`. Only these are kept.
     """
 
     def __init__(self, evaluate: Callable[[float], tuple[Point, np.ndarray]], before: np.ndarray, rho: float) -> None:
@@ -113,13 +114,14 @@ class _Trials:
         return self.points[sigma].value
 
     def best(self) -> Point:
-        """The point with the smallest value; the first one of equal ones."""
+        """The point with the smallest value; the first of several equal ones."""
         return min(self.points.values(), key=lambda point: point.value)
 
 
 def _ternary_search(value: Callable[[float], float], low: float, high: float, *, width: float) -> None:
-    """Narrow [low, high] down to `width` around the minimum of a function that falls and then rises, and evaluate its
-    middle. The caller reads the minimum from what was evaluated.
+    """Narrow [low, high] down to `width` around the minimum of a function that falls and then rises.
+
+    The last evaluation is at the middle of the interval. The caller finds the minimum among the evaluated values.
     """
     while high - low > width:
         third = (high - low) / 3
@@ -128,10 +130,14 @@ def _ternary_search(value: Callable[[float], float], low: float, high: float, *,
 
 
 def save_search(run: RunDir, steps: Sequence[Step], *, metric: str, num: int, weights: str) -> None:
-    """Write the levels into the run's folder, where `load_sigmas` finds them, and how they were found.
+    """Write the result of a search into the run's folder, where `load_sigmas` reads its levels.
 
     Args:
-        metric, num, weights: the name of the metric, the number of samples and the weights of the search.
+        run: the run's folder.
+        steps: the result of `search_sigmas`.
+        metric: the name of the metric.
+        num: the number of samples.
+        weights: the weights that were sampled from: "ema", "raw" or "best".
     """
     record = {
         "metric": metric,
@@ -146,7 +152,7 @@ def save_search(run: RunDir, steps: Sequence[Step], *, metric: str, num: int, we
 
 
 def load_sigmas(run: RunDir) -> list[float]:
-    """The falling levels that `save_search` wrote for a run; an empty list where there was no search.
+    """Read the falling levels that `save_search` wrote for a run; an empty list where there was no search.
 
     Raises:
         CheckpointError: the file is damaged.
