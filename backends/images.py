@@ -33,7 +33,7 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
+def tile(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
     """Arrange images in rows on white, each with a white line below and to the right, enlarged if they are small.
 
     Args:
@@ -63,8 +63,8 @@ def encode_png(picture: np.ndarray) -> bytes:
 
 
 def save_grid(path: Path, images: np.ndarray, *, columns: int | None = None) -> None:
-    """Write images, [n, c, h, w] uint8, as one PNG file with a `grid`."""
-    write_atomically(path, encode_png(grid(images, columns=columns)))
+    """Write images, [n, c, h, w] uint8, as one PNG file, arranged by `tile`."""
+    write_atomically(path, encode_png(tile(images, columns=columns)))
 
 
 def save_folder(path: Path, images: np.ndarray, *, first: int = 0) -> None:

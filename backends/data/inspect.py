@@ -14,7 +14,7 @@ from ict_backends.data.decode import Preparation, describe_shape, from_picture, 
 from ict_backends.data.decode_pool import decoded
 from ict_backends.data.source import Source
 from ict_backends.errors import DataError
-from ict_backends.images import grid
+from ict_backends.images import tile
 
 _SHEET_COLUMNS, _SHEET_ROWS = 10, 10
 _CELL_SMALLEST, _CELL_LARGEST = 32, 96
@@ -211,4 +211,4 @@ class _Sheet:
             height, width = image.shape[1:]
             top, left = (side - height) // 2, (side - width) // 2
             cells[place, :, top : top + height, left : left + width] = image
-        return grid(cells, columns=_SHEET_COLUMNS)
+        return tile(cells, columns=_SHEET_COLUMNS)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ict_backends.errors import CheckpointError
-from ict_backends.images import encode_png, grid, to_float
+from ict_backends.images import encode_png, tile, to_float
 from ict_backends.networks.families import count_parameters
 from ict_backends.reports.charts import Mark, Series, line_chart
 from ict_backends.runs.folder import RunDir
@@ -159,7 +159,7 @@ def _nearest(images: np.ndarray | None, samples: np.ndarray) -> list[str]:
         return ["<h2>Nearest training images</h2><p>The data are not where they were when the run was trained.</p>"]
     rows = nearest_images(samples, images, min(_NEIGHBOURS, len(images)))
     shown = np.stack([np.concatenate([sample[None], images[row]]) for sample, row in zip(samples, rows, strict=True)])
-    picture = grid(shown.reshape(-1, *samples.shape[1:]), columns=shown.shape[1])
+    picture = tile(shown.reshape(-1, *samples.shape[1:]), columns=shown.shape[1])
     return [
         "<h2>Nearest training images</h2>",
         "<p>First in each row a sample, then the images of the data that are nearest to it, in pixels: a model that "

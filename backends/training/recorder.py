@@ -12,7 +12,7 @@ import numpy as np
 from ict_backends.console import warn
 from ict_backends.errors import UserError
 from ict_backends.files import write_atomically
-from ict_backends.images import grid, save_grid
+from ict_backends.images import save_grid, tile
 from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import Checkpoint
 from ict_backends.runs.checkpoint_writer import CheckpointWriter
@@ -118,7 +118,7 @@ class Recorder:
             images = preview(model)
             save_grid(self._run.samples_file(step), images)
             if self._board:
-                self._board.add_picture(step, grid(images))
+                self._board.add_picture(step, tile(images))
         # A RuntimeError is what the libraries make of a device that has no memory left.
         except (UserError, OSError, MemoryError, RuntimeError) as error:
             warn(f"no sample picture after step {step}: {error}")

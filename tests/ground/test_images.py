@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ict_backends.files import write_atomically
-from ict_backends.images import encode_png, grid, save_folder, save_npz, to_float, to_uint8
+from ict_backends.images import encode_png, save_folder, save_npz, tile, to_float, to_uint8
 
 
 def pixels(file: Path) -> np.ndarray:
@@ -29,11 +29,11 @@ def test_uint8_and_floats_are_inverse() -> None:
 
 def test_a_grid_shows_every_image_enlarged_in_rows() -> None:
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 8, 8), np.uint8)
-    picture = grid(images)
+    picture = tile(images)
     assert picture.shape == (2 * 9 * 4, 3 * 9 * 4, 3)
     assert [picture[r * 36, c * 36, 0] for r, c in ((0, 0), (0, 2), (1, 0), (1, 1))] == [0, 2, 3, 4]
     assert (picture[36:, 72:] == 255).all()
-    assert grid(np.zeros((1, 1, 64, 64), np.uint8)).shape == (65, 65, 1)
+    assert tile(np.zeros((1, 1, 64, 64), np.uint8)).shape == (65, 65, 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
