@@ -84,7 +84,7 @@ def torch_peak(config: Config) -> int:
 
 
 def jax_measures(config: Config) -> tuple[int, int, Callable[[], None]]:
-    """Bytes kept for the gradient, bytes of the compiled step's intermediate results, and a function that does a step."""
+    """Bytes kept for the gradient, bytes of the compiled step's temporary results, and a function that does a step."""
     import jax
     import jax.numpy as jnp
 

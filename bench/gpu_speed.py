@@ -275,7 +275,7 @@ def plain(report: Report, backend: str) -> dict[str, Any]:
 
 
 def jax_speed(report: Report) -> None:
-    """Measure JAX: the limit, both networks, attention by ours and by cuDNN's, and training with one step per dispatch."""
+    """Measure JAX: the limit, both networks, attention by ours and cuDNN's, and training by one step per dispatch."""
     small = config_of(report, "cifar10-small")
     config = config_of(report, "cifar10", micro_batch=micro_batch(report, "jax"))
     report.attempt("limit", lambda: limit(report, "jax", config))

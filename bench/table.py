@@ -137,7 +137,7 @@ def gpu_table(folder: Path) -> str:
 
 
 def rows(folder: Path) -> list[tuple[str, ...]]:
-    """The rows of the table: records of `ict bench` by machine, preset, batch, backend and precision; then the GPUs'."""
+    """The table's rows: records of `ict bench` by machine, preset, batch, backend and precision; then the GPUs'."""
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
