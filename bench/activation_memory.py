@@ -1,8 +1,9 @@
-"""What `network.checkpoint` saves and costs: python bench/activation_memory.py [--preset P] [--batch-size N].
+"""Memory saved and time spent by `network.checkpoint`: python bench/activation_memory.py [--preset P] [--batch-size N].
 
-For each backend, a training step without and with it: the bytes that the loss keeps for its gradient, the peak memory
-of the step (torch: of a process of its own over what it held before, or of the GPU's allocator; JAX: what the compiled
-step needs for intermediate results), and the median time of alternate steps.
+For each backend, a training step is measured without and with it: the bytes that the loss keeps for its gradient, the
+peak memory of the step, and the median time of alternating steps. In torch the peak is the growth during a step of the
+memory of a process of its own, or of a GPU's allocator; in JAX it is the size of the compiled step's intermediate
+results.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ IMAGES = 512
 
 
 def make_config(preset: str, batch_size: int, checkpoint: bool) -> Config:
-    """A preset at another batch size."""
+    """The settings of a preset at another batch size, with or without activation checkpointing."""
     changes = {"train": {"batch_size": batch_size}, "network": {"checkpoint": checkpoint}}
     return build_config(merge([preset_tree(preset), changes]))
 
@@ -67,7 +68,7 @@ def torch_kept(config: Config) -> int:
 
 
 def torch_peak(config: Config) -> int:
-    """Bytes beyond those held before that a step needs at most; for a process of its own."""
+    """The most bytes that a step needs beyond those held before; only right in a process of its own."""
     import resource
 
     import torch
@@ -83,7 +84,7 @@ def torch_peak(config: Config) -> int:
 
 
 def jax_measures(config: Config) -> tuple[int, int, Callable[[], None]]:
-    """Bytes kept for the gradient, bytes of intermediate results of the compiled step, and a function that does it."""
+    """Bytes kept for the gradient, bytes of the compiled step's temporary results, and a function that does a step."""
     import jax
     import jax.numpy as jnp
 
@@ -119,7 +120,7 @@ def jax_measures(config: Config) -> tuple[int, int, Callable[[], None]]:
 
 
 def alternate(steps: list[Callable[[], None]], repeats: int) -> list[float]:
-    """Median seconds of each, done in turn so that both see the same machine."""
+    """Median seconds of each function, timed in turn so that all see the same machine."""
     times: list[list[float]] = [[] for _ in steps]
     for repeat in range(repeats + 1):
         for step, seconds in zip(steps, times, strict=True):
@@ -131,7 +132,7 @@ def alternate(steps: list[Callable[[], None]], repeats: int) -> list[float]:
 
 
 def report(backend: str, kept: list[int], peak: list[int], seconds: list[float]) -> None:
-    """One line a measure: without, with, and their ratio."""
+    """Print a line per measure: its values without and with checkpointing, and their ratio."""
     rows = (("kept for the gradient, MiB", [k / MIB for k in kept]), ("peak of a step, MiB", [p / MIB for p in peak]))
     for name, (plain, checkpointed) in (*rows, ("step, ms", [1000 * s for s in seconds])):
         click.echo(f"{backend:6s} {name:28s} {plain:10.1f} {checkpointed:10.1f} {checkpointed / plain:8.2f}")
@@ -143,7 +144,7 @@ def report(backend: str, kept: list[int], peak: list[int], seconds: list[float])
 @click.option("--repeats", default=5, show_default=True, help="Timed steps of each.")
 @click.option("--peak", type=click.Choice(["plain", "checkpointed"]), hidden=True)
 def main(preset: str, batch_size: int, repeats: int, peak: str | None) -> None:
-    """What network.checkpoint saves and costs, in both backends."""
+    """Print the memory that network.checkpoint saves and the time that it costs, in both backends."""
     if peak is not None:
         click.echo(torch_peak(make_config(preset, batch_size, peak == "checkpointed")))
         return

@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
 
 
 def example(n: int, xi: float, theta: float, theta_bar: float, z: float = 0.3) -> Outcome:
-    """Loss and scaled gradient of the student theta beside the teacher theta_bar.
+    """Loss and scaled gradient of the student theta with the teacher theta_bar.
 
     Every interval of the grid of n levels is one sample, weighted by its probability; z cancels out.
     """
@@ -48,17 +48,17 @@ def example(n: int, xi: float, theta: float, theta_bar: float, z: float = 0.3) -
 
 
 def expectation(values: Callable[[np.ndarray], np.ndarray], n: int = 20_000) -> float:
-    """E over the continuous law of sigma, by a much finer grid; `values` maps [n-1] levels to [n-1]."""
+    """The expectation over the continuous law of sigma, by a much finer grid; `values` maps [n-1] levels to [n-1]."""
     grid = make_grid(n)
     middle = np.sqrt(grid.sigmas[:-1] * grid.sigmas[1:])
     return float(np.sum(grid.probabilities * values(middle)))
 
 
 def gradient_limit(xi: float, theta: float) -> float:
-    """Without an EMA: (1 / ds) dL / dtheta -> 2 E[(smin / s^2)(1 - smin / s)](theta - xi)."""
+    """The limit without an EMA: (1 / ds) dL / dtheta -> 2 E[(smin / s^2)(1 - smin / s)](theta - xi)."""
     return 2 * expectation(lambda s: SIGMA_MIN / s**2 * (1 - SIGMA_MIN / s)) * (theta - xi)
 
 
 def loss_limit(theta: float, theta_bar: float) -> float:
-    """With one: L -> E[(1 - smin / s)^2](theta - theta_bar)^2, which does not know xi."""
+    """The limit with an EMA: L -> E[(1 - smin / s)^2](theta - theta_bar)^2, which does not depend on xi."""
     return expectation(lambda s: (1 - SIGMA_MIN / s) ** 2) * (theta - theta_bar) ** 2

@@ -1,8 +1,9 @@
-"""Mutated files against the readers of data: python bench/fuzz_readers.py [--files N] [--seed S].
+"""Reading of mutated data files, as a test of the readers: python bench/fuzz_readers.py [--files N] [--seed S].
 
-Each file of each format (tests/data_samples.py) is mutated and read. It must be refused in one line, or give images:
-the same ones where the format has checksums, others of the same number where it has none. Anything else, a file that
-takes more than ten seconds, or more memory than --limit, is a fault; it is kept, and the exit code is 1.
+Files of each format (tests/data_samples.py) are mutated and read. A file must be refused in one line, or give images:
+the same images if the format has checksums, other images of the same number if it has none. Anything else is a fault,
+as is a file that takes more than ten seconds or more memory than --limit. Files with faults are kept, and make the exit
+code 1.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _SECONDS = 10
 
 
 class TooSlowError(BaseException):
-    """Passes every `except` of the readers."""
+    """Raised when reading takes too long; no `except Exception` of the readers catches it."""
 
 
 def _stop(*_: object) -> None:
@@ -39,7 +40,7 @@ def _stop(*_: object) -> None:
 @click.option("--limit", default=4096, show_default=True, help="Of the memory of the process, in MiB.")
 @click.option("--keep", default="fuzz-faults", show_default=True, help="Folder for the files that are faults.")
 def main(files: int, seed: int, limit: int, keep: str) -> None:
-    """Read mutated files and count what comes of them."""
+    """Read mutated files, and count the outcomes for each format."""
     from data_samples import make_samples, mutate
 
     resource.setrlimit(resource.RLIMIT_AS, (limit * 2**20, limit * 2**20))

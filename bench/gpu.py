@@ -1,7 +1,7 @@
-"""Everything about GPUs that is open, settled by one command: python bench/gpu.py [--train SECONDS] [--part NAME].
+"""All measurements and checks that need a GPU, in one command: python bench/gpu.py [--train SECONDS] [--part NAME].
 
-Parts run in the order of their importance, each in a process of its own that is ended at its limit. Whatever a part
-finds is written at once: being cut off loses nothing. See bench/gpu.md.
+The parts run in the order of their importance, each in a process of its own that is ended at its time limit. Results
+are written at once, so that a part that is cut off loses nothing. See bench/gpu.md.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class Part(NamedTuple):
     """A part of the measurement.
 
     Attributes:
-        phase: parts of one phase run side by side.
-        seconds: after which it is ended.
-        module, function: what it does, of a file beside this one: a function of a `Report`.
-        arguments: of the function.
+        phase: the number of the phase; parts of one phase run side by side.
+        seconds: the time limit, after which the part is ended.
+        module: the name of a file beside this one.
+        function: the name of the function in it that does the part; its first argument is a `Report`.
+        arguments: further arguments of the function.
     """
 
     phase: int
@@ -61,14 +62,14 @@ BEFORE_TRAINING, AFTER_TRAINING = 60, 50
 
 
 class Report(NamedTuple):
-    """Where a part writes what it finds.
+    """The results of a part, which are written as they come, and its limits.
 
     Attributes:
-        part: its name.
-        out: the folder.
-        rehearse: tiny sizes, on the CPU.
-        seconds: that the part may take in all.
-        began: `time.monotonic` when it began.
+        part: the name of the part.
+        out: the folder of the results.
+        rehearse: True for tiny sizes on the CPU.
+        seconds: the time that the part may take in all.
+        began: `time.monotonic()` when the part began.
     """
 
     part: str
@@ -82,7 +83,7 @@ class Report(NamedTuple):
         print(write(self.out, self.part, name, time.monotonic() - self.began, values), end="", flush=True)
 
     def attempt(self, name: str, function: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any] | None:
-        """The values of a measurement, written; None where it raised, which is written, too."""
+        """Do a measurement, write its values and return them; if it raises, write the error and return None."""
         start = time.monotonic()
         try:
             values = function()
@@ -95,20 +96,23 @@ class Report(NamedTuple):
 
     @property
     def left(self) -> float:
-        """Seconds that the part still has."""
+        """The seconds that the part has left."""
         return self.seconds - (time.monotonic() - self.began)
 
     @property
     def device(self) -> str:
-        """The name of the device, for both backends."""
+        """The name of the device, which is the same for both backends."""
         return "cpu" if self.rehearse else "cuda"
 
 
 def write(out: Path, part: str, name: str, at: float, values: Mapping[str, Any]) -> str:
-    """Add a line to the results, which is returned.
+    """Add a line to the file of results, and return the line.
 
     Args:
+        out: the folder of the results.
+        part, name: the names of the part and of the result.
         at: seconds since the part began.
+        values: the result's figures by name.
     """
     line = json.dumps({"part": part, "name": name, "at": round(at, 1), "values": values}) + "\n"
     with open(out / RESULTS, "a", encoding="utf-8") as file:
@@ -117,7 +121,7 @@ def write(out: Path, part: str, name: str, at: float, values: Mapping[str, Any])
 
 
 def environment(rehearse: bool) -> dict[str, str]:
-    """Of the parts' processes: the packages are found without being installed, and JAX leaves memory to others."""
+    """Environment variables of the parts, which find the packages without installation; JAX leaves memory to others."""
     packages = CARRIED / "packages"
     packages.mkdir(parents=True, exist_ok=True)
     for name, folder in (("ict_core", "ict_core"), ("ict_backends", "backends"), ("ict_cli", "cli")):
@@ -140,7 +144,7 @@ def environment(rehearse: bool) -> dict[str, str]:
 
 
 def start(name: str, out: Path, seconds: float, rehearse: bool) -> subprocess.Popen[bytes]:
-    """The process of a part; what it prints goes into the log."""
+    """Start the process of a part, whose output goes into the log."""
     command = [sys.executable, str(Path(__file__)), "--inner", name, "--out", str(out), "--limit", str(seconds)]
     with open(out / LOG, "ab") as log:
         return subprocess.Popen(
@@ -153,7 +157,7 @@ def start(name: str, out: Path, seconds: float, rehearse: bool) -> subprocess.Po
 
 
 def wait(process: subprocess.Popen[bytes], deadline: float) -> str:
-    """How a part ended: "done", "failed" or "cut off"."""
+    """Wait for a part until `deadline`, end it then, and return "done", "cut off" or "failed with CODE"."""
     try:
         code = process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -166,7 +170,11 @@ def wait(process: subprocess.Popen[bytes], deadline: float) -> str:
 
 
 def run_parts(names: list[str], out: Path, rehearse: bool, limits: Mapping[str, float]) -> list[str]:
-    """Run parts phase by phase. Returns the names of those that did not end well."""
+    """Run parts phase by phase, and return the names of those that failed or were cut off.
+
+    Args:
+        limits: the seconds that each part may take, by name.
+    """
     bad = []
     # The CPU of a rehearsal has no cores to spare.
     together = [[n] for n in names] if rehearse else [list(g) for _, g in groupby(names, lambda n: PARTS[n].phase)]
@@ -184,14 +192,14 @@ def run_parts(names: list[str], out: Path, rehearse: bool, limits: Mapping[str, 
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    """All results in a folder, in the order in which they came."""
+    """The results in a folder, in the order in which they were written."""
     path = out / RESULTS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def describe(out: Path) -> str:
-    """The results as text, a line each."""
+    """The results in a folder as text, a line for each."""
     lines = []
     for record in records(out):
         shown = ", ".join(f"{k} {_number(v)}" for k, v in record["values"].items())
@@ -204,7 +212,7 @@ def _number(value: Any) -> str:
 
 
 def engine_of(report: Report, backend: str) -> Backend[Any, Any]:
-    """A backend, with this process tuned for the report's device."""
+    """Load a backend, and tune this process for it and the report's device."""
     from ict_backends import load_backend
 
     engine = load_backend(backend)
@@ -213,7 +221,7 @@ def engine_of(report: Report, backend: str) -> Backend[Any, Any]:
 
 
 def run_inner(name: str, report: Report) -> None:
-    """What a part's process does."""
+    """Do a part, in its own process."""
     import importlib
 
     part = PARTS[name]
@@ -223,7 +231,7 @@ def run_inner(name: str, report: Report) -> None:
 
 
 def _compile_without_a_compiler() -> None:
-    """Let torch trace what it would compile, and run it as it is: compiling for the CPU takes minutes."""
+    """Have torch trace modules and functions, but run them uncompiled: compiling for the CPU takes minutes."""
     import torch
 
     def compiled(module: torch.nn.Module, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What bench/gpu.py checks before it measures: that a GPU computes what the CPU computes."""
+"""The checks that bench/gpu.py makes before it measures: a GPU computes what the CPU computes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ADM_OPEN = {
 
 
 def check(report: Report, backend: str) -> None:
-    """All checks of a backend, each a line of the report."""
+    """Do all checks of a backend, each of which is a line of the report."""
     if backend == "jax" and not report.rehearse:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
     engine = engine_of(report, backend)
@@ -65,7 +65,7 @@ def _versions(backend: str) -> dict[str, str]:
 
 
 def small_config(report: Report, precision: str = "float32") -> Config:
-    """A network with everything in it, and three stages of training."""
+    """Settings of a small network with every kind of layer, and of a training in three stages."""
     size = 8 if report.rehearse else 16
     return build_config(
         {
@@ -87,12 +87,15 @@ def small_config(report: Report, precision: str = "float32") -> Config:
 
 
 def data_of(config: Config) -> Dataset:
-    """Random images."""
+    """Random images of the configuration's shape."""
     return Dataset(random_images(config), None)
 
 
 def check_masks(backend: str, config: Config, device: str) -> dict[str, Any]:
-    """Student and teacher at equal levels: no loss and no gradient at dropout 0.5, and both without equal masks."""
+    """Check that student and teacher at equal levels, with shared dropout of 0.5, have no loss and no gradient.
+
+    At other levels they must have both, and the masks must be those of the CPU.
+    """
     heavy = replace(config, network={"dropout": 0.5})
     found = {"torch": _torch_equal_levels, "jax": _jax_equal_levels}[backend](heavy, device)
     # Torch evaluates both passes alike; XLA fuses the student's, whose results are kept, in another way.
@@ -184,7 +187,10 @@ def _jax_equal_levels(config: Config, device: str) -> dict[str, Any]:
 
 
 def check_steps(report: Report, backend: str, config: Config, folder: Path) -> None:
-    """Six steps by `train` from the same weights, on the GPU in each precision and on the CPU in torch; and resumed."""
+    """Check `train` over a few steps from the same weights on the GPU in each precision, and its resuming.
+
+    The weights are compared with those of torch in float32 on the CPU.
+    """
     arrays = random_arrays(config)
 
     def trained(engine: str, device: str, precision: str, name: str) -> RunDir:
@@ -230,7 +236,7 @@ def _weights(run: RunDir) -> np.ndarray:
 
 
 def check_resuming(backend: str, run: RunDir, config: Config, report: Report) -> dict[str, Any]:
-    """The second half of a run, done again from its checkpoint."""
+    """Check that the second half of a run, done again from its checkpoint, gives equal bits."""
     expected = load_checkpoint(run.latest_checkpoint())
     shutil.rmtree(run.latest_checkpoint())
     load_backend(backend).train(run.load_config(), data_of(config), run, device=report.device, resume=True)
@@ -243,7 +249,7 @@ def check_resuming(backend: str, run: RunDir, config: Config, report: Report) ->
 
 
 def fixture_file(name: str) -> Path:
-    """A file of the authors' outputs. Raises FileNotFoundError where it did not come along."""
+    """The path of a file of the authors' outputs. Raises FileNotFoundError if it is missing."""
     found = [folder / name for folder in FIXTURES if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(f"{name} is not here: {', '.join(map(str, FIXTURES))}")
@@ -251,7 +257,7 @@ def fixture_file(name: str) -> Path:
 
 
 def ncsnpp_fixture(folder: Path) -> tuple[RunDir, dict[str, np.ndarray], None]:
-    """The authors' NCSN++ as a run, and what it computes."""
+    """The authors' NCSN++ as a run, and its inputs and outputs by name."""
     with np.load(fixture_file("ncsnpp_open.npz"), allow_pickle=False) as file:
         whole = dict(file)
     theirs = json.loads(bytes(whole["config_json"]))
@@ -270,7 +276,7 @@ def ncsnpp_fixture(folder: Path) -> tuple[RunDir, dict[str, np.ndarray], None]:
 
 
 def adm_fixture(folder: Path) -> tuple[RunDir, dict[str, np.ndarray], np.ndarray]:
-    """The authors' ADM as a run, what it computes, and of which classes."""
+    """The authors' ADM as a run, its inputs and outputs by name, and the classes of its images."""
     from safetensors.numpy import load_file
 
     config = build_config({"data": {"shape": [3, 16, 16], "source": "unknown"}, "network": ADM_OPEN})
@@ -281,7 +287,7 @@ def adm_fixture(folder: Path) -> tuple[RunDir, dict[str, np.ndarray], np.ndarray
 
 
 def check_fixture(backend: str, name: str, make: Any, report: Report, folder: str) -> dict[str, Any]:
-    """The network's output from their inputs, and f from images and levels, in float32."""
+    """Check the network's output and the consistency function's against the authors', in float32."""
     run, io, labels = make(Path(folder) / f"authors-{name}")
     model = load_backend(backend).load_model(run.path, device=report.device)
     found = {"network": (model.network(io["net_in_x"], io["net_in_t"], labels), io["network_output"], 3e-5)}
@@ -292,7 +298,7 @@ def check_fixture(backend: str, name: str, make: Any, report: Report, folder: st
 
 
 def check_memory(backend: str, config: Config, report: Report) -> dict[str, Any]:
-    """What arrays hold after 20 steps and after 200 more."""
+    """Check that the memory of arrays does not grow in 200 further steps."""
     engine, steps = load_backend(backend), 6 if report.rehearse else 200
     images = random_images(config)
     trainer = engine.make_trainer(config, images, labels_of(config, len(images)), report.device)
@@ -305,7 +311,7 @@ def check_memory(backend: str, config: Config, report: Report) -> dict[str, Any]
 
 
 def check_waits(config: Config, report: Report) -> dict[str, Any]:
-    """A whole step, plan and copies included, with torch raising at whatever waits for the GPU."""
+    """Check that nothing in a whole step, plan and copies included, waits for the GPU: torch raises if it does."""
     import torch
 
     images = random_images(config)
@@ -320,7 +326,7 @@ def check_waits(config: Config, report: Report) -> dict[str, Any]:
 
 
 def check_processes(config: Config, report: Report) -> dict[str, Any]:
-    """One process with NCCL: the gradient of a network under DDP and under FSDP2 is that of the network itself."""
+    """Check, in one process with NCCL, that DDP and FSDP2 give the gradient of the network itself."""
     import torch
     import torch.distributed as dist
 

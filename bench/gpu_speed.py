@@ -1,4 +1,4 @@
-"""What bench/gpu.py measures of speed: training steps of the paper's network in every variant, and sampling."""
+"""The speed measurements of bench/gpu.py: training steps of the paper's network in every variant, and sampling."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TINY = {"channels": 8, "channel_mult": (1,), "blocks": 1, "attention_resolution
 
 
 def config_of(report: Report, preset: str, **train: Any) -> Config:
-    """A preset in bf16; rehearsed, of tiny width and batch."""
+    """The settings of a preset in bf16, with changes of `train`; for a rehearsal, with tiny network and batch."""
     config = replace(load_preset(preset), train={"precision": "bf16", **train})
     if not report.rehearse:
         return config
@@ -44,7 +44,7 @@ def config_of(report: Report, preset: str, **train: Any) -> Config:
 
 
 def micro_batch(report: Report, backend: str) -> int:
-    """Images of the paper's network that a backend computes at a time: the most that fit into the GPU's memory."""
+    """The most images that fit into the GPU's memory when a backend trains the paper's network."""
     if report.rehearse:
         return 4
     import torch
@@ -54,14 +54,14 @@ def micro_batch(report: Report, backend: str) -> int:
 
 
 def seconds_a_step(trainer: Any, steps: int, repeats: int) -> list[float]:
-    """Of `repeats` stretches of training, each waited for."""
+    """Seconds per step of each of `repeats` stretches of training, which include the wait for their last step."""
     count = -(-steps // trainer.stride) * trainer.stride
     stretch = {"training": lambda: check_losses(trainer.advance(count), "training")}
     return [seconds / count for seconds in alternate(stretch, repeats)["training"]]
 
 
 def measure_steps(report: Report, backend: str, config: Config, steps: int = 2, repeats: int = 2) -> dict[str, Any]:
-    """First call, time, speed and memory of training steps; what is compiled is in the first call."""
+    """Figures of training steps: first call, which includes compilation, time, speed and memory."""
     engine, images = engine_of(report, backend), random_images(config)
     trainer = engine.make_trainer(config, images, labels_of(config, len(images)), report.device)
     return timed_steps(report, engine, config, trainer, steps, repeats)
@@ -70,7 +70,7 @@ def measure_steps(report: Report, backend: str, config: Config, steps: int = 2, 
 def timed_steps(
     report: Report, engine: Any, config: Config, trainer: Any, steps: int = 2, repeats: int = 2
 ) -> dict[str, Any]:
-    """The same of a trainer."""
+    """Figures of a trainer's steps, as from `measure_steps`."""
     _, first = timed(lambda: trainer.advance(trainer.stride))
     seconds = seconds_a_step(trainer, 1 if report.rehearse else steps, 1 if report.rehearse else repeats)
     middle = statistics.median(seconds)
@@ -112,13 +112,13 @@ def _median_seconds(run: Callable[[int], object], report: Report) -> float:
 
 
 def jax_compile(report: Report) -> None:
-    """Let XLA compile the step of the paper's network, for the parts that follow; it is not run."""
+    """Have XLA compile the step of the paper's network, for the parts that follow, without running it."""
     config = config_of(report, "cifar10", micro_batch=micro_batch(report, "jax"))
     report.attempt("cifar10, compiled", lambda: {"gib": compile_jax(report, config)})
 
 
 def compile_jax(report: Report, config: Config) -> float:
-    """GiB of intermediate results of the compiled step."""
+    """Compile a training step in JAX, and return the GiB of its intermediate results."""
     from ict_backends.jax.batch import to_device
     from ict_backends.jax.dispatch import train_steps
     from ict_backends.training.step_plan import plan_step
@@ -131,7 +131,7 @@ def compile_jax(report: Report, config: Config) -> float:
 
 
 def torch_speed(report: Report) -> None:
-    """The limit, the variants in the order of their importance, and the plain version."""
+    """Measure torch: the limit, a residual block, the variants by their importance, and the plain version."""
     import torch
 
     settings = {
@@ -179,12 +179,12 @@ def block(report: Report, *, compiled: bool) -> dict[str, Any]:
 
 
 def with_graphs(trainer: Any) -> None:
-    """Compile the network for CUDA graphs."""
+    """Compile a trainer's network for CUDA graphs."""
     trainer.state.params.network.compile(dynamic=False, mode="reduce-overhead")
 
 
 def as_it_is(trainer: Any) -> None:
-    """Change nothing."""
+    """Leave a trainer unchanged."""
 
 
 # The settings of a variant, and what is done to its trainer.
@@ -208,7 +208,7 @@ ORDER = (
 
 
 def profiled(report: Report, config: Config, name: str, change: Callable[[Any], None], steps: int) -> dict[str, Any]:
-    """The figures of a variant, and where the time of its steps goes."""
+    """Measure a variant, report the profile of its steps as a further result, and return its figures."""
     engine, images = engine_of(report, "torch"), random_images(config)
     trainer = engine.make_trainer(config, images, labels_of(config, len(images)), report.device)
     change(trainer)
@@ -218,7 +218,7 @@ def profiled(report: Report, config: Config, name: str, change: Callable[[Any], 
 
 
 def profile(report: Report, trainer: Any, steps: int) -> dict[str, Any]:
-    """Milliseconds of a step by kind of kernel, kernels of a step, and the host's milliseconds until it is issued."""
+    """Profile steps: milliseconds by kind of kernel, kernels per step, and the host's milliseconds to issue a step."""
     import torch
     from torch.profiler import ProfilerActivity
 
@@ -261,7 +261,7 @@ KINDS = {
 
 
 def plain(report: Report, backend: str) -> dict[str, Any]:
-    """The plain version of bench/plain.py, by a batch that fits its float32."""
+    """Measure the plain version, bench/plain.py, with a batch that fits into memory in float32."""
     from ict_backends.reports.plain_version import PlainVersion
 
     config = config_of(report, "cifar10", batch_size=8 if report.rehearse else 128)
@@ -275,7 +275,7 @@ def plain(report: Report, backend: str) -> dict[str, Any]:
 
 
 def jax_speed(report: Report) -> None:
-    """The small network by several steps a dispatch, the paper's, attention by cuDNN and ours, one step a dispatch."""
+    """Measure JAX: the limit, both networks, attention by ours and cuDNN's, and training by one step per dispatch."""
     small = config_of(report, "cifar10-small")
     config = config_of(report, "cifar10", micro_batch=micro_batch(report, "jax"))
     report.attempt("limit", lambda: limit(report, "jax", config))
@@ -287,7 +287,7 @@ def jax_speed(report: Report) -> None:
 
 
 def attention(report: Report) -> dict[str, Any]:
-    """Milliseconds of attention with its gradient, ours and cuDNN's, at the shapes of two presets."""
+    """Milliseconds of attention with its gradient, by ours and by cuDNN's, at the shapes of two presets."""
     import jax
     import jax.numpy as jnp
 
@@ -318,7 +318,7 @@ def attention(report: Report) -> dict[str, Any]:
 
 
 def sampling(report: Report) -> None:
-    """50,000 images of the paper's network in one step, into a file."""
+    """Measure one-step sampling of 50,000 images from the paper's network into a file."""
     num = 16 if report.rehearse else 50_000
     config, engine = config_of(report, "cifar10"), engine_of(report, "torch")
     model = engine.make_model(config, random_arrays(config), report.device)
@@ -326,7 +326,7 @@ def sampling(report: Report) -> None:
 
 
 def sample(report: Report, model: Any, num: int) -> dict[str, Any]:
-    """Seconds of it, after a batch that compiles."""
+    """Sample `num` images into a file, after a batch that compiles, and return seconds and rates."""
     batch = 8 if report.rehearse else 1000
     with tempfile.TemporaryDirectory() as folder:
         write_samples(model, Path(folder) / "warm.npz", batch, batch, None)

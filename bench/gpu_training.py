@@ -1,4 +1,4 @@
-"""The training of bench/gpu.py: `cifar10-small` on CIFAR-10's images for the time that is left."""
+"""The training part of bench/gpu.py: `cifar10-small` on CIFAR-10's images, for the time that is left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARCHIVES = (CARRIED / "cifar10-train-jpeg.tar.xz", ROOT.parent / "shared" / "dat
 
 
 def data_of(report: Report, config: Config) -> Dataset:
-    """CIFAR-10's images; rehearsed, or where they did not come along, random ones."""
+    """CIFAR-10's images; random images for a rehearsal, or if the archive is missing."""
     found = [path for path in ARCHIVES if path.is_file()]
     if report.rehearse or not found:
         report.add("data", source="random images: CIFAR-10's did not come along")
@@ -36,7 +36,7 @@ def data_of(report: Report, config: Config) -> Dataset:
 
 
 def fastest(report: Report) -> tuple[str, bool]:
-    """The backend, and whether torch compiles, that was the fastest with `cifar10-small` in bf16, by the results."""
+    """The backend that was fastest with `cifar10-small` in bf16, by the results, and whether torch compiled for it."""
     names = {"torch-speed": "torch", "jax-speed": "jax"}
     speeds = {
         (names[record["part"]], record["values"].get("compile", False)): record["values"]["images_per_second"]
@@ -48,7 +48,7 @@ def fastest(report: Report) -> tuple[str, bool]:
 
 
 def train(report: Report) -> None:
-    """As many steps as fit, measured first; pictures, losses by band and the Frechet distance in pixel space."""
+    """Train for as many steps as fit into the time; report pictures, losses by band and Frechet distances of pixels."""
     backend, compiles = fastest(report)
     engine = engine_of(report, backend)
     config = replace(load_preset("cifar10-small"), train={"precision": "bf16", "compile": compiles})
@@ -70,9 +70,9 @@ def train(report: Report) -> None:
 
 
 def planned(config: Config, steps: int) -> Config:
-    """The curriculum over so many steps, a multiple of forty or else eight, with a picture at each quarter.
+    """The settings for about this many steps, a multiple of forty or else eight, with a picture at each quarter.
 
-    The log leaves as many steps to a dispatch of JAX as the preset does, so that nothing is compiled anew.
+    The log leaves JAX as many steps per dispatch as the preset does, so that nothing is compiled again.
     """
     quarter = max(2, steps // 40 * 10)
     every = {"log_every": min(5, quarter // 2), "sample_every": quarter, "checkpoint_every": 0}
@@ -80,7 +80,7 @@ def planned(config: Config, steps: int) -> Config:
 
 
 def describe_training(report: Report, backend: str, config: Config, run: RunDir, seconds: float) -> None:
-    """Write what the training led to: the log, the pictures of the quarters side by side, the losses."""
+    """Write the results of the training: the log, the pictures of the quarters side by side, the losses."""
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     shutil.copy(run.metrics_file, report.out / "training.jsonl")
     total, images = config.train.total_steps, config.train.total_steps * config.train.batch_size
@@ -99,7 +99,10 @@ def describe_training(report: Report, backend: str, config: Config, run: RunDir,
 
 
 def steps_that_fit(report: Report, engine: Any, config: Config, dataset: Dataset) -> int:
-    """By the time of some steps over the images of the training, whose number XLA compiles for."""
+    """The number of training steps that fit, at least 40, from the measured time of 20.
+
+    They use all images of the training, because XLA compiles for their number.
+    """
     trainer = engine.make_trainer(config, dataset.images, None, report.device)
     trainer.advance(trainer.stride)
     (each,) = seconds_a_step(trainer, 20, 1)
@@ -108,7 +111,7 @@ def steps_that_fit(report: Report, engine: Any, config: Config, dataset: Dataset
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    """One picture of several of one height."""
+    """Put pictures of one height side by side."""
     whole = Image.new("RGB", (sum(p.width + 8 for p in pictures), pictures[0].height), "white")
     left = 0
     for picture in pictures:
@@ -118,7 +121,11 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
 
 
 def distance(model: Any, levels: list[float], expected: Any) -> dict[str, Any]:
-    """The Frechet distance in pixel space of samples from the data; rehearsed, their mean."""
+    """The Frechet distance in pixel space between samples and the data; in a rehearsal, the mean of the samples.
+
+    Args:
+        expected: the moments of the data, or None for a rehearsal.
+    """
     num, batch = (32, 16) if expected is None else (5000, 1000)
     images = sample_images(model, num, sigmas=levels, seed=0, labels=None, batch=batch)
     if expected is None:
@@ -127,5 +134,5 @@ def distance(model: Any, levels: list[float], expected: Any) -> dict[str, Any]:
 
 
 def pixel_moments(images: np.ndarray) -> Any:
-    """Mean and covariance of [n, c, h, w] images as vectors."""
+    """Mean and covariance of images, [n, c, h, w], as vectors of c h w values."""
     return moments(images.reshape(len(images), -1).astype(np.float64))

@@ -1,7 +1,7 @@
-"""What reading the images of each step costs: python bench/input_pipeline.py --data SOURCE [--preset P] [--hold H].
+"""The cost of reading each step's images: python bench/input_pipeline.py --data SOURCE [--preset P] [--hold H].
 
-Alternating stretches of training steps, in one process: with the images of the data set, as `ict train` feeds them, and
-with one constant batch that is on the device already. The ratio of the median times is what real data costs.
+In one process, stretches of training steps alternate between the images of the data set, as `ict train` feeds them, and
+one constant batch that is on the device already. The ratio of the median times is the cost of real data.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from ict_core.settings import build_config, merge, preset_tree
 
 
 def constant_batches(config: Config, device: torch.device) -> Iterator[Batch]:
-    """The plans of the steps, on the same images always."""
+    """Batches that follow the plans of the steps, but always have the same images."""
     images = torch.zeros(config.train.batch_size, *config.data.shape, dtype=torch.uint8, device=device)
     for step in range(config.train.total_steps):
         yield make_batch(config, to_device(plan_step(config, step, len(images)), device), images, None)
 
 
 def real_batches(config: Config, dataset: Dataset, processes: Processes) -> Iterator[Batch]:
-    """The batches that training takes."""
+    """The batches that `ict train` takes."""
     for _, batches in _feed(config, dataset, 0, processes, parts=1):
         yield from batches
 
 
 def stretch(state: TrainState, config: Config, batches: Iterator[Batch], steps: int) -> float:
-    """Seconds a step, the last one waited for."""
+    """Seconds per step of a stretch, including the wait for the last step."""
     start = time.perf_counter()
     result: StepResult | None = None
     for _ in range(steps):

@@ -1,8 +1,8 @@
-"""Whether training holds more and more: python bench/memory_growth.py [--backend B] [--steps 10000].
+"""Growth of memory during training: python bench/memory_growth.py [--backend B] [--steps 10000].
 
 Trains a very small network through the whole loop, with its log, sample pictures and checkpoints, in a folder that is
-removed afterwards. Prints what the process holds, and the arrays on a GPU, at ten points, and the growth from the
-second of them, when all has been used once, to the last.
+removed afterwards. At ten points, the resident memory of the process is printed, and the memory of the arrays on a GPU.
+The growth is from the second point, when every part has run once, to the last.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POINTS = 10
 
 
 def make_config(steps: int) -> Config:
-    """A network of some thousand parameters, over the digits."""
+    """Settings of a network of some thousand parameters, trained on the digits."""
     tree = {
         "data": {"source": "digits", "shape": [1, 8, 8]},
         "network": {"channels": 4, "channel_mult": [1], "blocks": 1, "attention_resolutions": [], "dropout": 0.1},
@@ -39,13 +39,13 @@ def make_config(steps: int) -> Config:
 
 
 def resident_bytes() -> int:
-    """What this process holds now."""
+    """The resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def watched(after: Callable[..., None], steps: int, in_use: Callable[[], int | None], seen: list[float]) -> object:
-    """`Recorder.after` that notes what is held at ten of the steps."""
+    """A `Recorder.after` that also prints the memory at ten of the steps, and adds it to `seen` in MiB."""
 
     def wrapper(
         recorder: Recorder, results: list[tuple[int, object, object]], *rest: object, **options: object
@@ -66,7 +66,7 @@ def watched(after: Callable[..., None], steps: int, in_use: Callable[[], int | N
 @click.option("--device", default="auto", show_default=True)
 @click.option("--steps", type=click.IntRange(min=POINTS), default=10_000, show_default=True)
 def main(backend: str, device: str, steps: int) -> None:
-    """What training holds at ten points, and how much more at the last than at the second."""
+    """Print the memory of training at ten points, and its growth from the second to the last."""
     engine, config, seen = load_backend(backend), make_config(steps), []
     engine.tune_process(device)
     dataset = load_data_of(config.data)

@@ -1,7 +1,7 @@
-"""Peak memory of the metrics at the field's size: python bench/metric_memory.py [--num N] [--dims D] [--metrics ...].
+"""Peak memory of the metrics at the published size: python bench/metric_memory.py [--num N] [--dims D] [--metrics ...].
 
-Two sets of made-up features, gathered batch by batch as `ict eval` does it, then compared; for each metric in a process
-of its own: the peak resident memory of the whole process, libraries included, and the time.
+Two sets of made-up features are gathered batch by batch, as in `ict eval`, and then compared. Each metric runs in a
+process of its own, whose peak resident memory, libraries included, and time are printed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH = 256
 
 @dataclass
 class Features:
-    """In place of a network: float32 features of a 64-dimensional distribution, as Inception's are of low rank."""
+    """A stand-in for a feature network: float32 features, of a distribution of low rank (64) like Inception's."""
 
     dims: int
     seed: int
@@ -37,26 +37,26 @@ class Features:
         self.mixing = np.random.default_rng(0).standard_normal((64, self.dims)).astype(np.float32)
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """[b, d] float32."""
+        """Made-up features, [b, d] float32, of b images."""
         rng = np.random.default_rng((self.seed, int(images[0, 0, 0, 0])))
         core = rng.standard_normal((len(images), 64)).astype(np.float32) @ self.mixing
         return np.maximum(core + 0.1 * rng.standard_normal((len(images), self.dims)).astype(np.float32), 0)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """[b, 1008] float32 that sum to 1."""
+        """Made-up class probabilities of b images, [b, 1008] float32; each row sums to 1."""
         logits = self.features(images)[:, :1008]
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
 
 def batches(num: int) -> Iterator[np.ndarray]:
-    """Stand-ins for images: only their number and their first value are used."""
+    """Stand-ins for batches of images, of which only the number and the first value are used."""
     for first in range(0, num, BATCH):
         yield np.full((min(BATCH, num - first), 1, 1, 1), first)
 
 
 def measure(metric: str, num: int, dims: int) -> str:
-    """The metric's line of the table; in a process that does nothing else."""
+    """Measure a metric, in a process that does nothing else, and return its line of the table."""
     start = time.perf_counter()
     reference, samples = (gather(batches(num), [metric], Features(dims, seed)) for seed in (0, 1))
     found = compare([metric], samples, reference)[0]
@@ -71,7 +71,7 @@ def measure(metric: str, num: int, dims: int) -> str:
 @click.option("--metrics", default="fid,kid,is,pr", show_default=True)
 @click.option("--here", hidden=True, is_flag=True)
 def main(num: int, dims: int, metrics: str, here: bool) -> None:
-    """Print a table."""
+    """Print a table of peak memory and time for each metric."""
     if here:
         click.echo(measure(metrics, num, dims))
         return

@@ -1,7 +1,7 @@
 """A mixture of Gaussians in the plane: its exact consistency function, and training on it as on any images.
 
-A point is an image of two channels and one pixel, so that it goes through the software's own training loop; a 3x3
-convolution of one pixel is a dense layer.
+A point is an image of two channels and one pixel, so that the usual training loop can be used; a 3x3 convolution of one
+pixel is a dense layer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SIGMA_MIN, SIGMA_MAX = 0.01, 80.0
 
 
 class Mixture(NamedTuple):
-    """Gaussians with equal variance in all directions.
+    """A mixture of k Gaussians in the plane, each with equal variance in all directions.
 
     Attributes:
-        weights: [k], of sum 1.
+        weights: [k], which sum to 1.
         means: [k, 2].
-        stds: [k].
+        stds: [k] standard deviations.
     """
 
     weights: np.ndarray
@@ -36,12 +36,12 @@ class Mixture(NamedTuple):
     stds: np.ndarray
 
     def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """[n, 2] points."""
+        """Draw n points, [n, 2]."""
         i = rng.choice(len(self.weights), n, p=self.weights)
         return self.means[i] + self.stds[i, None] * rng.standard_normal((n, 2))
 
     def std(self) -> float:
-        """Of a coordinate, over both of them: what sigma_data should be."""
+        """The standard deviation of a coordinate, pooled over both coordinates: the right value of sigma_data."""
         spread = self.means - self.weights @ self.means
         return float(np.sqrt(self.weights @ (self.stds**2 + np.mean(spread**2, axis=1))))
 
@@ -55,10 +55,10 @@ MIXTURE = Mixture(
 
 
 class Model(Protocol):
-    """What `load_model` of a backend returns."""
+    """The part of a model from `load_model` of a backend that is used here."""
 
     def consistency(self, x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-        """[b, c, h, w] and [b] -> [b, c, h, w]."""
+        """Map noisy images, [b, c, h, w], of levels [b] to clean ones, [b, c, h, w]."""
         ...
 
 
@@ -86,15 +86,17 @@ def posterior_mean(mixture: Mixture, x: np.ndarray, sigma: np.ndarray) -> np.nda
 def exact_consistency(
     mixture: Mixture, x: np.ndarray, sigma: np.ndarray, *, sigma_min: float = SIGMA_MIN, steps: int = 1000
 ) -> np.ndarray:
-    """Where the probability-flow ODE takes a point, from its level down to sigma_min.
+    """Solve the probability-flow ODE for each point from its level down to sigma_min.
 
         dx / dsigma = (x - D(x, sigma)) / sigma, that is dx / du = x - D(x, e^u)
 
-    by the classical Runge-Kutta scheme of order 4, in equal steps of u = log sigma, each point with its own.
+    The scheme is the classical Runge-Kutta of order 4, in equal steps of u = log sigma, whose size each point has for
+    itself.
 
     Args:
         x: [n, 2] noisy points, float64.
         sigma: [n] their levels, >= sigma_min.
+        steps: the number of steps.
 
     Returns:
         [n, 2].
@@ -116,7 +118,7 @@ def exact_consistency(
 
 
 def make_config(**sections: dict[str, object]) -> Config:
-    """What was found, by hand, to learn the mixture in under a minute on one core; sections change values of it."""
+    """Settings, tuned by hand, that learn the mixture in under a minute on one core; `sections` override them."""
     base = {
         "data": {"source": "mixture", "shape": [2, 1, 1]},
         "network": {
@@ -146,13 +148,13 @@ def make_config(**sections: dict[str, object]) -> Config:
 
 
 def make_data(n: int = 50_000, seed: int = 0) -> Dataset:
-    """n points of the mixture, rounded to uint8."""
+    """A data set of n points of the mixture, rounded to uint8: images [n, 2, 1, 1]."""
     points = MIXTURE.draw(np.random.default_rng(seed), n)
     return Dataset(to_uint8(points)[:, :, None, None], None)
 
 
 def train(engine: ModuleType, config: Config, path: Path) -> RunDir:
-    """A run of a backend's training loop, in a new folder."""
+    """Train with a backend into a new folder, and return the run."""
     dataset = make_data()
     run = create_run(path, config, dataset)
     engine.train(config, dataset, run)
@@ -160,16 +162,16 @@ def train(engine: ModuleType, config: Config, path: Path) -> RunDir:
 
 
 def learnt_consistency(model: Model, x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """A trained model's map of points: [n, 2] and [n] -> [n, 2]."""
+    """Map points, [n, 2], of levels [n] by a trained model: [n, 2]."""
     return model.consistency(x[:, :, None, None], sigma)[:, :, 0, 0]
 
 
 def noisy_points(levels: np.ndarray, n: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """n points at each of [m] levels, as training sees them but never drawn there: [m n, 2] and their levels [m n]."""
+    """Draw n noisy points at each of [m] levels, unseen in training: points, [m n, 2], and their levels, [m n]."""
     rng, sigma = np.random.default_rng(seed), np.repeat(levels, n)
     return MIXTURE.draw(rng, len(sigma)) + sigma[:, None] * rng.standard_normal((len(sigma), 2)), sigma
 
 
 def mean_errors(a: np.ndarray, b: np.ndarray, levels: int) -> np.ndarray:
-    """[levels] mean distance of [levels n, 2] points that are in the order of `noisy_points`."""
+    """The mean distance at each level, [levels], between points [levels n, 2] in the order of `noisy_points`."""
     return np.linalg.norm(a - b, axis=1).reshape(levels, -1).mean(axis=1)

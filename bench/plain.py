@@ -1,8 +1,8 @@
-"""The method as a competent user would write it first, to measure ours against: `ict bench --plain bench/plain.py`.
+"""The method as a competent user would first write it, to compare ours with: `ict bench --plain bench/plain.py`.
 
-Plain, eager, float32 in torch (plain_torch.py); NHWC modules and one compiled step in JAX (plain_jax.py). Nothing of it
-is made slow on purpose, and nothing is tuned. It shares no mathematics with ict_core: what both compute is compared in
-tests/parity/test_plain.py. This file has the part that is drawn on the host.
+In torch it is plain, eager and float32 (plain_torch.py); in JAX it has NHWC modules and one compiled step
+(plain_jax.py). Nothing is made slow on purpose, and nothing is tuned. It shares no mathematics with ict_core;
+tests/parity/test_plain.py compares the results of the two. This file has the part that is drawn on the host.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _RECIPE = (
 
 
 class Draw(NamedTuple):
-    """What the host decides about a step.
+    """The random choices that the host makes for a step.
 
     Attributes:
-        indices: [b] images.
-        flips: [b] bool.
-        lo, hi: [b] noise levels, float32.
-        weight: [b] float32.
-        seed: of the device's noise and dropout.
+        indices: [b] int64, the numbers of the images.
+        flips: [b] bool, True for images that are mirrored.
+        lo, hi: [b] float32, the lower and the higher noise level of each image.
+        weight: [b] float32, the weight of the loss of each image.
+        seed: the seed of the noise and the dropout on the device.
     """
 
     indices: np.ndarray
@@ -49,7 +49,7 @@ class Draw(NamedTuple):
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for the network that is not here, and for what is no part of the recipe."""
+    """Raise ConfigError if the network or another setting is not part of the plain version."""
     if config.network.family != "ncsnpp":
         raise ConfigError(f"the plain version has NCSN++ alone, not network.family = {config.network.family}")
     asked, recipe = config.flat(), Config().flat()
@@ -59,13 +59,16 @@ def check(config: Config) -> None:
 
 
 def make_step(backend: str, config: Config, images: np.ndarray, device: str = "auto") -> Callable[[], float]:
-    """A function that does one whole training step more, and gives its mean loss.
+    """A function that does one further training step, and returns its mean loss.
 
     Args:
         backend: "torch" or "jax".
-        config: sizes and rates; of the networks there is NCSN++ alone.
+        config: the settings; the only network is NCSN++.
         images: [n, c, h, w] uint8; a conditional network is given random labels.
-        device: "auto", or the framework's name of one.
+        device: "auto", or a device's name in the framework.
+
+    Raises:
+        ConfigError: the settings are not part of the plain version.
     """
     check(config)
     rng = np.random.default_rng(config.train.seed)
@@ -79,7 +82,7 @@ def make_step(backend: str, config: Config, images: np.ndarray, device: str = "a
 
 
 def sibling(name: str) -> ModuleType:
-    """The module of another file of this folder."""
+    """Load another file of this folder as a module."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -87,7 +90,7 @@ def sibling(name: str) -> ModuleType:
 
 
 def draw_step(config: Config, rng: np.random.Generator, step: int, count: int) -> Draw:
-    """Indices, flips and levels of one step over `count` images."""
+    """Draw the images, flips, levels and weights of a step; `count` is the number of images in the data."""
     batch = config.train.batch_size
     n = number_of_levels(config, step % config.train.total_steps)
     sigmas = noise_levels(config, n)
@@ -99,21 +102,21 @@ def draw_step(config: Config, rng: np.random.Generator, step: int, count: int) -
 
 
 def number_of_levels(config: Config, step: int) -> int:
-    """N(k) = min(s0 2^floor(k / K'), s1) + 1."""
+    """The number of levels at a step: N(k) = min(s0 2^floor(k / K'), s1) + 1."""
     s0, s1 = config.curriculum.s0, config.curriculum.s1
     length = max(1, math.floor(config.train.total_steps / (math.log2(s1 // s0) + 1)))
     return min(s0 * 2 ** (step // length), s1) + 1
 
 
 def noise_levels(config: Config, n: int) -> np.ndarray:
-    """[n] rising levels, evenly spaced in sigma^(1 / rho)."""
+    """The n rising noise levels, [n] float64, evenly spaced in sigma^(1 / rho)."""
     noise = config.noise
     lo, hi = noise.sigma_min ** (1 / noise.rho), noise.sigma_max ** (1 / noise.rho)
     return np.linspace(lo, hi, n) ** noise.rho
 
 
 def level_probabilities(config: Config, sigmas: np.ndarray) -> np.ndarray:
-    """[n - 1] probabilities of the intervals: differences of erf of log sigma."""
+    """The probabilities of the intervals between n levels, [n - 1]: differences of erf of log sigma."""
     z = (np.log(sigmas) - config.noise.p_mean) / (math.sqrt(2) * config.noise.p_std)
     p = np.diff([math.erf(v) for v in z])
     return p / p.sum()

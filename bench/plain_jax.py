@@ -17,7 +17,7 @@ from ict_core import Config, NCSNppConfig
 
 
 def conv(in_channels: int, out_channels: int, size: int, rngs: nnx.Rngs, **options: Any) -> nnx.Conv:
-    """A biased convolution, of stride 1 and with zero padding if not told otherwise."""
+    """A convolution with a bias; by default of stride 1 and with zero padding."""
     return nnx.Conv(in_channels, out_channels, (size, size), rngs=rngs, **options)
 
 
@@ -45,13 +45,13 @@ def fir(x: Array, kernel: np.ndarray, *, up: int = 1, down: int = 1, pad: tuple[
 
 
 def make_kernel(taps: tuple[float, ...], gain: float = 1.0) -> np.ndarray:
-    """[n, n] outer product of the taps, of sum `gain`."""
+    """The outer product of the taps, [n, n], scaled to the sum `gain`."""
     kernel = np.outer(taps, taps)
     return kernel * (gain / kernel.sum())
 
 
 def upsample(x: Array, taps: tuple[float, ...]) -> Array:
-    """[b, h, w, c] to [b, 2h, 2w, c]."""
+    """Double images: [b, h, w, c] to [b, 2h, 2w, c]."""
     if not taps:
         return x.repeat(2, axis=1).repeat(2, axis=2)
     # Zeros between the pixels, but none after the last one: the padding on that side is one wider.
@@ -60,7 +60,7 @@ def upsample(x: Array, taps: tuple[float, ...]) -> Array:
 
 
 def downsample(x: Array, taps: tuple[float, ...]) -> Array:
-    """[b, h, w, c] to [b, h/2, w/2, c]."""
+    """Halve images: [b, h, w, c] to [b, h/2, w/2, c]."""
     if not taps:
         return nnx.avg_pool(x, (2, 2), (2, 2))
     p = len(taps) - 2
@@ -130,11 +130,11 @@ class Block(nnx.Module):
 
 
 class Frequencies(nnx.Variable):
-    """Stored, not trained."""
+    """A variable that is stored but not trained."""
 
 
 class Embedding(nnx.Module):
-    """Of c_noise and the label."""
+    """The embedding of c_noise and of the label."""
 
     def __init__(self, config: NCSNppConfig, rngs: nnx.Rngs) -> None:
         if config.embedding == "fourier":
@@ -161,7 +161,7 @@ class Embedding(nnx.Module):
 
 
 class Level(nnx.Module):
-    """The modules of one resolution; those that it has not are None."""
+    """The modules of one resolution; modules that it does not have are None."""
 
     def __init__(self) -> None:
         self.blocks, self.attention = nnx.List([]), nnx.List([])
@@ -169,7 +169,7 @@ class Level(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """Block, attention, block."""
+    """The modules of the lowest resolution: block, attention, block."""
 
     def __init__(self, channels: int, config: NCSNppConfig, rescale: float, rngs: nnx.Rngs) -> None:
         self.block_0 = Block(channels, channels, config, rngs)
@@ -216,7 +216,7 @@ class Network(nnx.Module):
         self.conv_out = conv(channels, shape[0], 3, rngs)
 
     def __call__(self, x_in: Array, c_noise: Array, labels: Array | None, rngs: nnx.Rngs) -> Array:
-        """F: [b, h, w, c] and [b] to [b, h, w, c]; `rngs` is of the dropout."""
+        """F: [b, h, w, c] and [b] to [b, h, w, c]; `rngs` sets the dropout."""
         embedding = self.embedding(c_noise, labels)
         h, pyramid = self.conv_in(x_in), x_in
         skips = [h]
@@ -266,7 +266,7 @@ def batch_loss(
     labels: Array | None,
     key: Array,
 ) -> Array:
-    """The mean of the weighted Pseudo-Huber distances; `key` is of the dropout of both passes."""
+    """The mean of the weighted Pseudo-Huber distances; `key` sets the dropout of both passes."""
     student = consistency(network, config, x + hi[:, None, None, None] * z, hi, labels, nnx.Rngs(dropout=key))
     teacher = consistency(network, config, x + lo[:, None, None, None] * z, lo, labels, nnx.Rngs(dropout=key))
     c = config.loss.huber_factor * math.sqrt(math.prod(x.shape[1:]))
@@ -277,7 +277,7 @@ def batch_loss(
 def make_step(
     config: Config, images: np.ndarray, labels: np.ndarray | None, draw: Callable[[int], Any], device: str
 ) -> Callable[[], float]:
-    """A function that does one training step more and gives its loss; `draw` is of a step's number."""
+    """A function that does one further training step and returns its loss; `draw` maps its number to a `Draw`."""
     platform, _, number = device.partition(":")
     where = jax.devices(None if device == "auto" else platform)[int(number or 0)]
     network = Network(config.network, config.data.shape, nnx.Rngs(config.train.seed))

@@ -27,7 +27,7 @@ def upfirdn2d(x: Tensor, kernel: Tensor, *, up: int = 1, down: int = 1, pad: tup
 
 
 class Resample(nn.Module):
-    """Halve or double images by the FIR filter, or by means and repetition where there are no taps."""
+    """Halve or double images by a FIR filter, or by means and repetition if there are no taps."""
 
     def __init__(self, taps: tuple[float, ...]) -> None:
         super().__init__()
@@ -36,21 +36,21 @@ class Resample(nn.Module):
         self.taps = len(taps)
 
     def up(self, x: Tensor) -> Tensor:
-        """[b, c, h, w] to [b, c, 2h, 2w]."""
+        """Double images: [b, c, h, w] to [b, c, 2h, 2w]."""
         if not self.taps:
             return F.interpolate(x, scale_factor=2, mode="nearest")
         p = self.taps - 2
         return upfirdn2d(x, 4 * self.kernel, up=2, pad=((p + 1) // 2 + 1, p // 2))
 
     def down(self, x: Tensor) -> Tensor:
-        """[b, c, h, w] to [b, c, h/2, w/2]."""
+        """Halve images: [b, c, h, w] to [b, c, h/2, w/2]."""
         if not self.taps:
             return F.avg_pool2d(x, 2)
         p = self.taps - 2
         return upfirdn2d(x, self.kernel, down=2, pad=((p + 1) // 2, p // 2))
 
     def smooth(self, x: Tensor) -> Tensor:
-        """The filter alone, with the border that a strided 3x3 convolution needs."""
+        """Filter images without resampling, with the border that a strided 3x3 convolution needs."""
         if not self.taps:
             return F.pad(x, (0, 1, 0, 1))
         p = self.taps
@@ -121,7 +121,7 @@ class Block(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Of c_noise and the label."""
+    """The embedding of c_noise and of the label."""
 
     def __init__(self, config: NCSNppConfig) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ def batch_loss(
     labels: Tensor | None,
     seed: int,
 ) -> Tensor:
-    """The mean of the weighted Pseudo-Huber distances; `seed` is of the dropout of both passes."""
+    """The mean of the weighted Pseudo-Huber distances; `seed` sets the dropout of both passes."""
     torch.manual_seed(seed)
     student = consistency(network, config, x + hi[:, None, None, None] * z, hi, labels)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def batch_loss(
 def make_step(
     config: Config, images: np.ndarray, labels: np.ndarray | None, draw: Callable[[int], Any], device: str
 ) -> Callable[[], float]:
-    """A function that does one training step more and gives its loss; `draw` is of a step's number."""
+    """A function that does one further training step and returns its loss; `draw` maps its number to a `Draw`."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.train.seed)

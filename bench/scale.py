@@ -1,6 +1,6 @@
-"""The least times of the paper's runs, from the roofline, as docs/scale.md has them: python bench/scale.py.
+"""The least times of the paper's runs by the roofline, for docs/scale.md: python bench/scale.py.
 
-Two measured rates of a device stand for it; what `ict bench` gives of one can be put in their place.
+A device is described by two measured rates, which can be replaced by those that `ict bench` measures on another device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def row(name: str, precision: str, rates: tuple[float, float]) -> tuple[str, ...]:
-    """The cells of a preset; rates are of operations and of bytes a second."""
+    """The cells of a preset's row; `rates` are operations a second and bytes a second."""
     config = replace(load_preset(name), train={"micro_batch": MICRO_BATCHES[name], "precision": precision})
     seconds = [least_seconds(operations(config, n), *rates) for n in DEVICES]
     days = (config.train.total_steps * s / 86_400 for s in seconds)
@@ -38,7 +38,7 @@ def row(name: str, precision: str, rates: tuple[float, float]) -> tuple[str, ...
 
 
 def memory_share(config: Config, rates: tuple[float, float]) -> float:
-    """Of the least time of a step, what the memory takes."""
+    """The share of a step's least time that is bound by memory; `rates` as in `row`."""
     kinds = shares(operations(config), *rates)
     return sum(kind.of_memory for kind in kinds) / sum(kind.seconds for kind in kinds)
 
@@ -48,7 +48,7 @@ def memory_share(config: Config, rates: tuple[float, float]) -> float:
 @click.option("--memory", default=3.0, show_default=True, help="TB/s, read and written, of a large copy.")
 @click.option("--precision", type=click.Choice(["float32", "tf32", "bf16", "fp16"]), default="bf16", show_default=True)
 def main(product: float, memory: float, precision: str) -> None:
-    """Print the table, in Markdown."""
+    """Print the table of least times in Markdown."""
     rates = (1e12 * product, 1e12 * memory)
     rows = [row(name, precision, rates) for name in MICRO_BATCHES]
     for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows):

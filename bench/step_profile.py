@@ -1,7 +1,7 @@
-"""Where the time of a training step goes: python bench/step_profile.py [--backend B] [--preset P] [--set A.B=VALUE].
+"""The time of a training step by kind of operation: python bench/step_profile.py [--backend B] [--preset P].
 
-By kind of operation, in torch as its profiler names them, in JAX as XLA names what it runs; on one thread, where the
-times of operations add up.
+The kinds follow from the names of operations, as torch's profiler or XLA gives them. Everything runs on one thread,
+where the times of operations add up. Further settings are given by --set A.B=VALUE.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ JAX = {
 
 
 def by_kind(times: Iterable[tuple[str, float]], kinds: dict[str, tuple[str, ...]]) -> Counter[str]:
-    """Milliseconds of each kind, from names and milliseconds."""
+    """Sum up the milliseconds of operations, given with their names, by kind.
+
+    Args:
+        times: name and milliseconds of each operation.
+        kinds: for each kind, parts of names; an operation is of the first kind that has a part of its name.
+    """
     found: Counter[str] = Counter()
     for name, milliseconds in times:
         found[next((k for k, parts in kinds.items() if any(p in name for p in parts)), "all else")] += milliseconds
@@ -54,7 +59,7 @@ def by_kind(times: Iterable[tuple[str, float]], kinds: dict[str, tuple[str, ...]
 
 
 def torch_times(trainer: Any, steps: int) -> list[tuple[str, float]]:
-    """The time of each operation by itself."""
+    """Name and milliseconds, on the CPU, of each operation of `steps` steps, without the operations that it calls."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -63,7 +68,7 @@ def torch_times(trainer: Any, steps: int) -> list[tuple[str, float]]:
 
 
 def jax_times(trainer: Any, steps: int) -> list[tuple[str, float]]:
-    """The time of each of XLA's kernels, under the name of the operation that it ends in."""
+    """Name and milliseconds of each run of an XLA kernel; the name is that of the kernel's last operation."""
     import jax
 
     from ict_backends.jax.batch import to_device
@@ -85,7 +90,7 @@ def jax_times(trainer: Any, steps: int) -> list[tuple[str, float]]:
 
 
 def make_config(preset: str, assignments: tuple[str, ...]) -> Config:
-    """A preset with changes."""
+    """The settings of a preset, with changes such as "train.batch_size=8"."""
     return build_config(merge([preset_tree(preset), *map(parse_assignment, assignments)]))
 
 
@@ -95,7 +100,7 @@ def make_config(preset: str, assignments: tuple[str, ...]) -> Config:
 @click.option("--set", "assignments", multiple=True, metavar="A.B=VALUE")
 @click.option("--steps", default=3, show_default=True)
 def main(backend: str, preset: str, assignments: tuple[str, ...], steps: int) -> None:
-    """Print the table."""
+    """Print the time of each kind of operation, and its share."""
     config = make_config(preset, assignments)
     images = random_images(config)
     device = {"torch": "cpu", "jax": "cpu:0"}[backend]  # one of the cores, which are devices of JAX

@@ -1,6 +1,6 @@
 """The tables of measurements in docs/performance.md: python bench/table.py [--check].
 
-Files of `ict bench` are bench/results/*.json, what bench/gpu.py brought back is bench/results/gpu/*.jsonl.
+The records of `ict bench` are bench/results/*.json, the results of bench/gpu.py are bench/results/gpu/*.jsonl.
 """
 
 from __future__ import annotations
@@ -47,17 +47,18 @@ GPU_COLUMNS = (
 
 
 class GpuRow(NamedTuple):
-    """Training steps that bench/gpu.py has measured.
+    """A measurement of training steps by bench/gpu.py.
 
     Attributes:
         run: the file's name, without its ending.
-        machine: the GPU.
-        what: preset, batch and variant.
-        values: of the record.
+        machine: the name of the GPU.
+        backend: "torch" or "jax".
+        what: preset, batch and variant, in words.
+        values: the figures of the measurement.
         limit: TFLOP/s of the fastest product or convolution of the same part.
-        least: ms that a step takes at least by the roofline, where the rate of a copy was measured.
-        profile: values of the record of its profile.
-        sampling: images/s of the same run, beside the paper's network in torch.
+        least: the least time of a step by the roofline, in ms; None if the rate of a copy was not measured.
+        profile: the figures of the steps' profile; empty if there is none.
+        sampling: images/s of the run's sampling; only in the first row of the paper's network in torch.
     """
 
     run: str
@@ -72,7 +73,7 @@ class GpuRow(NamedTuple):
 
 
 def gpu_rows(folder: Path) -> list[GpuRow]:
-    """The training steps in what bench/gpu.py brought back, in the order of files and lines."""
+    """The measurements of training steps in the results of bench/gpu.py, in the order of files and lines."""
     found = []
     for path in sorted((folder / "gpu").glob("*.jsonl")):
         try:
@@ -106,7 +107,7 @@ def _rows_of_run(run: str, records: Sequence[Mapping[str, Any]]) -> list[GpuRow]
 
 
 def _variant(variant: str, precision: str) -> str:
-    """With the precision in front, where the name does not say it."""
+    """The name of a variant, with the precision in front unless the name begins with it."""
     return variant if variant.startswith(precision) else ", ".join(filter(None, (precision, variant)))
 
 
@@ -116,7 +117,7 @@ def _least_ms(preset: str, found: Mapping[str, Any], product: float, memory: flo
 
 
 def gpu_cells(row: GpuRow) -> tuple[str, ...]:
-    """A row of the table of all measurements."""
+    """The cells of a GPU's measurement in the table of all measurements."""
     values = row.values
     fraction = f"{values['tflops'] / row.limit:.2f}"
     roofline = f"{row.least / values['ms']:.2f}" if row.least else ""
@@ -125,7 +126,7 @@ def gpu_cells(row: GpuRow) -> tuple[str, ...]:
 
 
 def gpu_table(folder: Path) -> str:
-    """Of all that bench/gpu.py brought back, in Markdown, for docs/performance.md."""
+    """The table of the results of bench/gpu.py, in Markdown, for docs/performance.md."""
     lines = [GPU_COLUMNS, tuple("---" for _ in GPU_COLUMNS)]
     for row in gpu_rows(folder):
         values, profile = row.values, row.profile
@@ -136,7 +137,7 @@ def gpu_table(folder: Path) -> str:
 
 
 def rows(folder: Path) -> list[tuple[str, ...]]:
-    """A row a file of `ict bench`, in the order of machine, preset, batch, backend and precision; then the GPUs'."""
+    """The table's rows: records of `ict bench` by machine, preset, batch, backend and precision; then the GPUs'."""
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -168,7 +169,7 @@ def changes(record: Mapping[str, Any]) -> list[str]:
 
 
 def row(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The cells of a record: medians."""
+    """The cells of a record of `ict bench`, with medians."""
     plain, roofline = record["plain"], record.get("fraction_of_roofline")  # older records have none
     batch = str(record["batch_size"])
     if record["micro_batch"]:
@@ -187,18 +188,18 @@ def row(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """A number with three digits, or all digits before the decimal point if those are more."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def table(folder: Path) -> str:
-    """Of all records in a folder, in Markdown."""
+    """The table of all measurements in a folder, in Markdown."""
     lines = [COLUMNS, tuple("---" for _ in COLUMNS), *rows(folder)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def with_table(text: str, found: str, begin: str = BEGIN, end: str = END) -> str:
-    """A text with the table between its markers. Raises where they are not there."""
+    """The text with a table put between its markers. Raises ClickException if the markers are missing."""
     before, first, rest = text.partition(begin)
     _, last, after = rest.partition(end)
     if not (first and last):
@@ -211,7 +212,7 @@ def with_table(text: str, found: str, begin: str = BEGIN, end: str = END) -> str
 @click.option("--results", type=click.Path(path_type=Path), default=ROOT / "bench" / "results")
 @click.option("--page", type=click.Path(path_type=Path), default=ROOT / "docs" / "performance.md")
 def main(check: bool, results: Path, page: Path) -> None:
-    """Put the tables of the measurements into docs/performance.md."""
+    """Write the tables of measurements into docs/performance.md."""
     text = page.read_text(encoding="utf-8")
     new = with_table(text, table(results), BEGIN, END)
     new = with_table(new, gpu_table(results), GPU_BEGIN, GPU_END)

@@ -1,7 +1,7 @@
 """The figures and the table of docs/theory.md: python bench/theory.py [--backend torch --backend jax] [--out docs/img].
 
-First the one-dimensional example of the EMA teacher (`ema_teacher.py`), then a mixture in the plane (`mixture.py`) that
-each backend learns in a folder which is removed afterwards.
+The first figure is the one-dimensional example of the EMA teacher (`ema_teacher.py`), the second is a mixture in the
+plane (`mixture.py`) that each backend learns, in a folder that is removed afterwards.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def plot_example(path: Path) -> None:
 
 
 def learn(name: str, config: Config, x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Train a backend and map points with it, [n, 2]; says how long training took, compilation included."""
+    """Train with a backend, print the time that it took, compilation included, and map points, [n, 2], by the model."""
     engine = load_backend(name)
     engine.tune_process("auto")
     with tempfile.TemporaryDirectory(prefix="ict-theory-") as folder:
@@ -74,14 +74,14 @@ def learn(name: str, config: Config, x: np.ndarray, sigma: np.ndarray) -> np.nda
 
 
 def plot_maps(axes: Sequence[Axes], images: Mapping[str, np.ndarray], angle: np.ndarray, sigma: float) -> None:
-    """Scatter [n, 2] images of the same n points, each point in the colour of its direction before the map, [n]."""
+    """Draw images of the same n points, [n, 2], under several maps; `angle`, [n], gives the colour of each point."""
     for panel, (title, points) in zip(axes, images.items(), strict=True):
         panel.scatter(*points.T, c=angle, cmap="hsv", s=4)
         panel.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", title=f"{title}, sigma = {sigma:.3g}")
 
 
 def plot_errors(axes: Axes, errors: Mapping[str, np.ndarray]) -> None:
-    """Draw mean errors by level."""
+    """Draw the mean errors over the noise levels."""
     styles = {name: {"marker": "o", "color": color} for name, color in COLORS.items()} | TRIVIAL
     for name, values in errors.items():
         axes.plot(LEVELS, values, markersize=4, label=name, **styles[name])
@@ -91,7 +91,7 @@ def plot_errors(axes: Axes, errors: Mapping[str, np.ndarray]) -> None:
 
 
 def plot_mixture(path: Path, images: Mapping[str, np.ndarray], errors: Mapping[str, np.ndarray], x: np.ndarray) -> None:
-    """Draw the maps at the highest and at a middle level, and the errors at all."""
+    """Draw the maps at the highest and at a middle level, and the errors at all levels, into a PNG."""
     columns = len(images)
     figure = Figure(figsize=(4 * columns, 11), layout="constrained")
     grid = figure.add_gridspec(3, columns, height_ratios=(4, 4, 3.2))
@@ -105,7 +105,7 @@ def plot_mixture(path: Path, images: Mapping[str, np.ndarray], errors: Mapping[s
 
 
 def print_table(errors: Mapping[str, np.ndarray]) -> None:
-    """The errors as a table in Markdown."""
+    """Print the errors as a table in Markdown."""
     click.echo("| sigma | " + " | ".join(f"{s:.3g}" for s in LEVELS) + " |")
     click.echo("|" + "---|" * (len(LEVELS) + 1))
     for name, values in errors.items():

@@ -1,1 +1,1 @@
-"""The command line, `ict`: one file a command; each parses, resolves, prints, then calls a backend."""
+"""The command line, `ict`: one file per command, which parses, resolves, prints, then calls a backend."""

@@ -1,4 +1,4 @@
-"""Runs the `ict` command as `python -m ict_cli`."""
+"""Run the `ict` command as `python -m ict_cli`."""
 
 from ict_cli.main import run
 

@@ -42,14 +42,14 @@ from ict_core import Config
 from ict_core.settings import Tree, merge, parse_assignment, replace
 
 PLANS = Path(__file__).parent / "plans"
-# Images of each variant in the picture of samples.
+# Samples of each variant in samples.png.
 _SHOWN = 12
-# How often it is looked whether a signal has come.
+# Seconds between two checks for a signal.
 _POLL_SECONDS = 0.2
 
 
 class StudyRun(NamedTuple):
-    """One training: a variant and a seed, in a folder; and the settings that it will have."""
+    """A training run of the study: its variant and seed, its folder, and its resolved settings."""
 
     variant: Variant
     seed: int
@@ -58,16 +58,22 @@ class StudyRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it is called in what is printed."""
+        """The name of the run in messages."""
         return f"{self.variant.name}, seed {self.seed}"
 
     def file(self, ending: str) -> Path:
-        """A file beside the run's folder."""
+        """The path of a file beside the run's folder: its name is the folder's, a dot and `ending`."""
         return self.folder.with_name(f"{self.folder.name}.{ending}")
 
 
 class Study(NamedTuple):
-    """A plan and how it is carried out; `asked` are settings that all variants have before their own changes."""
+    """A plan and how it is carried out.
+
+    Attributes:
+        asked: settings that apply to all variants, before their own changes.
+        metric: the metric that is compared.
+        num: the number of samples it is measured on; None for as many as `ict eval` takes by default.
+    """
 
     plan: StudyPlan
     asked: Tree
@@ -82,13 +88,13 @@ class Study(NamedTuple):
         return ["train", *self._where(), f"--preset={self.plan.preset}", *settings, f"--seed={run.seed}"]
 
     def eval_words(self, run: StudyRun) -> list[str]:
-        """The arguments of `ict` that measure it, into a JSON file."""
+        """The arguments of `ict` that measure a run and write the result into a JSON file."""
         num = [] if self.num is None else [f"--num={self.num}"]
         what = [f"--metrics={self.metric}", *num, "--no-halves", f"--json={run.file('json')}"]
         return ["eval", str(run.folder), *self._where(), *what]
 
     def sample_words(self, run: StudyRun) -> list[str]:
-        """The arguments of `ict` that draw what is shown of it."""
+        """The arguments of `ict` that draw the samples of a run for samples.png."""
         return ["sample", str(run.folder), *self._where(), f"--num={_SHOWN}", f"--out={run.file('npz')}"]
 
     def _where(self) -> list[str]:
@@ -98,27 +104,41 @@ class Study(NamedTuple):
 @click.command("ablate")
 @click.argument("plan_name", metavar="[PLAN|FILE.toml]", required=False)
 @backend_option
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each variant.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Runs of each variant, with different seeds.",
+)
 @click.option("--preset", help="Settings that the variants change.  [default: the plan's]")
 @click.option("--data", help=DATA_HELP)
 @size_option
 @crop_option
-@click.option("--set", "settings", metavar="A.B=VALUE", multiple=True, help="Change a setting of all; repeatable.")
+@click.option(
+    "--set", "settings", metavar="A.B=VALUE", multiple=True, help="Change a setting of all variants; repeatable."
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps of each run (train.total_steps).")
 @click.option(
     "--metric",
     type=click.Choice(["pixel-fd", "kid", "sw"]),
     default="pixel-fd",
     show_default=True,
-    help="What is compared, of one-step samples, as `ict eval` measures it.",
+    help="Metric to compare, on one-step samples, as in `ict eval`.",
 )
-@click.option("--num", type=click.IntRange(min=2), help="Samples of a run.  [default: as `ict eval`]")
-@click.option("--out", type=click.Path(path_type=Path), help="A folder for all of it.  [default: runs/ablate-PLAN-NNN]")
+@click.option("--num", type=click.IntRange(min=2), help="Samples to measure of each run.  [default: as in `ict eval`]")
 @click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time; they share out the cores."
+    "--out", type=click.Path(path_type=Path), help="Folder for runs and results.  [default: runs/ablate-PLAN-NNN]"
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs at a time; the cores are divided among them.",
 )
 @device_option
-@click.option("--resume", is_flag=True, help="Go on in --out: what is done stays, and what is half done goes on.")
+@click.option("--resume", is_flag=True, help="Continue in --out: finished runs stay, interrupted ones continue.")
 @click.option("--dry-run", is_flag=True, help="Print the command of each run, and stop.")
 @debug_option
 def ablate_command(
@@ -141,9 +161,9 @@ def ablate_command(
 ) -> None:
     """Train the variants of a plan over several seeds, measure them, and compare.
 
-    A plan is a TOML file, or the name of one that comes along; without it, their names are printed. Each run is an `ict
-    train` and an `ict eval`. The folder --out gets table.md, results.json, figure.png with error bars, samples.png of
-    each variant, and in runs/ the runs with what they have printed.
+    A plan is a TOML file, or the name of a plan that is part of ict; without an argument, the names of these plans are
+    printed. Each run is an `ict train` and an `ict eval`. The folder --out gets table.md, results.json, figure.png with
+    error bars, samples.png with samples of each variant, and in runs/ the runs and their output.
     """
     from ict_backends import load_backend
     from ict_backends.reports.figures import check_matplotlib
@@ -170,13 +190,14 @@ def ablate_command(
     _check_folder(out, runs, resume=resume)
     outcomes = _carry_out(study, runs, jobs)
     summaries = _write_results(study, runs, outcomes, out, {"command": command_line("out", "resume"), "jobs": jobs})
-    for found in summaries:
-        click.echo(f"{found.variant.name}: {metric} {found.mean:.3g}, spread {found.spread:.2g}; {found.verdict()}")
+    for summary in summaries:
+        words = f"{metric} {summary.mean:.3g}, spread {summary.spread:.2g}; {summary.verdict()}"
+        click.echo(f"{summary.variant.name}: {words}")
     click.echo(f"Results: {out / 'table.md'}, figure.png, samples.png and results.json beside it")
 
 
 def _find_plan(name: str) -> StudyPlan:
-    """A plan that comes along, or that of a file. Raises UsageError, naming those there are."""
+    """Read the plan of this name, or in this file. Raises UsageError, which lists the plans, if there is none."""
     own = {path.stem: path for path in PLANS.glob("*.toml")}
     path = own.get(name, Path(name))
     if path.suffix != ".toml" or not path.is_file():
@@ -185,9 +206,10 @@ def _find_plan(name: str) -> StudyPlan:
 
 
 def _runs(study: Study, seeds: int, out: Path) -> list[StudyRun]:
-    """All of a plan's runs, a seed after the other, so that a table can be made early.
+    """The runs of a plan, ordered by seed: all variants with the first seed, then all with the second, and so on.
 
-    Raises ConfigError, UsageError, DataError, in one line, before anything is trained.
+    Raises:
+        ConfigError, UsageError, DataError: a variant's settings or the data are wrong; nothing has been trained yet.
     """
     from ict_backends.training.resolve import check_data, fit_to_data, resolve_new
 
@@ -204,7 +226,7 @@ def _runs(study: Study, seeds: int, out: Path) -> list[StudyRun]:
 
 
 def _check_folder(out: Path, runs: Sequence[StudyRun], *, resume: bool) -> None:
-    """Make the folder. Raises UsageError where it is in use, or where a run in it has other settings."""
+    """Make the folder of the study. Raises UsageError if it is not empty, or if a run to resume has other settings."""
     from ict_backends.runs.folder import RunDir
 
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -219,9 +241,10 @@ def _check_folder(out: Path, runs: Sequence[StudyRun], *, resume: bool) -> None:
 
 
 def _carry_out(study: Study, runs: Sequence[StudyRun], jobs: int) -> dict[str, Outcome]:
-    """Do what is not done yet, so many at a time: the outcome of each run by its name.
+    """Do the runs that are not done yet, `jobs` at a time, and return the outcome of every run by its name.
 
-    Raises StoppedError where a signal has come; the trainings that were under way have kept their states.
+    Raises:
+        StoppedError: a signal has come; the running trainings have written checkpoints.
     """
     from ict_backends.training.interruption import Interruption, StoppedError
 
@@ -249,7 +272,7 @@ def _carry_out(study: Study, runs: Sequence[StudyRun], jobs: int) -> dict[str, O
 
 
 def _shares(jobs: int) -> list[set[int]]:
-    """The cores of each of so many runs at a time; empty where the operating system does not say."""
+    """Divide the cores among runs at the same time: a set for each; empty for a single run, or if cores are unknown."""
     if jobs == 1 or not hasattr(os, "sched_getaffinity"):
         return [set()] * jobs
     cores = sorted(os.sched_getaffinity(0))
@@ -257,28 +280,28 @@ def _shares(jobs: int) -> list[set[int]]:
 
 
 def _take(shares: queue.Queue[set[int]]) -> None:
-    """Keep this thread, and what it starts, on some cores."""
+    """Bind this thread, and the processes that it starts, to the next share of the cores."""
     share = shares.get()
     if share:
         os.sched_setaffinity(0, share)
 
 
 class _Children:
-    """The processes that are running, and whether more may be started."""
+    """The running processes of `ict` commands; `stopped` is true once they have been told to end."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
 
     def call(self, words: Sequence[str], log: Path) -> int:
-        """Carry out an `ict` command, whose output goes into a file. Returns its exit code."""
+        """Run an `ict` command, append its output to the file `log`, and return its exit code."""
         environment = dict(os.environ)
-        if hasattr(os, "sched_getaffinity"):  # of this thread
+        if hasattr(os, "sched_getaffinity"):  # the cores of this thread
             environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
         with open(log, "ab") as file:
             file.write(f"$ {shlex.join(['ict', *words])}\n".encode())
             file.flush()
-            # In a session of its own: a Ctrl-C at the terminal reaches this process, which passes on one signal.
+            # In a session of its own: Ctrl-C at the terminal reaches only this process, which passes on one signal.
             child = subprocess.Popen(
                 [sys.executable, "-m", "ict_cli", *words],
                 stdin=subprocess.DEVNULL,
@@ -295,21 +318,21 @@ class _Children:
         return code
 
     def stop(self) -> None:
-        """Tell all to write a checkpoint and end."""
+        """Tell all processes to write a checkpoint and end."""
         self.stopped = True
         for child in list(self._running):
             child.terminate()
 
 
 def _do(study: Study, run: StudyRun, children: _Children) -> Outcome:
-    """Train and measure, or only what is missing of it. What fails is told of in the outcome, and tried again later."""
+    """Train and measure a run, or do the rest of it; only an outcome without an error is saved in its folder."""
     from ict_backends.runs.folder import RunDir
 
     known = read_outcome(run.folder)
     if known is not None and (known.metric, known.num) == (study.metric, study.num):
         return known
     begin, log, resume = time.perf_counter(), run.file("log"), bool(RunDir(run.folder).checkpoints())
-    if run.folder.exists() and not resume:  # it has come to nothing
+    if run.folder.exists() and not resume:  # it ended before its first checkpoint
         shutil.rmtree(run.folder)
     train = [*study.train_words(run), f"--out={run.folder}", *["--resume"] * resume]
     shown = [study.sample_words(run)] if run.seed == 0 else []
@@ -331,7 +354,7 @@ def _last_line(log: Path) -> str:
 def _write_results(
     study: Study, runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome], out: Path, about: Mapping[str, Any]
 ) -> list[Summary]:
-    """The table, the pictures, and all figures as JSON."""
+    """Write the table, the pictures, and all results as JSON into `out`, and return a summary of each variant."""
     from ict_backends.files import write_atomically
     from ict_backends.reports.ablation import markdown, summarize, to_json
     from ict_backends.reports.figures import plot_ablation, plot_rows
@@ -357,5 +380,5 @@ def _write_results(
 
 
 def _samples(file: Path) -> np.ndarray | None:
-    """[n, h, w, c] uint8; None where the run has failed."""
+    """The samples in a file, [n, h, w, c] uint8; None if the run has failed."""
     return np.load(file)["arr_0"] if file.is_file() else None

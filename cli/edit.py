@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 
 @click.group("edit")
 def edit_command() -> None:
-    """Change images with a trained model, without training for it.
+    """Change images with a trained model, without further training.
 
-    Each writes the result, and beside it a picture of input, what the model saw of it, and result.
+    Each command writes its result, and a second picture that shows side by side the input, what the model saw of it,
+    and the result; interpolate writes only the result.
     """
 
 
 class EditRequest(NamedTuple):
-    """The argument and the options that all edits of given images share, by the names of their parameters."""
+    """The values of the argument and the options that all edits of given images share, named as their parameters."""
 
     run: Path
     images: tuple[Path, ...]
@@ -57,18 +58,27 @@ def _shared_options(default_out: str) -> Callable[[_Command], _Command]:
     decorators = [
         click.argument("run", type=click.Path(path_type=Path)),
         click.option(
-            "--image", "images", type=click.Path(path_type=Path), multiple=True, required=True, help="Repeatable."
+            "--image",
+            "images",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            required=True,
+            help="Image to change; repeatable.",
         ),
         click.option(
             "--out",
             type=click.Path(path_type=Path),
             default=Path(default_out),
             show_default=True,
-            help="The result: x.png. Beside it comes x-side-by-side.png.",
+            help="Where to write the result: x.png. The comparison is x-side-by-side.png.",
         ),
-        click.option("--resize", is_flag=True, help="Cut and resample images of another size or kind to the model's."),
+        click.option(
+            "--resize",
+            is_flag=True,
+            help="Crop, resample and convert images that differ from the model's in size or colours.",
+        ),
         seed_option,
-        click.option("--labels", help="Classes of the images, in turn, for a conditional model."),
+        click.option("--labels", help="Classes of the images, in turn, if the model is conditional."),
         backend_option,
         weights_option,
         device_option,
@@ -76,7 +86,7 @@ def _shared_options(default_out: str) -> Callable[[_Command], _Command]:
     ]
 
     def decorate(command: _Command) -> _Command:
-        for option in reversed(decorators):  # the help lists them in the order in which they stand above a function
+        for option in reversed(decorators):  # so that the help lists the options in the order above
             command = option(command)
         return command
 
@@ -86,18 +96,21 @@ def _shared_options(default_out: str) -> Callable[[_Command], _Command]:
 _steps_option = click.option(
     "--steps", type=click.IntRange(min=1), default=40, show_default=True, help="Evaluations of the model."
 )
-_sigmas_option = click.option("--sigmas", help="Falling noise levels, one a step, instead of --steps.")
+_sigmas_option = click.option("--sigmas", help="Falling noise levels, one per step, instead of --steps.")
 
 
 @edit_command.command("inpaint")
 @_shared_options("inpaint.png")
 @click.option(
-    "--mask", type=click.Path(path_type=Path), required=True, help="A picture: white is filled in, black stays."
+    "--mask",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Picture of what to change: white is filled in, black stays.",
 )
 @_steps_option
 @_sigmas_option
 def inpaint_command(mask: Path, steps: int, sigmas: str | None, **shared: Any) -> None:
-    """Fill in a part of images."""
+    """Fill in the masked part of images."""
     request = EditRequest(**shared)
     config, images = _load(request)
     known = np.broadcast_to(_read_mask(mask, config, request.resize), images.shape)
@@ -110,7 +123,7 @@ def inpaint_command(mask: Path, steps: int, sigmas: str | None, **shared: Any) -
 @_steps_option
 @_sigmas_option
 def colorize_command(steps: int, sigmas: str | None, **shared: Any) -> None:
-    """Give colours to images, whose luma stays."""
+    """Give images new colours, but keep their luma."""
     from ict_core import to_grey
 
     request = EditRequest(**shared)
@@ -126,14 +139,15 @@ def colorize_command(steps: int, sigmas: str | None, **shared: Any) -> None:
 @click.option(
     "--factor",
     type=click.IntRange(min=2),
-    help="How much larger the result is.  [default: what leads from the image's size to the model's]",
+    help="How many times larger the result is.  [default: the model's size divided by the image's]",
 )
 @_steps_option
 @_sigmas_option
 def super_resolve_command(factor: int | None, steps: int, sigmas: str | None, **shared: Any) -> None:
-    """Make images larger: each pixel stays as the mean of a patch.
+    """Enlarge images.
 
-    Images of the model's own size are made smaller first, by --factor.
+    Each pixel becomes a patch of the result that has the pixel as its mean. Images of the model's own size are first
+    reduced by --factor.
     """
     from ict_backends.sampling.editing import enlarge
 
@@ -147,11 +161,14 @@ def super_resolve_command(factor: int | None, steps: int, sigmas: str | None, **
 @edit_command.command("denoise")
 @_shared_options("denoise.png")
 @click.option(
-    "--sigma", type=float, required=True, help="Standard deviation of the noise; grey levels go from -1 to 1."
+    "--sigma", type=float, required=True, help="Standard deviation of the noise, where pixels range from -1 to 1."
 )
-@click.option("--add-noise", is_flag=True, help="The images are clean: add the noise first.")
+@click.option("--add-noise", is_flag=True, help="Add this noise first, because the images are clean.")
 def denoise_command(sigma: float, add_noise: bool, **shared: Any) -> None:
-    """Remove noise of a known level from images, in one evaluation."""
+    """Remove noise of a known level from images.
+
+    The model is evaluated once.
+    """
     request = EditRequest(**shared)
     config, images = _load(request)
     _check_level(config, sigma)
@@ -162,10 +179,16 @@ def denoise_command(sigma: float, add_noise: bool, **shared: Any) -> None:
 
 @edit_command.command("stroke")
 @_shared_options("stroke.png")
-@click.option("--sigma", type=float, default=5.0, show_default=True, help="The first level: the larger, the freer.")
+@click.option(
+    "--sigma",
+    type=float,
+    default=5.0,
+    show_default=True,
+    help="First noise level; a larger one keeps less of the drawing.",
+)
 @_steps_option
 def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
-    """Make images of coarse drawings."""
+    """Turn coarse drawings into images."""
     from ict_backends.sampling.editing import edit_levels
 
     request = EditRequest(**shared)
@@ -177,12 +200,24 @@ def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
 
 @edit_command.command("interpolate")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--from", "first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of an image.")
-@click.option("--to", "last", type=click.IntRange(min=0), default=1, show_default=True, help="Number of another.")
-@click.option("--num", type=click.IntRange(min=2), default=8, show_default=True, help="Images, both ends included.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("interpolate.png"), show_default=True)
-@click.option("--sigmas", help="Falling noise levels, one a step.  [default: one step]")
-@click.option("--label", type=int, help="Class, for a conditional model.")
+@click.option(
+    "--from", "first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first image."
+)
+@click.option(
+    "--to", "last", type=click.IntRange(min=0), default=1, show_default=True, help="Number of the last image."
+)
+@click.option(
+    "--num", type=click.IntRange(min=2), default=8, show_default=True, help="Images to draw, both ends included."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("interpolate.png"),
+    show_default=True,
+    help="Where to write the result: x.png.",
+)
+@click.option("--sigmas", help="Falling noise levels, one per step.  [default: one step]")
+@click.option("--label", type=int, help="Class of the images, if the model is conditional.  [default: 0]")
 @seed_option
 @backend_option
 @weights_option
@@ -201,9 +236,10 @@ def interpolate_command(
     weights: str,
     device: str,
 ) -> None:
-    """Draw images between two that `ict sample` draws: number --from and number --to of --seed.
+    """Draw images that lead from one sample to another.
 
-    Of a conditional model, all are of one class: --label, or else 0.
+    The ends are the images that `ict sample` draws with the same --seed as number --from and number --to. A conditional
+    model draws all images in one class.
     """
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.runs.folder import RunDir
@@ -214,7 +250,7 @@ def interpolate_command(
         raise UsageError(f"--from {first} and --to {last} are the same image")
     if label is None and config.network.num_classes:
         label = 0
-    resolve_labels(config, None if label is None else str(label), num)  # refuses a label that does not fit
+    resolve_labels(config, None if label is None else str(label), num)  # raises if there is no such class
     levels = resolve_sigmas(config, None, sigmas)
     check_output(out, (".png",), create=True)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
@@ -224,7 +260,7 @@ def interpolate_command(
 
 
 def _config(request: EditRequest) -> Config:
-    """The run's settings, after a check that the output can be written."""
+    """The run's settings. Raises UsageError if --out does not fit."""
     from ict_backends.runs.folder import RunDir
 
     config = RunDir(request.run).load_config()
@@ -237,7 +273,8 @@ def _config(request: EditRequest) -> Config:
 def _load(request: EditRequest, *, grey_will_do: bool = False) -> tuple[Config, np.ndarray]:
     """The run's settings, and the images that --image names, [b, c, h, w] float32 in [-1, 1].
 
-    With `grey_will_do`, a grey image is repeated to the channels of the model.
+    Args:
+        grey_will_do: also accept grey images, whose channel is repeated to the channels of the model.
     """
     from ict_backends.data.decode import fit_image, read_image
     from ict_backends.images import to_float
@@ -253,7 +290,7 @@ def _load(request: EditRequest, *, grey_will_do: bool = False) -> tuple[Config, 
 
 
 def _load_small(request: EditRequest, config: Config, factor: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The images at the model's size, which are only shown, and their small versions, which are made larger."""
+    """The images at the model's size, for the comparison, and the small images to enlarge: [b, c, h, w] float32."""
     from ict_backends.data.decode import describe_shape, read_image
     from ict_backends.images import to_float
     from ict_backends.sampling.editing import enlarge, lower
@@ -281,7 +318,7 @@ def _load_small(request: EditRequest, config: Config, factor: int | None) -> tup
 
 
 def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
-    """The pixels that stay, [1, h, w] bool: those that are darker than middle grey in the mask."""
+    """The pixels to keep, [1, h, w] bool: those that are darker than middle grey in the mask."""
     from ict_backends.data.decode import fit_image, read_image, to_grey_pixels
 
     grey = to_grey_pixels(read_image(path))
@@ -292,7 +329,7 @@ def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
 
 
 def _levels(config: Config, steps: int, sigmas: str | None) -> list[float]:
-    """The levels that --sigmas gives, or else those of --steps; giving both is refused."""
+    """The noise levels that --sigmas gives, or else those of --steps. Raises UsageError if both are given."""
     from ict_backends.sampling.editing import edit_levels
 
     given = click.get_current_context().get_parameter_source("steps") != click.core.ParameterSource.DEFAULT
@@ -317,11 +354,12 @@ def _editor(request: EditRequest, config: Config, levels: list[float]) -> Editor
 
 
 def _write(request: EditRequest, images: np.ndarray, seen: np.ndarray, result: np.ndarray) -> None:
-    """Write the result, one image as it is and several as a grid, and beside it the picture that compares it.
+    """Write the result, a single image as it is and several as a grid, and the comparison beside it.
 
     Args:
-        images, seen, result: [b, c, h, w], in [-1, 1] where they are not clipped: the input, what the model saw of it,
-            and what it made of that.
+        images: the input, [b, c, h, w] in [-1, 1].
+        seen: what the model saw of the input, of the same shape; values outside [-1, 1] are clipped.
+        result: the output of the model, of the same shape; values outside [-1, 1] are clipped.
     """
     from einops import rearrange
 

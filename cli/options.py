@@ -17,39 +17,44 @@ from ict_core.sampling import check_falling_sigmas
 if TYPE_CHECKING:
     from ict_backends.protocols import Backend
 
-backend_option = click.option("--backend", default="torch", show_default=True, help="What computes.")
+backend_option = click.option(
+    "--backend", default="torch", show_default=True, help="Library to compute with: torch or jax."
+)
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="Where: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1, ...",
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the noise."
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the random numbers."
 )
 weights_option = click.option(
     "--weights",
     type=click.Choice(["ema", "raw", "best"]),
     default="ema",
     show_default=True,
-    help="Averaged weights, last ones, or the averaged ones of the best evaluation.",
+    help="Which weights: averaged (ema), not averaged (raw), or averaged at the best evaluation (best).",
 )
 batch_option = click.option(
-    "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images computed at a time."
+    "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images to compute at a time."
 )
 DATA_HELP = (
     'Images: "digits"; a folder, .zip or .tar (.gz, .xz) of image files; .npz, .npy or .parquet; or hf:NAME of a '
-    "Hugging Face dataset. docs/data.md says more."
+    "Hugging Face dataset. See docs/data.md."
 )
 size_option = click.option("--size", type=int, help="Resample all images to this height and width (data.size).")
 crop_option = click.option(
     "--crop",
     type=click.Choice(["none", "center"]),
-    help="Take the middle square of each image first (data.crop).  [default: none]",
+    help="First crop each image to its middle square (data.crop).  [default: none]",
 )
-# `ict_cli.main.run` reads it from the arguments; it is declared so that every command takes and documents it.
+# `ict_cli.main.run` reads --debug from the arguments; this declares it, so that every command takes and documents it.
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
 def open_backend(name: str, device: str) -> Backend[Any, Any]:
-    """Load a backend, and set this process up for it and for the device.
+    """Load a backend by its name, and set up this process for the backend and the device.
 
     Raises:
         UsageError: the backend or the device is not available.
@@ -63,22 +68,22 @@ def open_backend(name: str, device: str) -> Backend[Any, Any]:
 
 
 def steps_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --steps and --sigmas to a command; `resolve_sigmas` reads them."""
-    command = click.option("--sigmas", help="Falling noise levels, one a step, such as 80,0.821.")(command)
+    """Add --steps and --sigmas to a command, whose values `resolve_sigmas` reads."""
+    command = click.option("--sigmas", help="Falling noise levels, one per step, such as 80,0.821.")(command)
     return click.option(
         "--steps",
         type=click.IntRange(min=1),
-        help="1; 2 with the preset's second level; or as many as `ict search-sigmas` found.  [default: 1]",
+        help="Sampling steps: 1, 2, or up to as many as `ict search-sigmas` has found levels for.  [default: 1]",
     )(command)
 
 
 def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run: Path | None = None) -> list[float]:
-    """The levels to sample at, falling, one a step: those of --sigmas, or the first --steps of the known ones.
+    """The falling noise levels to sample at, one per step: those of --sigmas, or the first --steps known levels.
 
-    Known are the levels that `ict search-sigmas` found for `run`, or else the two of its settings.
+    The known levels are those that `ict search-sigmas` found for `run`, or else the two of the settings.
 
     Raises:
-        UsageError: naming the option and what is allowed.
+        UsageError: the options exclude each other, or their values are not allowed; the message says what is.
         CheckpointError: the levels of the run cannot be read.
     """
     first, second = config.noise.sigma_max, config.sample.second_sigma
@@ -111,11 +116,11 @@ def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 
     """The classes of images 0..num-1, [num] int64; None for an unconditional model.
 
     Args:
-        labels: classes that take turns, such as "3" or "0,1,2"; "balanced" or None for all of them; or "random", where
-            the class of image i is a function of the seed and i only.
+        labels: the value of --labels: classes that take turns, such as "3" or "0,1,2"; "balanced" or None for all
+            classes in turn; or "random", where the class of image i depends only on the seed and i.
 
     Raises:
-        UsageError: naming the option and what is allowed.
+        UsageError: the value is not allowed; the message says what is.
     """
     classes = config.network.num_classes
     if not classes:
@@ -137,10 +142,10 @@ def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 
 
 
 def command_line(*without: str) -> str:
-    """The words that repeat the running command: its name, its arguments, and the options that were given.
+    """The command line, quoted for a shell, that repeats the running command with the options that were given.
 
     Args:
-        without: names of parameters that are left out.
+        without: names of parameters to leave out.
     """
     context = click.get_current_context()
     words = ["ict", str(context.info_name)]
@@ -154,7 +159,7 @@ def command_line(*without: str) -> str:
 
 
 def _repeat(parameter: click.Parameter, value: object) -> list[str]:
-    """The words that give a parameter its value."""
+    """The words on the command line that give a parameter its value."""
     option = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
     values = value if isinstance(value, tuple) else (value,)
     if isinstance(parameter, click.Option) and parameter.is_flag:
@@ -172,10 +177,11 @@ def check_output(out: Path, suffixes: Sequence[str], *, create: bool) -> None:
     """Check, before any work, that `out` can become a file with one of the suffixes, or a new folder.
 
     Args:
-        create: make the folder, or that of the file, so that an error comes now and not after the work.
+        suffixes: the suffixes that a file may have, such as ".png".
+        create: make the folder, or the folder of the file, so that an error comes now and not after the work.
 
     Raises:
-        UsageError: `out` has another suffix, is a folder that should be a file, or is not an empty folder.
+        UsageError: `out` has another suffix, is a folder but should be a file, or is a folder that is not empty.
         OSError: the folder cannot be made.
     """
     if out.suffix and out.suffix not in suffixes:

@@ -32,13 +32,20 @@ if TYPE_CHECKING:
 
 @click.command("sample")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="x.png (a grid), x.npz, or a new folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where to write: x.png (a grid), x.npz, or a new folder.",
+)
 @backend_option
-@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many images.")
+@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="Images to draw.")
 @steps_options
 @seed_option
-@click.option("--labels", help="Classes, in turn: 3 or 0,1,2; or balanced, or random.  [default: balanced]")
-@click.option("--trajectory", is_flag=True, help="Draw instead what each step is given and what it makes of it.")
+@click.option(
+    "--labels", help="Classes to draw in turn, such as 3 or 0,1,2; or balanced; or random.  [default: balanced]"
+)
+@click.option("--trajectory", is_flag=True, help="Show the input and output of each step instead (x.png only).")
 @weights_option
 @batch_option
 @device_option
@@ -61,9 +68,9 @@ def sample_command(
 ) -> None:
     """Draw images from a trained model.
 
-    Image number i depends on --seed and i alone: the same seed gives the same pictures at any batch size. What was
-    interrupted goes on where the same command is given again: a folder's missing files, an .npz's missing part. Under
-    torchrun, or wherever RANK and WORLD_SIZE are set, processes share the work.
+    Image number i depends only on --seed and i: the same seed gives the same pictures at any batch size. The same
+    command, given again after an interruption, draws only what is missing in the folder or .npz file. Under torchrun,
+    or wherever RANK and WORLD_SIZE are set, processes share the work.
     """
     from ict_backends.environment import share_of_work
     from ict_backends.runs.folder import RunDir
@@ -89,12 +96,16 @@ def sample_command(
 
 
 class _Drawing(NamedTuple):
-    """The samples that are drawn, where they go, and which of the processes that draw them this is.
+    """The samples to draw, and the share of this process in drawing them.
 
     Attributes:
-        sigmas: falling levels, one a step.
-        labels: [num] classes, or None.
+        out: the .png or .npz file, or the folder, that the samples go to.
+        num: the number of samples.
+        sigmas: falling noise levels, one per step.
+        labels: the classes, [num] int64, or None for an unconditional model.
         batch: images computed at a time.
+        rank: the number of this process, from 0.
+        world: the number of processes.
     """
 
     out: Path
@@ -158,7 +169,7 @@ def _write_grid(model: Model, drawing: _Drawing) -> None:
 
 
 def _write_trajectory(model: Model, drawing: _Drawing) -> None:
-    """Draw a row an image: for each step its input, scaled to be seen, and its output."""
+    """Write a grid with a row per image: for each step its input, scaled to a visible range, and its output."""
     from einops import rearrange
 
     from ict_backends.images import save_grid, to_uint8
@@ -169,7 +180,7 @@ def _write_trajectory(model: Model, drawing: _Drawing) -> None:
         model, drawing.num, sigmas=sigmas, seed=drawing.seed, labels=drawing.labels, batch=drawing.batch
     )
     for i, sigma in enumerate(sigmas):
-        # Noise of standard deviation s about images in [-1, 1] is shown within about that range.
+        # Images in [-1, 1] with noise of standard deviation sigma are scaled back to about that range.
         pictures[2 * i] /= np.sqrt(sigma**2 + 1)
     save_grid(drawing.out, to_uint8(rearrange(pictures, "k n c h w -> (n k) c h w")), columns=2 * len(sigmas))
 

@@ -1,4 +1,4 @@
-"""Line charts as SVG, for pages that must need nothing else."""
+"""Line charts as SVG, for pages that must need no other files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Series(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A vertical line with words."""
+    """A labelled vertical line at `x`."""
 
     x: float
     label: str
@@ -29,9 +29,10 @@ class Mark(NamedTuple):
 def line_chart(
     series: Sequence[Series], *, x_label: str, y_label: str, marks: Sequence[Mark] = (), log_y: bool = False
 ) -> str:
-    """An SVG element that takes the width of its place; its horizontal axis starts at 0.
+    """The HTML of a line chart: an SVG element that fills the available width, and a legend.
 
-    Points that cannot be drawn (not finite, or not positive on a logarithmic axis) are left out.
+    The horizontal axis starts at 0, or at the smallest x if that is negative. Points that cannot be drawn (not finite,
+    or not positive on a logarithmic axis) are left out.
     """
     kept = [s._replace(points=[p for p in s.points if _drawable(p, log_y)]) for s in series]
     xs = [x for s in kept for x, _ in s.points]
@@ -58,12 +59,12 @@ def line_chart(
 
 
 class _Axes(NamedTuple):
-    """The ranges of a chart, and where its values lie on the page.
+    """The ranges of a chart's axes, and the positions of values in its picture.
 
     Attributes:
-        x_range: the smallest and the largest value across.
-        y_range: the same for the heights, in powers of ten where `log_y` is true.
-        log_y: True if heights are logarithmic.
+        x_range: the smallest and the largest horizontal value.
+        y_range: the smallest and the largest vertical value; their decimal logarithms if `log_y` is true.
+        log_y: True if the vertical axis is logarithmic.
     """
 
     x_range: tuple[float, float]
@@ -71,18 +72,18 @@ class _Axes(NamedTuple):
     log_y: bool
 
     def across(self, x: float) -> float:
-        """The horizontal place of a value, from the left edge of the picture."""
+        """The horizontal position of a value, from the left edge of the picture."""
         low, high = self.x_range
         return _LEFT + (x - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
 
     def height(self, y: float) -> float:
-        """The vertical place of a value, from the top edge of the picture."""
+        """The vertical position of a value, from the top edge of the picture."""
         low, high = self.y_range
         return _HEIGHT - _BOTTOM - (_scaled(y, self.log_y) - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
 
 def _ticks_of(axes: _Axes) -> Iterator[str]:
-    """The grid's lines and the numbers of both axes."""
+    """The SVG of the grid's lines and of the numbers on both axes."""
     for value in _log_ticks(*axes.y_range) if axes.log_y else _ticks(*axes.y_range):
         y = axes.height(value)
         yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -93,7 +94,7 @@ def _ticks_of(axes: _Axes) -> Iterator[str]:
 
 
 def _mark_lines(axes: _Axes, marks: Sequence[Mark]) -> Iterator[str]:
-    """The marks that lie within the chart."""
+    """The SVG of the marks that lie within the chart."""
     low, high = axes.x_range
     for mark in marks:
         if low <= mark.x <= high:
@@ -122,7 +123,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers within a range, about so many."""
+    """Round numbers within a range, about `count` of them."""
     raw = (high - low) / count
     base = 10 ** math.floor(math.log10(raw))
     step = base * next(m for m in (1, 2, 5, 10) if m * base >= raw)

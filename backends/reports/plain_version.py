@@ -1,8 +1,9 @@
-"""Training steps from a Python file that ours are measured against: what `ict bench --plain FILE.py` times.
+"""A plain version of the training steps, from a Python file, that ours are compared with: `ict bench --plain FILE.py`.
 
-On the CPU they run in a process of their own, python -m ict_backends.reports.plain_version, as whoever wrote the file
-would run them. In ours they would have what a backend sets for its whole process: torch's allocator keeping freed
-memory makes `bench/plain_torch.py` a fifth to a third faster than it is.
+On the CPU the plain steps run in a process of their own, python -m ict_backends.reports.plain_version, as the author of
+the file would run them. In our process they would profit from what a backend sets for the whole process: the torch
+backend has the allocator keep freed memory, with which `bench/plain_torch.py` is a fifth to a third faster than by
+itself.
 """
 
 from __future__ import annotations
@@ -24,41 +25,46 @@ import numpy as np
 from ict_backends.errors import UsageError, UserError
 from ict_core import Config
 
-# So many more steps, and their losses.
+# Does a number of further steps, and returns their losses.
 Advance = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class PlainVersion:
-    """A file with `make_step(backend, config, images, device)`, which gives a function that does a whole step more and
-    returns its loss; and, if it likes, with `check(config)`, which raises where it does not know the settings.
+    """A Python file with a plain version of the training step.
+
+    The file defines `make_step(backend, config, images, device)`, which returns a function that does one further
+    training step and returns its loss. It may also define `check(config)`, which raises if it does not support the
+    settings.
 
     Attributes:
-        backend: of `BACKENDS`, the one whose plain version is meant.
+        file: the path of the file.
+        backend: the name, of `BACKENDS`, of the backend whose plain version is to be used.
     """
 
     file: Path
     backend: str
 
     def check(self, config: Config) -> None:
-        """Raise UsageError where the file is none, and whatever its own check does."""
+        """Raise UsageError if the file is no plain version; then call its own `check`, which may raise, too."""
         getattr(self._load(), "check", lambda config: None)(config)
 
     def make_advance(self, config: Config, images: np.ndarray, device: str) -> Advance:
-        """From a configuration and [n, c, h, w] uint8 images to what does its steps, in this process."""
+        """A function that does training steps in this process, on images [n, c, h, w] uint8."""
         step = self._load().make_step(self.backend, config, images, device)
         return lambda steps: np.array([step() for _ in range(steps)])
 
     @contextlib.contextmanager
     def in_own_process(self, config: Config, images: np.ndarray, device: str) -> Iterator[Advance]:
-        """The same in another process, which ends with the context.
+        """A function that does training steps, as `make_advance` gives, in another process that ends with the context.
 
         Raises:
-            UserError: it has ended by itself.
-            RuntimeError: something that is no error of ours was raised there.
+            UserError: the process has ended by itself, or the plain version raised this error.
+            ValueError: the plain version raised this error.
+            RuntimeError: the plain version raised any other error.
         """
         command, pipe = [sys.executable, "-P", "-m", "ict_backends.reports.plain_version"], subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # Ctrl-C is for ours
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # Ctrl-C is only for ours
         assert process.stdin is not None
         assert process.stdout is not None
         questions, answers = process.stdin, process.stdout
@@ -79,7 +85,7 @@ class PlainVersion:
             yield ask
         finally:
             process.kill()
-            with contextlib.suppress(OSError):  # what it did not read
+            with contextlib.suppress(OSError):  # closing flushes what the process did not read
                 questions.close()
             answers.close()
             process.wait()
@@ -102,9 +108,9 @@ class PlainVersion:
 
 
 def main() -> None:
-    """Answer, by pickles, what `PlainVersion.in_own_process` asks, until it asks no more."""
+    """Answer the pickled requests of `PlainVersion.in_own_process` from stdin until they end, on stdout."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the file prints is no answer
+    os.dup2(2, 1)  # what the file prints must not mix with the answers
     advance = None
     while True:
         try:
@@ -120,7 +126,7 @@ def main() -> None:
                 answer = advance(message)
         except (UserError, ValueError) as error:
             answer = error
-        except Exception as error:  # of a library, which may not be made again from its pickle
+        except Exception as error:  # an error of a library may not survive pickling
             answer = RuntimeError(f"{type(error).__name__}: {error}")
         pickle.dump(answer, answers, protocol=5)
         answers.flush()
