@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -54,6 +55,18 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+def compiled_for(config: Config) -> Config:
+    """The settings that JAX compiles a step for; those that only the plan of a step reads are the recipe's."""
+    recipe = small_config()
+    return dataclasses.replace(
+        config,
+        noise=dataclasses.replace(config.noise, law=recipe.noise.law),
+        loss=dataclasses.replace(config.loss, weighting=recipe.loss.weighting),
+        curriculum=recipe.curriculum,
+        teacher=dataclasses.replace(config.teacher, schedule=recipe.teacher.schedule),
+    )
+
+
 def do_steps(both: Twins, config: Config, steps: range) -> tuple[Twins, list[tuple[np.ndarray, np.ndarray]]]:
     """The same steps in both, and the losses of each."""
     ours, theirs = both
@@ -61,8 +74,8 @@ def do_steps(both: Twins, config: Config, steps: range) -> tuple[Twins, list[tup
     for step in steps:
         arrays, decay = numpy_batch(config, step, "float64"), plan_step(config, step, 10).teacher_decay
         result = torch_step.train_step(ours, config, [torch_batch(arrays)], teacher_decay=decay)
-        theirs, found = advance(theirs, config, jax_batch(arrays), decay)
-        losses.append((np.asarray(found.losses), result.losses.numpy()))
+        theirs, theirs_result = advance(theirs, compiled_for(config), jax_batch(arrays), decay)
+        losses.append((np.asarray(theirs_result.losses), result.losses.numpy()))
     return Twins(ours, theirs), losses
 
 
