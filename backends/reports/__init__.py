@@ -1,1 +1,1 @@
-"""What is made of runs and measurements for a reader: pages, figures, ablations, benchmarks."""
+"""Reports of runs and measurements for a reader: pages, figures, ablations, benchmarks."""

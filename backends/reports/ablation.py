@@ -1,4 +1,4 @@
-"""Ablations: plans, what their runs gave, and the tables of it. Training and measuring are the command line's part."""
+"""Ablations: plans, the outcomes of their runs, and tables of them. `ict ablate` does the training and measuring."""
 
 from __future__ import annotations
 
@@ -14,40 +14,41 @@ from ict_core import ConfigError
 from ict_core.settings import Tree, build_sections, merge, preset_tree
 
 _KEYS = {"title": str, "preset": str, "reference": str, "axis": str, "variants": dict}
-# Of a run's folder: what came of it.
+# The file in a run's folder that holds its outcome.
 _RESULT = "ablation.json"
 
 
 class Variant(NamedTuple):
-    """A name, and the settings that it changes."""
+    """A variant: its name, and the settings that it changes."""
 
     name: str
     changes: Tree
 
     @property
     def folder(self) -> str:
-        """The name as one of a folder."""
+        """The name in the characters that a folder's name may have."""
         return "".join(c if c.isalnum() or c in "-+." else "_" for c in self.name)
 
     def value(self, key: str) -> Any:
-        """What it sets `section.key` to, or None."""
+        """The value that the variant gives to the setting `section.key`, or None."""
         section, _, name = key.partition(".")
         return self.changes.get(section, {}).get(name)
 
     def others(self, key: str) -> dict[str, Any]:
-        """All that it sets but `section.key`."""
+        """The settings that the variant changes, except `section.key`, by their names `section.key`."""
         flat = {f"{s}.{k}": v for s, values in self.changes.items() for k, v in values.items()}
         return {name: value for name, value in flat.items() if name != key}
 
 
 class StudyPlan(NamedTuple):
-    """What is compared.
+    """The plan of an ablation.
 
     Attributes:
-        name: of the plan's file, without its ending.
+        name: name of the plan's file, without its ending.
+        title: title of the results.
         preset: the settings that all variants begin with.
-        reference: the variant that the others are compared with.
-        axis: the setting that is the figure's horizontal axis, or "" for a row a variant.
+        reference: name of the variant that the others are compared with.
+        axis: the setting on the figure's horizontal axis, or "" for a figure with one row for each variant.
         variants: in the order of the table.
     """
 
@@ -59,18 +60,19 @@ class StudyPlan(NamedTuple):
     variants: tuple[Variant, ...]
 
     def base(self, asked: Tree) -> Tree:
-        """The settings of the variants before their own changes: the preset's, and what is asked for."""
+        """The settings of all variants before their own changes: the preset's, then those that are asked for."""
         return merge([preset_tree(self.preset), asked])
 
 
 class Outcome(NamedTuple):
-    """What one run gave.
+    """The outcome of one run.
 
     Attributes:
-        metric, num: what was measured, of how many samples; None for as many as `ict eval` takes.
-        value: of the metric, or None where the run failed.
-        seconds: that training and measuring took; of a run that was gone on with, the rest of it.
-        error: why it failed, or "".
+        metric: name of the metric that was measured.
+        num: number of samples; None for as many as `ict eval` takes by default.
+        value: the metric's value, or None if the run failed.
+        seconds: the time of training and measuring; for a resumed run, only since it was resumed.
+        error: why the run failed, or "".
     """
 
     metric: str
@@ -81,11 +83,15 @@ class Outcome(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A variant's runs, over the seeds.
+    """The runs of a variant with all seeds.
 
     Attributes:
-        mean, spread: of the values; the spread is the standard deviation of the sample. NaN where there are too few.
-        difference, error: from the reference's mean, and its standard error; NaN for the reference itself.
+        variant: the variant.
+        outcomes: the outcome of each seed.
+        mean: mean of the values; NaN if all runs failed.
+        spread: sample standard deviation of the values; NaN with fewer than two.
+        difference: mean minus the reference's mean; NaN for the reference itself.
+        error: standard error of the difference; NaN for the reference itself.
     """
 
     variant: Variant
@@ -97,28 +103,29 @@ class Summary(NamedTuple):
 
     @property
     def values(self) -> list[float]:
-        """Of the runs that did not fail."""
+        """The values of the runs that did not fail."""
         return [o.value for o in self.outcomes if o.value is not None]
 
     def verdict(self) -> str:
-        """The difference in words; a smaller metric is better."""
+        """The difference from the reference in words; a smaller value is better."""
         failed = sum(o.value is None for o in self.outcomes)
         if failed:
             return f"{failed} of {len(self.outcomes)} runs failed"
         if not math.isfinite(self.difference):
             return ""
         how = "worse" if self.difference > 0 else "better"
-        if not self.error > 0:  # of one seed, nothing is known of the noise
+        if not self.error > 0:  # from one seed, nothing is known about the noise
             return f"{how} by {abs(self.difference):.3g}"
         errors = abs(self.difference) / self.error
         return f"{how if errors >= 2 else 'within the noise'} ({self.difference:+.3g}, {errors:.1f} standard errors)"
 
 
 def read_plan(path: Path) -> StudyPlan:
-    """The plan of a TOML file.
+    """Read the plan of a TOML file.
 
     Raises:
-        UsageError, ConfigError: in one line, naming the file, the variant, and what is wrong.
+        UsageError, ConfigError: the file cannot be read, or the plan is wrong; the message names the file, the variant,
+            and the fault.
     """
     try:
         tree = _read_document(path)
@@ -166,14 +173,14 @@ def _check(plan: StudyPlan, path: Path) -> None:
 
 
 def write_outcome(run: Path, outcome: Outcome) -> None:
-    """Note in a run's folder what came of it."""
+    """Write the outcome of a run into the run's folder."""
     from ict_backends.files import write_atomically
 
     write_atomically(run / _RESULT, (json.dumps(outcome._asdict()) + "\n").encode())
 
 
 def read_outcome(run: Path) -> Outcome | None:
-    """What came of a run; None where it has not come to an end. Raises CheckpointError where the note is damaged."""
+    """Read the outcome of a run from its folder; None if it has not ended. Raises CheckpointError if it is damaged."""
     try:
         return Outcome(**json.loads((run / _RESULT).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -183,17 +190,25 @@ def read_outcome(run: Path) -> Outcome | None:
 
 
 def summarize(plan: StudyPlan, outcomes: Mapping[str, Sequence[Outcome]]) -> list[Summary]:
-    """The runs of each variant over the seeds, by its name, compared with the reference's."""
-    values = {name: [o.value for o in found if o.value is not None] for name, found in outcomes.items()}
+    """Compare each variant's runs with the reference's.
+
+    Args:
+        plan: the plan.
+        outcomes: the outcomes of each variant's runs, one for each seed, by the variant's name.
+
+    Returns:
+        A summary of each variant, in the order of the plan.
+    """
+    values = {name: [o.value for o in runs if o.value is not None] for name, runs in outcomes.items()}
     reference = _mean(values[plan.reference])
-    found = []
+    summaries = []
     for variant in plan.variants:
         own, other = values[variant.name], values[plan.reference]
         difference, error = _mean(own) - reference, math.hypot(_error(own), _error(other))
         if variant.name == plan.reference:
             difference = error = math.nan
-        found.append(Summary(variant, outcomes[variant.name], _mean(own), _spread(own), difference, error))
-    return found
+        summaries.append(Summary(variant, outcomes[variant.name], _mean(own), _spread(own), difference, error))
+    return summaries
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -209,43 +224,50 @@ def _error(values: Sequence[float]) -> float:
 
 
 def describe_changes(variant: Variant) -> str:
-    """What a variant changes, as the command line takes it."""
-    found = [f"{name}={_literal(value)}" for name, value in variant.others("").items()]
-    return " ".join(found) or "none"
+    """The changes of a variant, in the syntax of --set; "none" if there are none."""
+    settings = [f"{name}={_literal(value)}" for name, value in variant.others("").items()]
+    return " ".join(settings) or "none"
 
 
 def assignments(tree: Tree) -> list[str]:
-    """The settings of a tree as options of `ict train`."""
+    """The settings of a tree as --set options of `ict train`."""
     return [f"--set={s}.{key}={_literal(value)}" for s, values in tree.items() for key, value in values.items()]
 
 
 def _literal(value: Any) -> str:
-    """As TOML has it; for these types, JSON's notation is the same."""
+    """A value in TOML's notation, which is the same as JSON's for these types."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def markdown(plan: StudyPlan, summaries: Sequence[Summary], about: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    """The page of the results: the table, the pictures, and how it was made."""
+    """The page of the results in Markdown: the table, the failures, the pictures, and how the results were made.
+
+    Args:
+        plan: the plan.
+        summaries: the summary of each variant.
+        about: facts about the ablation: metric, seeds, machine, command, backend, jobs.
+        pictures: names of the picture files.
+    """
     metric = about["metric"]
     rows = [
         f"| variant | changes | {metric}, mean | spread | each seed | beside {plan.reference} | minutes a run |",
         "|---|---|---|---|---|---|---|",
     ]
-    for found in summaries:
-        each = ", ".join("failed" if o.value is None else f"{o.value:.3g}" for o in found.outcomes)
-        minutes = statistics.fmean(o.seconds for o in found.outcomes) / 60
-        cells = [found.variant.name, f"`{describe_changes(found.variant)}`", _number(found.mean), _number(found.spread)]
-        rows.append("| " + " | ".join([*cells, each, found.verdict(), f"{minutes:.1f}"]) + " |")
+    for each in summaries:
+        values = ", ".join("failed" if o.value is None else f"{o.value:.3g}" for o in each.outcomes)
+        minutes = statistics.fmean(o.seconds for o in each.outcomes) / 60
+        cells = [each.variant.name, f"`{describe_changes(each.variant)}`", _number(each.mean), _number(each.spread)]
+        rows.append("| " + " | ".join([*cells, values, each.verdict(), f"{minutes:.1f}"]) + " |")
     failures = [
-        f"- {found.variant.name}, seed {seed}: {o.error}"
-        for found in summaries
-        for seed, o in zip(about["seeds"], found.outcomes, strict=True)
+        f"- {each.variant.name}, seed {seed}: {o.error}"
+        for each in summaries
+        for seed, o in zip(about["seeds"], each.outcomes, strict=True)
         if o.error
     ]
     machine = about["machine"]
     made = (
         f"`{about['command']}`, {about['backend']}, {machine['cpu']}, {machine['cores']} cores; the sum of all runs "
-        f"{sum(o.seconds for found in summaries for o in found.outcomes) / 60:.0f} minutes, {about['jobs']} at a time."
+        f"{sum(o.seconds for each in summaries for o in each.outcomes) / 60:.0f} minutes, {about['jobs']} at a time."
     )
     parts = [f"# {plan.title}", "\n".join(rows), *(["\n".join(failures)] if failures else [])]
     return "\n\n".join([*parts, *(f"![{plan.title}]({name})" for name in pictures), made]) + "\n"
@@ -256,17 +278,17 @@ def _number(value: float) -> str:
 
 
 def to_json(plan: StudyPlan, summaries: Sequence[Summary], about: Mapping[str, Any]) -> str:
-    """All figures, for other programs."""
+    """The results as JSON, for other programs; the arguments are those of `markdown`."""
     variants = {
-        found.variant.name: {
-            "changes": found.variant.others(""),
-            "outcomes": [o._asdict() for o in found.outcomes],
+        each.variant.name: {
+            "changes": each.variant.others(""),
+            "outcomes": [o._asdict() for o in each.outcomes],
             **{
-                key: value if math.isfinite(value := getattr(found, key)) else None
+                key: value if math.isfinite(value := getattr(each, key)) else None
                 for key in ("mean", "spread", "difference", "error")
             },
         }
-        for found in summaries
+        for each in summaries
     }
     head = {"plan": plan.name, "title": plan.title, "preset": plan.preset, "reference": plan.reference}
     return json.dumps({**head, **about, "variants": variants}, indent=2, ensure_ascii=False) + "\n"

@@ -1,12 +1,12 @@
-"""Measuring speed, for any backend: what is timed in turn, what is counted, and the table and the record of it.
+"""Measuring the speed of any backend: the work that is timed in turn, its operations, and the table and the record.
 
-A fraction of the limit is what a training step achieves, in operations a second, over the most that a large matrix
-product or one of the network's own three heaviest convolutions does in the same run, precision and batch. The
-operations of a step are those of four forward passes: the teacher's, the student's, and the gradient, which costs as
-much as two; what activation checkpointing computes again is no achievement and does not count.
+The fraction of the limit is the operations a second of a training step over those of the fastest of these: a large
+matrix product and the network's own three heaviest convolutions, in the same run, precision and batch. The operations
+of a step are those of four forward passes: the teacher's, the student's, and the gradient, which costs as much as two.
+Operations that activation checkpointing repeats do not count.
 
-A fraction of the roofline is the least time of a step (`ict_backends.networks.roofline`), at the rate of the best of
-these and at that of a large copy in the same run, over the time that it takes.
+The fraction of the roofline is the least time of a step (`ict_backends.networks.roofline`) over the time that it takes.
+The least time follows from the rate of the fastest of these and from the rate of a large copy in the same run.
 """
 
 from __future__ import annotations
@@ -38,23 +38,25 @@ from ict_backends.training.split import describe_shortage
 from ict_core import Config
 from ict_core.settings import replace
 
-# How long a stretch of the limit's small operations takes, about.
+# About how long a stretch of the limit's small operations takes.
 _STRETCH_SECONDS = 0.25
 _DATA_IMAGES = 512
-# Of 255: what the pixels of samples from random weights differ by at least.
+# The least difference, of 255, between the darkest and the brightest pixel of samples from random weights.
 _CONTRAST = 8
 
 
 class BenchRequest(NamedTuple):
-    """What is to be measured.
+    """The measurements that are asked for. A stretch is work that is timed as a whole.
 
     Attributes:
-        steps: of a stretch of training.
-        repeats: of each stretch.
-        images: of a stretch of sampling; `sample_batch` of them at a time.
-        product: the matrix product's size; None for 2048 on the CPU and 8192 on a GPU.
-        copy_bytes: of the array that is copied; None for 256 MiB on the CPU and 2 GiB on a GPU.
-        device: as for `check_device`.
+        config: the settings to measure.
+        steps: number of steps in a stretch of training.
+        repeats: how often each stretch is timed.
+        images: number of images in a stretch of sampling.
+        sample_batch: number of images sampled at a time.
+        product: side of the matrix product; None for 2048 on the CPU and 8192 on a GPU.
+        copy_bytes: size of the array that is copied; None for 256 MiB on the CPU and 2 GiB on a GPU.
+        device: name of the device, as for `check_device`.
     """
 
     config: Config
@@ -68,7 +70,7 @@ class BenchRequest(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Of repeated measurements."""
+    """The median, the smallest and the largest value of repeated measurements."""
 
     median: float
     min: float
@@ -76,14 +78,23 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, smallest and largest."""
+    """The median, the smallest and the largest of one or more values."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def alternate(
     stretches: Mapping[str, Callable[[], object]], repeats: int, *, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of each, done in turn so that all see the same machine. Each waits for what it starts."""
+    """Time stretches in turn, `repeats` times, so that all see the same machine.
+
+    Args:
+        stretches: the work by name; each function returns when its work is done.
+        repeats: how often each stretch is timed.
+        clock: returns the time in seconds.
+
+    Returns:
+        The seconds of each stretch, [repeats], by name.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in stretches}
     for _ in range(repeats):
         for name, stretch in stretches.items():
@@ -94,16 +105,16 @@ def alternate(
 
 
 def timed(function: Callable[[], Any], *, clock: Callable[[], float] = time.perf_counter) -> tuple[Any, float]:
-    """What a function gives, and its seconds."""
+    """Call a function, and return its result and the seconds that it took."""
     start = clock()
-    found = function()
-    return found, clock() - start
+    result = function()
+    return result, clock() - start
 
 
 def random_arrays(config: Config) -> dict[str, np.ndarray]:
-    """Weights by name, the same for every backend, with which no branch of the network is zero.
+    """Random weights, float32 by name, the same for every backend, with which no branch of the network is zero.
 
-    A fresh network's output is, which would hide a fault, and zeros cost a GPU less power than numbers do.
+    The output of a fresh network is zero, which would hide a fault; and zeros cost a GPU less power than other numbers.
     """
     rng = np.random.default_rng(0)
     arrays = {}
@@ -119,27 +130,29 @@ def random_arrays(config: Config) -> dict[str, np.ndarray]:
 
 
 def random_images(config: Config, seed: int = 0) -> np.ndarray:
-    """[n, c, h, w] uint8, as many as a batch or 512."""
+    """Random images, [n, c, h, w] uint8; n is 512, or the size of a batch if that is larger."""
     count = max(_DATA_IMAGES, config.train.batch_size)
     return np.random.default_rng(seed).integers(0, 256, (count, *config.data.shape), dtype=np.uint8)
 
 
 def labels_of(config: Config, count: int) -> np.ndarray | None:
-    """[count] classes in turn; None for an unconditional network."""
+    """Labels, [count] int64, that take the classes in turn; None for an unconditional network."""
     classes = config.network.num_classes
     return np.arange(count) % classes if classes else None
 
 
 def check_losses(losses: np.ndarray, what: str) -> float:
-    """Their mean. Raises UserError where one is not finite."""
+    """The mean of losses of any shape. Raises UserError, naming `what` was done, if one is not finite."""
     if not np.isfinite(losses).all():
         raise UserError(f"{what}: {np.count_nonzero(~np.isfinite(losses))} of {losses.size} losses are not finite")
     return float(np.mean(losses))
 
 
 def check_images(images: np.ndarray) -> None:
-    """Raise UserError where [n, c, h, w] uint8 samples are of one grey, as what a network of zeros makes of noise, or
-    all one image."""
+    """Raise UserError if all pixels of samples, [n, c, h, w] uint8, are of one grey, or all samples are the same image.
+
+    A network of zeros turns noise into one grey.
+    """
     least, most = int(images.min()), int(images.max())
     if most - least < _CONTRAST:
         raise UserError(f"sampling: all pixels of {len(images)} images are {least}..{most}; the output is lost")
@@ -148,7 +161,7 @@ def check_images(images: np.ndarray) -> None:
 
 
 def times_of_stretch(run: Repeat) -> int:
-    """How often to repeat something in a stretch; it is done here for the first time."""
+    """The number of repetitions that take about a quarter of a second; `run` is called, for the first time, to find it."""
     run(1)
     return max(1, round(_STRETCH_SECONDS / timed(lambda: run(1))[1]))
 
@@ -157,8 +170,8 @@ class Stretch(NamedTuple):
     """Work that is timed as a whole.
 
     Attributes:
-        run: does it, and waits for it.
-        amount: of what is counted in it: training steps, operations, bytes or images.
+        run: does the work, and returns when it is done.
+        amount: the number of training steps, operations, bytes or images in it.
     """
 
     run: Callable[[], object]
@@ -166,14 +179,19 @@ class Stretch(NamedTuple):
 
 
 class _Last:
-    """What the latest stretches gave, to be checked when all are done."""
+    """The results of the latest stretches, to be checked when all are done.
+
+    Attributes:
+        loss: the mean loss.
+        samples: [n, c, h, w] uint8.
+    """
 
     loss: float = math.nan
     samples: np.ndarray = np.empty(0)
 
 
 class _Started(NamedTuple):
-    """Stretches by name, and the seconds that the first calls took, compilation included."""
+    """Stretches by name, and the seconds of their first calls, compilation included."""
 
     stretches: dict[str, Stretch]
     first_seconds: dict[str, float]
@@ -186,16 +204,20 @@ def measure(
     plain: PlainVersion | None = None,
     plain_batch: int | None = None,
 ) -> dict[str, Any]:
-    """Measure training, sampling and the limits of the device in turn: all figures, by name.
+    """Measure training, sampling and the limits of the device in turn.
 
     Args:
-        engine: from `load_backend`.
-        plain: the version that ours is measured against.
-        plain_batch: images of a plain step; by default as many as of ours.
+        engine: a backend from `load_backend`.
+        request: the measurements.
+        plain: the plain version, which is measured beside our training.
+        plain_batch: number of images of a step of the plain version; by default as many as of ours.
+
+    Returns:
+        All figures, by name.
 
     Raises:
-        UserError: a loss is not finite, or the samples are of no network.
-        OutOfMemoryError: with what to change.
+        UserError: a loss is not finite, or the samples are all grey or all the same.
+        OutOfMemoryError: the message says what to change.
     """
     config, last = request.config, _Last()
     images, plain_batch = random_images(config), plain_batch or config.train.batch_size
@@ -203,7 +225,7 @@ def measure(
         labels = labels_of(config, len(images))
         trainer = engine.make_trainer(config, images, labels, request.device)
         training, first = _start_training(trainer, request, last)
-    # Now, before anything else of this process adds to it.
+    # Asked for here, before anything else in this process adds to it.
     size, what = engine.peak_memory(request.device) or process_memory()
     limits, copy = _limits(engine, request, trainer.devices), _copy(engine, request)
     with tempfile.TemporaryDirectory(prefix="ict-bench-") as folder, contextlib.ExitStack() as stack:
@@ -232,7 +254,7 @@ def measure(
 
 
 def _start_training(trainer: Trainer, request: BenchRequest, last: _Last) -> tuple[Stretch, dict[str, float]]:
-    """A stretch of training steps, done once, and the seconds of the first dispatch."""
+    """A stretch of training steps, which has been done once, and the seconds of the first dispatch."""
     steps = -(-request.steps // trainer.stride) * trainer.stride
 
     def run() -> None:
@@ -245,13 +267,13 @@ def _start_training(trainer: Trainer, request: BenchRequest, last: _Last) -> tup
 
 
 def _repeated(run: Repeat, amount: float) -> Stretch:
-    """A stretch of something that is repeated for about a quarter of a second; `amount` is that of one time."""
+    """A stretch that repeats some work for about a quarter of a second; `amount` is that of one repetition."""
     times = times_of_stretch(run)
     return Stretch(lambda: run(times), times * amount)
 
 
 def _limits(engine: Backend[Any, Any], request: BenchRequest, devices: int) -> dict[str, Stretch]:
-    """A stretch of each candidate of the limit, by name, and its operations."""
+    """A stretch, with its operations, for each candidate for the limit, by name."""
     config, precision = request.config, request.config.train.precision
     size = request.product or engine.product_size(request.device)
     batch = config.train.micro_batch or config.train.batch_size // devices
@@ -264,13 +286,13 @@ def _limits(engine: Backend[Any, Any], request: BenchRequest, devices: int) -> d
 
 
 def _copy(engine: Backend[Any, Any], request: BenchRequest) -> Stretch:
-    """A stretch of large copies, and the bytes that they read and write."""
+    """A stretch of large copies, with the bytes that they read and write."""
     size = request.copy_bytes or engine.copy_size(request.device)
     return _repeated(engine.make_copy(size, request.device), 2.0 * size)
 
 
 def _start_sampling(engine: Backend[Any, Any], request: BenchRequest, folder: Path, last: _Last) -> _Started:
-    """Stretches of sampling into a file, and of the network only, on noise that is on the device."""
+    """Two stretches: sampling into a file, and only the network, on noise that is already on the device."""
     config, labels = request.config, labels_of(request.config, request.images)
     model = engine.make_model(config, random_arrays(config), request.device)
     batch = min(request.images, request.sample_batch)
@@ -294,14 +316,14 @@ def _start_plain(
     steps: int,
     stack: contextlib.ExitStack,
 ) -> _Started:
-    """A stretch of steps of the plain version, in a process of its own where it computes on the CPU."""
+    """A stretch of steps of the plain version, in a process of its own if it computes on the CPU."""
     config = replace(request.config, train={"batch_size": batch, "micro_batch": 0})
     shortage = f"{batch} images a step of the plain version do not fit into memory: try --plain-batch"
     device = request.device
     with engine.out_of_memory(shortage):
         if engine.device_name(device) == "cpu":
             advance = stack.enter_context(plain.in_own_process(config, images, device))
-        else:  # whose memory two processes would have to share
+        else:  # two processes would have to share the memory of the GPU
             advance = plain.make_advance(config, images, device)
 
     def train(steps: int) -> None:
@@ -316,7 +338,14 @@ def _start_plain(
 def _training_figures(
     config: Config, devices: int, limits: Mapping[str, list[float]], rates: Mapping[str, list[float]]
 ) -> dict[str, Any]:
-    """The figures of training beside the limits of the device, from the rates of all stretches in each repeat."""
+    """The figures of training beside the limits of the device.
+
+    Args:
+        config: the settings that were measured.
+        devices: number of devices that share a step, each with a limit of its own.
+        limits: the operations a second of each candidate for the limit, [repeats], by name.
+        rates: the rate of every stretch, [repeats], by name.
+    """
     batch, step = config.train.batch_size, [1 / rate for rate in rates["training"]]
     achieved = [model_flops(config) / s for s in step]
     best = max(limits, key=lambda name: statistics.median(limits[name]))
@@ -335,7 +364,7 @@ def _training_figures(
 
 
 def _plain_figures(rates: Mapping[str, list[float]], plain_batch: int, batch: int) -> dict[str, Any]:
-    """The figures of the plain version; the ratio is of its time to ours, an image."""
+    """The figures of the plain version; the ratio is its time for an image over ours."""
     plain, step = ([1 / rate for rate in rates[name]] for name in ("plain", "training"))
     faster = [p / plain_batch * batch / s for p, s in zip(plain, step, strict=True)]
     return {
@@ -349,7 +378,15 @@ def _plain_figures(rates: Mapping[str, list[float]], plain_batch: int, batch: in
 def _roofline_figures(
     config: Config, devices: int, step: Sequence[float], product: Sequence[float], memory: Sequence[float]
 ) -> dict[str, Any]:
-    """The least time of a step, from operations and bytes a second in each repeat, beside its seconds there."""
+    """The least time of a step beside the time it took.
+
+    Args:
+        config: the settings that were measured.
+        devices: number of devices that share a step.
+        step: [repeats] seconds of a step.
+        product: [repeats] operations a second of the best candidate for the limit.
+        memory: [repeats] bytes a second of a large copy.
+    """
     work = operations(config, devices)
     least = [least_seconds(work, *pair) for pair in zip(product, memory, strict=True)]
     kinds = shares(work, statistics.median(product), statistics.median(memory))
@@ -369,9 +406,20 @@ def _roofline_figures(
 
 
 def write_samples(model: Model, out: Path, num: int, batch: int, labels: np.ndarray | None) -> np.ndarray:
-    """One-step samples from noise of the host into an .npz, as `ict sample` writes them: [num, c, h, w] uint8."""
+    """Write one-step samples, from noise drawn on the host, into an .npz as `ict sample` does.
+
+    Args:
+        model: the model.
+        out: the file.
+        num: number of samples.
+        batch: number of images computed at a time.
+        labels: [num] classes, or None.
+
+    Returns:
+        The samples, [num, c, h, w] uint8.
+    """
     sink, seen = open_sink(out, num, {"num": num}), list[np.ndarray]()
-    assert sink is not None  # which only a process that came late is not given
+    assert sink is not None  # it is None only in a process that comes late
 
     def draw(indices: Sequence[int]) -> Any:
         sigmas = [model.config.noise.sigma_max]
@@ -384,11 +432,12 @@ def write_samples(model: Model, out: Path, num: int, batch: int, labels: np.ndar
 
 
 def describe_run(request: BenchRequest, names: Mapping[str, str | None], command: str) -> dict[str, Any]:
-    """What stands beside the figures in a record.
+    """The facts that a record holds beside the figures: date, command, commit, machine, versions and settings.
 
     Args:
-        names: of the backend, the preset and the plain version.
-        command: that repeats the run.
+        request: the measurements.
+        names: names of the backend, the preset and the plain version.
+        command: the command that repeats the run.
     """
     config = request.config
     return {
@@ -409,7 +458,7 @@ def describe_run(request: BenchRequest, names: Mapping[str, str | None], command
 
 
 def to_json(value: Any) -> Any:
-    """With named tuples as objects."""
+    """A nested value in the types of JSON: each `Spread` as an object."""
     if isinstance(value, Spread):
         return value._asdict()
     if isinstance(value, Mapping):
@@ -418,7 +467,7 @@ def to_json(value: Any) -> Any:
 
 
 def describe_figures(figures: Mapping[str, Any]) -> str:
-    """The figures as a table: median, smallest and largest."""
+    """The figures of `measure` as a table with the median, the smallest and the largest of each."""
     rows = [["", "median", "min", "max"]]
 
     def row(name: str, values: Spread, scale: float = 1.0) -> None:
@@ -457,7 +506,7 @@ def describe_figures(figures: Mapping[str, Any]) -> str:
 
 
 def _describe_kinds(kinds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a step takes at least, a line a kind of operation."""
+    """The lines of a table of the least time of a step, one for each kind of operation."""
     rows = [("a step at least, by kind", "ms", "share", "bound by memory")]
     rows += [(k["kind"], _number(k["ms"]), f"{k['share']:.2f}", f"{k['bound_by_memory']:.2f}") for k in kinds]
     width = max(len(name) for name, *_ in rows)
@@ -465,7 +514,7 @@ def _describe_kinds(kinds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """At least three digits: "1,234", "0.567"."""
+    """A number with at least three digits: "1,234", "0.567"."""
     if value == 0 or not math.isfinite(value):
         return str(value)
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))

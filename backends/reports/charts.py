@@ -1,4 +1,4 @@
-"""Line charts as SVG, for pages that must need nothing else."""
+"""Line charts as SVG, for pages that need no other file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 24, 40
 
 
 class Series(NamedTuple):
-    """A line: its name in the legend, its points, and its colour (CSS)."""
+    """A line: its name in the legend, its points (x, y), and its colour (CSS)."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -20,7 +20,7 @@ class Series(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A vertical line with words."""
+    """A vertical line at x, with a label."""
 
     x: float
     label: str
@@ -29,9 +29,15 @@ class Mark(NamedTuple):
 def line_chart(
     series: Sequence[Series], *, x_label: str, y_label: str, marks: Sequence[Mark] = (), log_y: bool = False
 ) -> str:
-    """An SVG element that takes the width of its place; its horizontal axis starts at 0.
+    """A line chart as an SVG element of the width of its container, whose horizontal axis starts at 0.
 
     Points that cannot be drawn (not finite, or not positive on a logarithmic axis) are left out.
+
+    Args:
+        series: the lines.
+        x_label, y_label: the labels of the axes.
+        marks: vertical lines; those outside of the chart are left out.
+        log_y: make the vertical axis logarithmic.
     """
     kept = [s._replace(points=[p for p in s.points if _drawable(p, log_y)]) for s in series]
     xs = [x for s in kept for x, _ in s.points]
@@ -71,12 +77,12 @@ class _Axes(NamedTuple):
     log_y: bool
 
     def across(self, x: float) -> float:
-        """The horizontal place of a value, from the left edge of the picture."""
+        """The distance of a value from the left edge of the picture."""
         low, high = self.x_range
         return _LEFT + (x - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
 
     def height(self, y: float) -> float:
-        """The vertical place of a value, from the top edge of the picture."""
+        """The distance of a value from the top edge of the picture."""
         low, high = self.y_range
         return _HEIGHT - _BOTTOM - (_scaled(y, self.log_y) - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
@@ -93,7 +99,7 @@ def _ticks_of(axes: _Axes) -> Iterator[str]:
 
 
 def _mark_lines(axes: _Axes, marks: Sequence[Mark]) -> Iterator[str]:
-    """The marks that lie within the chart."""
+    """The lines and labels of the marks that lie within the chart."""
     low, high = axes.x_range
     for mark in marks:
         if low <= mark.x <= high:
@@ -122,7 +128,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers within a range, about so many."""
+    """About `count` round numbers within a range."""
     raw = (high - low) / count
     base = 10 ** math.floor(math.log10(raw))
     step = base * next(m for m in (1, 2, 5, 10) if m * base >= raw)

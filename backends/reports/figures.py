@@ -1,5 +1,4 @@
-"""The pictures of `--plot` and of ablations: what a configuration's method is, what a search for levels tried, and what
-variants gave."""
+"""The pictures of `--plot` and of ablations: a configuration's method, a search for levels, the results of variants."""
 
 from __future__ import annotations
 
@@ -28,13 +27,16 @@ _MOST_STAGES = 8
 
 
 def plot_method(config: Config, path: Path) -> None:
-    """Draw into a PNG. Raises UsageError where matplotlib is not installed."""
-    found = some_stages(config, _MOST_STAGES)
+    """Draw the levels, the noise law, the weights and the curriculum of a configuration into a PNG.
+
+    Raises UsageError if matplotlib is not installed.
+    """
+    shown = some_stages(config, _MOST_STAGES)
     figure = _new_figure(11, 8)
     levels, law, weights, curriculum = figure.subplots(2, 2).flat
-    for i, stage in enumerate(found):
+    for i, stage in enumerate(shown):
         grid = grid_of(config, stage.n)
-        style = {"color": (0.85 - 0.75 * i / len(found), 0.3, 0.15 + 0.75 * i / len(found)), "label": f"N = {stage.n}"}
+        style = {"color": (0.85 - 0.75 * i / len(shown), 0.3, 0.15 + 0.75 * i / len(shown)), "label": f"N = {stage.n}"}
         middle = np.sqrt(grid.sigmas[:-1] * grid.sigmas[1:])
         levels.plot(np.linspace(0, 1, stage.n), grid.sigmas, ".-", markersize=3, linewidth=0.8, **style)
         law.step(middle, grid.probabilities / np.diff(np.log(grid.sigmas)), where="mid", **style)
@@ -51,9 +53,15 @@ def plot_method(config: Config, path: Path) -> None:
 
 
 def plot_search(curves: Sequence[Sequence[tuple[float, float]]], metric: str, path: Path) -> None:
-    """Draw (level, metric) points, a curve a step from the second on, into a PNG.
+    """Draw the points that a search for noise levels has tried into a PNG.
 
-    Raises UsageError where matplotlib is not installed.
+    Args:
+        curves: the points (level, value of the metric) of each sampling step, from the second step on.
+        metric: name of the metric.
+        path: the PNG.
+
+    Raises:
+        UsageError: matplotlib is not installed.
     """
     figure = _new_figure(7, 4)
     axes = figure.subplots()
@@ -65,18 +73,27 @@ def plot_search(curves: Sequence[Sequence[tuple[float, float]]], metric: str, pa
 
 
 def check_matplotlib(what: str) -> None:
-    """Raise UsageError, naming what needs it, where matplotlib is not installed."""
+    """Raise UsageError, saying that `what` needs it, if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(f"{what} needs matplotlib: pip install 'ict[plot]'")
 
 
 def plot_ablation(plan: StudyPlan, summaries: Sequence[Summary], metric: str, path: Path) -> None:
-    """Draw what each variant gave, a dot a run and the mean with its spread, into a PNG.
+    """Draw the results of each variant into a PNG: a dot for each run, and the mean with its spread.
 
-    Along the plan's axis where it has one: variants that differ in that setting alone are joined, and those that do not
-    set it are lines across. Otherwise a row a variant.
+    If the plan has an axis, variants lie along it: those that differ only in this setting are joined, and those that do
+    not set it are horizontal lines. Otherwise each variant is a row.
+
+    Args:
+        plan: the plan.
+        summaries: the summary of each variant.
+        metric: name of the metric.
+        path: the PNG.
+
+    Raises:
+        UsageError: matplotlib is not installed.
     """
-    known = [found for found in summaries if found.values]
+    known = [summary for summary in summaries if summary.values]
     figure = _new_figure(7, 4 if plan.axis else 1 + 0.45 * len(summaries))
     axes = figure.subplots()
     if plan.axis:
@@ -87,7 +104,7 @@ def plot_ablation(plan: StudyPlan, summaries: Sequence[Summary], metric: str, pa
         _in_rows(axes, plan, known)
         axes.set(xlabel=f"{METRICS[metric].describe()}; less is better")
         axes.margins(y=0.1)
-    values = [value for found in known for value in found.values]
+    values = [value for summary in known for value in summary.values]
     if values and max(values) > 8 * min(values) > 0:
         axes.set(**{"yscale" if plan.axis else "xscale": "log"})
     axes.set(title=plan.title)
@@ -96,37 +113,37 @@ def plot_ablation(plan: StudyPlan, summaries: Sequence[Summary], metric: str, pa
 
 def _along_axis(axes: Axes, axis: str, summaries: Sequence[Summary]) -> None:
     curves: dict[str, list[Summary]] = {}
-    for found in summaries:
-        curves.setdefault(str(found.variant.others(axis)), []).append(found)
+    for summary in summaries:
+        curves.setdefault(str(summary.variant.others(axis)), []).append(summary)
     for i, group in enumerate(curves.values()):
         color = f"C{i}"
-        at = [(found.variant.value(axis), found) for found in group if found.variant.value(axis) is not None]
+        at = [(s.variant.value(axis), s) for s in group if s.variant.value(axis) is not None]
         if not at:
-            (found,) = group
-            axes.axhline(found.mean, color=color, label=found.variant.name)
-            if np.isfinite(found.spread):
-                axes.axhspan(found.mean - found.spread, found.mean + found.spread, color=color, alpha=0.15)
+            (line,) = group
+            axes.axhline(line.mean, color=color, label=line.variant.name)
+            if np.isfinite(line.spread):
+                axes.axhspan(line.mean - line.spread, line.mean + line.spread, color=color, alpha=0.15)
             continue
         at.sort(key=lambda pair: pair[0])
         x = [value for value, _ in at]
-        errors = [0.0 if np.isnan(found.spread) else found.spread for _, found in at]
+        errors = [0.0 if np.isnan(summary.spread) else summary.spread for _, summary in at]
         name = at[0][1].variant.name if len(at) == 1 else axis
-        axes.errorbar(x, [f.mean for _, f in at], errors, fmt="o-", color=color, capsize=3, label=name)
-        for value, found in at:
-            axes.plot([value] * len(found.values), found.values, ".", color=color, alpha=0.5, markersize=4)
+        axes.errorbar(x, [summary.mean for _, summary in at], errors, fmt="o-", color=color, capsize=3, label=name)
+        for value, summary in at:
+            axes.plot([value] * len(summary.values), summary.values, ".", color=color, alpha=0.5, markersize=4)
         if min(x) > 0 and max(x) >= 8 * min(x):
             axes.set(xscale="log")
 
 
 def _in_rows(axes: Axes, plan: StudyPlan, summaries: Sequence[Summary]) -> None:
-    for row, found in enumerate(summaries):
-        error = 0.0 if np.isnan(found.spread) else found.spread
-        color = "black" if found.variant.name == plan.reference else "C0"
-        axes.errorbar(found.mean, row, xerr=error, fmt="o", color=color, capsize=3)
-        axes.plot(found.values, [row] * len(found.values), ".", color=color, alpha=0.5, markersize=4)
+    for row, summary in enumerate(summaries):
+        error = 0.0 if np.isnan(summary.spread) else summary.spread
+        color = "black" if summary.variant.name == plan.reference else "C0"
+        axes.errorbar(summary.mean, row, xerr=error, fmt="o", color=color, capsize=3)
+        axes.plot(summary.values, [row] * len(summary.values), ".", color=color, alpha=0.5, markersize=4)
         axes.annotate(
-            f"{found.mean:.3g}",
-            (found.mean, row),
+            f"{summary.mean:.3g}",
+            (summary.mean, row),
             color=color,
             textcoords="offset points",
             xytext=(0, 6),
@@ -135,14 +152,22 @@ def _in_rows(axes: Axes, plan: StudyPlan, summaries: Sequence[Summary]) -> None:
             zorder=3,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
-        if found.variant.name == plan.reference:
-            axes.axvline(found.mean, color=color, linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(summaries)), [found.variant.name for found in summaries])
+        if summary.variant.name == plan.reference:
+            axes.axvline(summary.mean, color=color, linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(summaries)), [summary.variant.name for summary in summaries])
     axes.invert_yaxis()
 
 
 def plot_rows(rows: Mapping[str, np.ndarray], path: Path) -> None:
-    """Draw a row of images, [n, h, w, c] uint8, under each name into a PNG."""
+    """Draw rows of images into a PNG, each beside its name.
+
+    Args:
+        rows: images, [n, h, w, c] uint8 of the same shape in every row, by name; without rows, nothing is drawn.
+        path: the PNG.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
     if not rows:
         return
     stacked = np.stack([np.pad(a, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255) for a in rows.values()])
@@ -161,7 +186,7 @@ def plot_rows(rows: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches. Raises UsageError where matplotlib is not installed."""
+    """An empty figure of a size in inches. Raises UsageError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What a measurement was made on: the machine, the versions, the commit."""
+"""Facts about the host of a measurement: the machine, the versions, the commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ict_backends.environment import available_cores
 
 _PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax")
-# What changes how fast the libraries are.
+# Variables that change the speed of the libraries.
 _ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
     "JAX_NUM_CPU_DEVICES",
@@ -21,14 +21,14 @@ _ENVIRONMENT = (
     "OMP_NUM_THREADS",
     "XLA_FLAGS",
 )
-# What tells one kind of processor from another of its name, by Linux's words.
+# The numbers that tell apart processors with the same name, and Linux's words for them.
 _KIND = {"family": "cpu family", "model": "model"}
 # Instructions that decide how fast products are.
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
 
 
 def _cpuinfo() -> dict[str, str]:
-    """What Linux says of the first processor; nothing elsewhere."""
+    """The entries of /proc/cpuinfo about the first processor; empty on other systems than Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -37,11 +37,11 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the run is on, as far as the operating system knows."""
+    """The processor, cores, memory (bytes), operating system and relevant environment variables of this machine."""
     known = _cpuinfo()
     return {
         "cpu": known.get("model name", platform.processor()),
-        # Processors of very different speed go by one name.
+        # Processors of very different speed have the same name.
         **{f"cpu_{key}": int(known[name]) for key, name in _KIND.items() if known.get(name, "").isdecimal()},
         "cpu_features": [flag for flag in _FEATURES if flag in known.get("flags", "").split()],
         "cores": available_cores(),
@@ -52,18 +52,18 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Of Python and of each library that is installed."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of each library that is installed, by name."""
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def describe_commit(folder: Path) -> dict[str, Any] | None:
-    """The commit of the sources in a folder, and whether they have changed since; None where git knows none."""
+    """The commit of the sources in a folder, and whether they have changed since; None if git knows no commit."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -76,7 +76,7 @@ def describe_commit(folder: Path) -> dict[str, Any] | None:
 
 
 def process_memory() -> tuple[int, str]:
-    """Bytes that this process has held at most, and what that is."""
-    import resource  # which Windows does not have
+    """The most bytes that this process has held at once, and in words by what."""
+    import resource  # Windows does not have it
 
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "resident set of the process"

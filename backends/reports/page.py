@@ -51,11 +51,12 @@ if (slider) slider.addEventListener("input", () => {
 
 
 def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) -> str:
-    """The page's HTML.
+    """The HTML of a page about a run.
 
     Args:
-        images: [n, c, h, w] uint8 that the run was trained on, or None where they are not at hand.
-        samples: [k, c, h, w] uint8 of its model, to be shown beside their nearest training images.
+        run: the run's folder.
+        images: [n, c, h, w] uint8, the images that the run was trained on; None if they cannot be read.
+        samples: [k, c, h, w] uint8 of the run's model, to be shown beside their nearest training images.
 
     Raises:
         CheckpointError: the run's records are damaged.
@@ -99,9 +100,9 @@ def _read_lines(run: RunDir, file: Any) -> list[dict[str, Any]]:
 
 
 def _samples(run: RunDir) -> list[str]:
-    """The samples over time, with a slider; the last ones first."""
-    found = sorted((run.path / "samples").glob("step_*.png"))
-    frames = [(int(m[1]), _data_url(path.read_bytes())) for path in found if (m := re.search(r"(\d+)", path.name))]
+    """The section with the samples over time: a slider, which starts at the last ones."""
+    pictures = sorted((run.path / "samples").glob("step_*.png"))
+    frames = [(int(m[1]), _data_url(path.read_bytes())) for path in pictures if (m := re.search(r"(\d+)", path.name))]
     if not frames:
         return []
     last = len(frames) - 1
@@ -119,7 +120,7 @@ def _samples(run: RunDir) -> list[str]:
 
 def _curves(config: Config, metrics: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> list[str]:
     marks = [Mark(stage.first, f"N={stage.n}") for stage in some_stages(config, _MOST_MARKS)]
-    # A stretch of steps that were all skipped has neither; runs of earlier versions have no norms.
+    # A record of steps that were all skipped has neither; records of earlier versions have no norms.
     loss, norm = (
         Series(name, [(line["step"], line[key]) for line in metrics if key in line])
         for name, key in (("loss", "loss"), ("norm", "grad_norm"))
@@ -154,7 +155,7 @@ def _band_chart(config: Config, metrics: Sequence[Mapping[str, Any]], marks: Seq
 
 
 def _nearest(images: np.ndarray | None, samples: np.ndarray) -> list[str]:
-    """Samples beside the training images that are nearest to them, in pixels."""
+    """The section with samples beside the training images that are nearest to them, in pixels."""
     if images is None:
         return ["<h2>Nearest training images</h2><p>The data are not where they were when the run was trained.</p>"]
     rows = nearest_images(samples, images, min(_NEIGHBOURS, len(images)))
@@ -169,7 +170,16 @@ def _nearest(images: np.ndarray | None, samples: np.ndarray) -> list[str]:
 
 
 def nearest_images(samples: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
-    """[k, count] numbers of the images nearest to each of [k, c, h, w] samples, Euclidean, nearest first."""
+    """The positions of the `count` images that are nearest to each sample, in Euclidean distance of pixels.
+
+    Args:
+        samples: [k, c, h, w] uint8.
+        images: [n, c, h, w] uint8, n >= count.
+        count: number of images for each sample.
+
+    Returns:
+        [k, count] int64 positions in `images`, nearest first.
+    """
     distances = np.empty((len(samples), len(images)), dtype=np.float32)
     flat = to_float(samples).reshape(len(samples), 1, -1)
     for first in range(0, len(images), 1024):

@@ -1,8 +1,8 @@
-"""Training steps from a Python file that ours are measured against: what `ict bench --plain FILE.py` times.
+"""The plain version: training steps from a Python file, which `ict bench --plain FILE.py` times beside ours.
 
-On the CPU they run in a process of their own, python -m ict_backends.reports.plain_version, as whoever wrote the file
-would run them. In ours they would have what a backend sets for its whole process: torch's allocator keeping freed
-memory makes `bench/plain_torch.py` a fifth to a third faster than it is.
+On the CPU they run in a process of their own, python -m ict_backends.reports.plain_version, as the file's author would
+run them. In our process they would profit from the settings that a backend makes for the whole process: an allocator
+that keeps freed memory makes `bench/plain_torch.py` a fifth to a third faster than it is.
 """
 
 from __future__ import annotations
@@ -24,38 +24,51 @@ import numpy as np
 from ict_backends.errors import UsageError, UserError
 from ict_core import Config
 
-# So many more steps, and their losses.
+# A function that does the given number of steps more, and returns their losses, [steps].
 Advance = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class PlainVersion:
-    """A file with `make_step(backend, config, images, device)`, which gives a function that does a whole step more and
-    returns its loss; and, if it likes, with `check(config)`, which raises where it does not know the settings.
+    """A plain version of training.
+
+    Its file has a function `make_step(backend, config, images, device)`; this returns a function that does one whole
+    step more and returns its loss. The file may also have a function `check(config)`, which raises an error for
+    settings that the file does not know.
 
     Attributes:
-        backend: of `BACKENDS`, the one whose plain version is meant.
+        file: the Python file.
+        backend: the name, in `BACKENDS`, of the backend whose plain version is meant.
     """
 
     file: Path
     backend: str
 
     def check(self, config: Config) -> None:
-        """Raise UsageError where the file is none, and whatever its own check does."""
+        """Raise UsageError if the file cannot be loaded or has no `make_step`; then call the file's own `check`."""
         getattr(self._load(), "check", lambda config: None)(config)
 
     def make_advance(self, config: Config, images: np.ndarray, device: str) -> Advance:
-        """From a configuration and [n, c, h, w] uint8 images to what does its steps, in this process."""
+        """Prepare the plain version's training in this process.
+
+        Args:
+            config: the settings.
+            images: [n, c, h, w] uint8.
+            device: name of the device.
+
+        Returns:
+            A function that does a number of steps and returns their losses, [steps].
+        """
         step = self._load().make_step(self.backend, config, images, device)
         return lambda steps: np.array([step() for _ in range(steps)])
 
     @contextlib.contextmanager
     def in_own_process(self, config: Config, images: np.ndarray, device: str) -> Iterator[Advance]:
-        """The same in another process, which ends with the context.
+        """A context that yields the function of `make_advance` in another process, which ends with the context.
 
         Raises:
-            UserError: it has ended by itself.
-            RuntimeError: something that is no error of ours was raised there.
+            UserError: the process has ended by itself.
+            RuntimeError: an error of another kind was raised in it.
         """
         command, pipe = [sys.executable, "-P", "-m", "ict_backends.reports.plain_version"], subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # Ctrl-C is for ours
@@ -79,7 +92,7 @@ class PlainVersion:
             yield ask
         finally:
             process.kill()
-            with contextlib.suppress(OSError):  # what it did not read
+            with contextlib.suppress(OSError):  # the process has not read everything
                 questions.close()
             answers.close()
             process.wait()
@@ -102,9 +115,9 @@ class PlainVersion:
 
 
 def main() -> None:
-    """Answer, by pickles, what `PlainVersion.in_own_process` asks, until it asks no more."""
+    """Answer the requests of `PlainVersion.in_own_process`, by pickles, until its pipe is closed."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the file prints is no answer
+    os.dup2(2, 1)  # the output of the file's own prints goes elsewhere
     advance = None
     while True:
         try:
@@ -120,7 +133,7 @@ def main() -> None:
                 answer = advance(message)
         except (UserError, ValueError) as error:
             answer = error
-        except Exception as error:  # of a library, which may not be made again from its pickle
+        except Exception as error:  # exceptions of libraries may not survive pickling
             answer = RuntimeError(f"{type(error).__name__}: {error}")
         pickle.dump(answer, answers, protocol=5)
         answers.flush()
