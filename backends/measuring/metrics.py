@@ -23,7 +23,7 @@ _NEIGHBOURS, _SPLITS = 3, 10
 
 
 class Need(Enum):
-    """The input that a metric needs of a set of images. Moments need constant memory; all others, some for each image."""
+    """The input that a metric needs of a set of images. Only moments take memory that does not grow with the set."""
 
     MOMENTS = "moments of features"
     FEATURES = "features"

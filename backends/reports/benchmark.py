@@ -161,7 +161,7 @@ def check_images(images: np.ndarray) -> None:
 
 
 def times_of_stretch(run: Repeat) -> int:
-    """The number of repetitions that take about a quarter of a second; `run` is called, for the first time, to find it."""
+    """The number of repetitions of `run` that take about a quarter of a second; this calls it for the first time."""
     run(1)
     return max(1, round(_STRETCH_SECONDS / timed(lambda: run(1))[1]))
 
