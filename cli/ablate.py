@@ -42,14 +42,14 @@ from ict_core import Config
 from ict_core.settings import Tree, merge, parse_assignment, replace
 
 PLANS = Path(__file__).parent / "plans"
-# Images of each variant in the picture of samples.
+# Number of images of each variant in the picture of samples.
 _SHOWN = 12
-# How often it is looked whether a signal has come.
+# The interval at which the program checks for signals.
 _POLL_SECONDS = 0.2
 
 
 class StudyRun(NamedTuple):
-    """One training: a variant and a seed, in a folder; and the settings that it will have."""
+    """One training of an ablation: its variant and seed, its folder, and the settings that it will have."""
 
     variant: Variant
     seed: int
@@ -58,16 +58,25 @@ class StudyRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it is called in what is printed."""
+        """The name of the run in the output."""
         return f"{self.variant.name}, seed {self.seed}"
 
     def file(self, ending: str) -> Path:
-        """A file beside the run's folder."""
+        """The file beside the run's folder that has the folder's name and this ending."""
         return self.folder.with_name(f"{self.folder.name}.{ending}")
 
 
 class Study(NamedTuple):
-    """A plan and how it is carried out; `asked` are settings that all variants have before their own changes."""
+    """A plan, and how it is carried out.
+
+    Attributes:
+        plan: the plan.
+        asked: settings that all variants have before their own changes.
+        backend: name of the backend.
+        device: name of the device.
+        metric: name of the metric that is compared.
+        num: number of samples of a run; None for as many as `ict eval` takes by default.
+    """
 
     plan: StudyPlan
     asked: Tree
@@ -82,13 +91,13 @@ class Study(NamedTuple):
         return ["train", *self._where(), f"--preset={self.plan.preset}", *settings, f"--seed={run.seed}"]
 
     def eval_words(self, run: StudyRun) -> list[str]:
-        """The arguments of `ict` that measure it, into a JSON file."""
+        """The arguments of `ict` that measure a run and write the value into a JSON file."""
         num = [] if self.num is None else [f"--num={self.num}"]
         what = [f"--metrics={self.metric}", *num, "--no-halves", f"--json={run.file('json')}"]
         return ["eval", str(run.folder), *self._where(), *what]
 
     def sample_words(self, run: StudyRun) -> list[str]:
-        """The arguments of `ict` that draw what is shown of it."""
+        """The arguments of `ict` that draw the samples of a run for the picture."""
         return ["sample", str(run.folder), *self._where(), f"--num={_SHOWN}", f"--out={run.file('npz')}"]
 
     def _where(self) -> list[str]:
@@ -98,27 +107,31 @@ class Study(NamedTuple):
 @click.command("ablate")
 @click.argument("plan_name", metavar="[PLAN|FILE.toml]", required=False)
 @backend_option
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each variant.")
-@click.option("--preset", help="Settings that the variants change.  [default: the plan's]")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Number of runs of each variant."
+)
+@click.option("--preset", help="The settings that the variants change.  [default: the plan's]")
 @click.option("--data", help=DATA_HELP)
 @size_option
 @crop_option
-@click.option("--set", "settings", metavar="A.B=VALUE", multiple=True, help="Change a setting of all; repeatable.")
+@click.option("--set", "settings", metavar="A.B=VALUE", multiple=True, help="Change a setting of all runs; repeatable.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps of each run (train.total_steps).")
 @click.option(
     "--metric",
     type=click.Choice(["pixel-fd", "kid", "sw"]),
     default="pixel-fd",
     show_default=True,
-    help="What is compared, of one-step samples, as `ict eval` measures it.",
+    help="The metric of one-step samples that is compared, as `ict eval` measures it.",
 )
-@click.option("--num", type=click.IntRange(min=2), help="Samples of a run.  [default: as `ict eval`]")
-@click.option("--out", type=click.Path(path_type=Path), help="A folder for all of it.  [default: runs/ablate-PLAN-NNN]")
+@click.option("--num", type=click.IntRange(min=2), help="Number of samples of each run.  [default: as for `ict eval`]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for all files.  [default: runs/ablate-PLAN-NNN]")
 @click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time; they share out the cores."
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time, which share the cores."
 )
 @device_option
-@click.option("--resume", is_flag=True, help="Go on in --out: what is done stays, and what is half done goes on.")
+@click.option(
+    "--resume", is_flag=True, help="Continue in --out: keep the runs that are done, and continue those that are not."
+)
 @click.option("--dry-run", is_flag=True, help="Print the command of each run, and stop.")
 @debug_option
 def ablate_command(
@@ -141,9 +154,11 @@ def ablate_command(
 ) -> None:
     """Train the variants of a plan over several seeds, measure them, and compare.
 
-    A plan is a TOML file, or the name of one that comes along; without it, their names are printed. Each run is an `ict
-    train` and an `ict eval`. The folder --out gets table.md, results.json, figure.png with error bars, samples.png of
-    each variant, and in runs/ the runs with what they have printed.
+    A plan is a TOML file, or the name of a built-in plan; without an argument, these names are printed. Each run is an
+    `ict train` and an `ict eval`.
+
+    The folder --out gets table.md, results.json, figure.png (with error bars), samples.png (images of each variant),
+    and in runs/ all runs with their output.
     """
     from ict_backends import load_backend
     from ict_backends.reports.figures import check_matplotlib
@@ -170,13 +185,13 @@ def ablate_command(
     _check_folder(out, runs, resume=resume)
     outcomes = _carry_out(study, runs, jobs)
     summaries = _write_results(study, runs, outcomes, out, {"command": command_line("out", "resume"), "jobs": jobs})
-    for found in summaries:
-        click.echo(f"{found.variant.name}: {metric} {found.mean:.3g}, spread {found.spread:.2g}; {found.verdict()}")
+    for each in summaries:
+        click.echo(f"{each.variant.name}: {metric} {each.mean:.3g}, spread {each.spread:.2g}; {each.verdict()}")
     click.echo(f"Results: {out / 'table.md'}, figure.png, samples.png and results.json beside it")
 
 
 def _find_plan(name: str) -> StudyPlan:
-    """A plan that comes along, or that of a file. Raises UsageError, naming those there are."""
+    """The built-in plan of a name, or the plan of a file. Raises UsageError, naming the built-in plans."""
     own = {path.stem: path for path in PLANS.glob("*.toml")}
     path = own.get(name, Path(name))
     if path.suffix != ".toml" or not path.is_file():
@@ -185,9 +200,9 @@ def _find_plan(name: str) -> StudyPlan:
 
 
 def _runs(study: Study, seeds: int, out: Path) -> list[StudyRun]:
-    """All of a plan's runs, a seed after the other, so that a table can be made early.
+    """The runs of a plan: all variants with one seed, then with the next, so that a table can be made early.
 
-    Raises ConfigError, UsageError, DataError, in one line, before anything is trained.
+    Raises ConfigError, UsageError or DataError, before anything is trained, if one of them cannot be trained.
     """
     from ict_backends.training.resolve import check_data, fit_to_data, resolve_new
 
@@ -204,7 +219,7 @@ def _runs(study: Study, seeds: int, out: Path) -> list[StudyRun]:
 
 
 def _check_folder(out: Path, runs: Sequence[StudyRun], *, resume: bool) -> None:
-    """Make the folder. Raises UsageError where it is in use, or where a run in it has other settings."""
+    """Make the folder. Raises UsageError if it is in use, or if a run in it has other settings."""
     from ict_backends.runs.folder import RunDir
 
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -219,9 +234,9 @@ def _check_folder(out: Path, runs: Sequence[StudyRun], *, resume: bool) -> None:
 
 
 def _carry_out(study: Study, runs: Sequence[StudyRun], jobs: int) -> dict[str, Outcome]:
-    """Do what is not done yet, so many at a time: the outcome of each run by its name.
+    """Carry out the runs that are not done yet, `jobs` at a time, and return the outcomes of all, by the runs' names.
 
-    Raises StoppedError where a signal has come; the trainings that were under way have kept their states.
+    Raises StoppedError if a signal arrives; trainings that were in progress have saved their states.
     """
     from ict_backends.training.interruption import Interruption, StoppedError
 
@@ -249,7 +264,7 @@ def _carry_out(study: Study, runs: Sequence[StudyRun], jobs: int) -> dict[str, O
 
 
 def _shares(jobs: int) -> list[set[int]]:
-    """The cores of each of so many runs at a time; empty where the operating system does not say."""
+    """The cores of each of `jobs` runs at a time; empty sets, for no restriction, if `jobs` is 1 or none are listed."""
     if jobs == 1 or not hasattr(os, "sched_getaffinity"):
         return [set()] * jobs
     cores = sorted(os.sched_getaffinity(0))
@@ -257,23 +272,27 @@ def _shares(jobs: int) -> list[set[int]]:
 
 
 def _take(shares: queue.Queue[set[int]]) -> None:
-    """Keep this thread, and what it starts, on some cores."""
+    """Restrict this thread, and the processes that it starts, to one of the shares of cores."""
     share = shares.get()
     if share:
         os.sched_setaffinity(0, share)
 
 
 class _Children:
-    """The processes that are running, and whether more may be started."""
+    """The processes that are running.
+
+    Attributes:
+        stopped: True if no more may be started.
+    """
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
 
     def call(self, words: Sequence[str], log: Path) -> int:
-        """Carry out an `ict` command, whose output goes into a file. Returns its exit code."""
+        """Carry out an `ict` command, with its output appended to a file, and return its exit code."""
         environment = dict(os.environ)
-        if hasattr(os, "sched_getaffinity"):  # of this thread
+        if hasattr(os, "sched_getaffinity"):  # these are the cores of this thread
             environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
         with open(log, "ab") as file:
             file.write(f"$ {shlex.join(['ict', *words])}\n".encode())
@@ -295,21 +314,24 @@ class _Children:
         return code
 
     def stop(self) -> None:
-        """Tell all to write a checkpoint and end."""
+        """Tell all running processes to write a checkpoint and end."""
         self.stopped = True
         for child in list(self._running):
             child.terminate()
 
 
 def _do(study: Study, run: StudyRun, children: _Children) -> Outcome:
-    """Train and measure, or only what is missing of it. What fails is told of in the outcome, and tried again later."""
+    """Train and measure a run, or do only what is missing, and return the outcome.
+
+    A failure is described in the outcome, and tried again when the ablation is resumed.
+    """
     from ict_backends.runs.folder import RunDir
 
     known = read_outcome(run.folder)
     if known is not None and (known.metric, known.num) == (study.metric, study.num):
         return known
     begin, log, resume = time.perf_counter(), run.file("log"), bool(RunDir(run.folder).checkpoints())
-    if run.folder.exists() and not resume:  # it has come to nothing
+    if run.folder.exists() and not resume:  # it has no checkpoint to continue from
         shutil.rmtree(run.folder)
     train = [*study.train_words(run), f"--out={run.folder}", *["--resume"] * resume]
     shown = [study.sample_words(run)] if run.seed == 0 else []
@@ -331,7 +353,7 @@ def _last_line(log: Path) -> str:
 def _write_results(
     study: Study, runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome], out: Path, about: Mapping[str, Any]
 ) -> list[Summary]:
-    """The table, the pictures, and all figures as JSON."""
+    """Write the table, the pictures, and all figures as JSON, and return the summary of each variant."""
     from ict_backends.files import write_atomically
     from ict_backends.reports.ablation import markdown, summarize, to_json
     from ict_backends.reports.figures import plot_ablation, plot_rows
@@ -357,5 +379,5 @@ def _write_results(
 
 
 def _samples(file: Path) -> np.ndarray | None:
-    """[n, h, w, c] uint8; None where the run has failed."""
+    """The samples in a file, [n, h, w, c] uint8; None if the run has failed."""
     return np.load(file)["arr_0"] if file.is_file() else None

@@ -24,24 +24,30 @@ from ict_core.settings import build_config, merge, parse_assignment, preset_tree
 
 @click.command("bench")
 @backend_option
-@click.option("--preset", default="cifar10-tiny", show_default=True, help="Settings to measure; `ict show` knows them.")
+@click.option("--preset", default="cifar10-tiny", show_default=True, help="Settings to measure; `ict show` lists them.")
 @click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")
 @device_option
-@click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Of each measurement.")
-@click.option("--steps", type=click.IntRange(min=1), default=2, show_default=True, help="Training steps of a repeat.")
-@click.option("--images", type=click.IntRange(min=2), default=256, show_default=True, help="Sampled in a repeat.")
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Repeats of each measurement."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=2, show_default=True, help="Training steps in a repeat.")
+@click.option("--images", type=click.IntRange(min=2), default=256, show_default=True, help="Samples in a repeat.")
 @batch_option
 @click.option(
-    "--plain", type=click.Path(path_type=Path), metavar="FILE.py", help="Time this version, too: bench/plain.py."
+    "--plain",
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="Also time the plain version of training in this file, such as bench/plain.py.",
 )
 @click.option(
     "--plain-batch",
     type=click.IntRange(min=1),
-    help="Images of a plain step, where the whole batch does not fit; the ratio is per image.  [default: the batch]",
+    help="Images of a step of the plain version, if the whole batch does not fit into memory; the ratio of times is "
+    "per image.  [default: the whole batch]",
 )
-@click.option("--product", type=click.IntRange(min=1), hidden=True, help="The matrix product's size.")
+@click.option("--product", type=click.IntRange(min=1), hidden=True, help="Side of the matrix product.")
 @click.option("--copy", type=click.IntRange(min=1), hidden=True, help="Bytes of the array that is copied.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.json", help="Write all figures there.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.json", help="Write all figures into this file.")
 @debug_option
 def bench_command(
     backend: str,
@@ -58,14 +64,16 @@ def bench_command(
     copy: int | None,
     out: Path | None,
 ) -> None:
-    """Measure training and sampling, and how near they come to what the machine can do.
+    """Measure how fast this machine trains and samples, and how near that is to its limits.
 
-    The limit is the best of a large matrix product and of the network's three heaviest convolutions, in the same
-    precision and in the same run: all are timed in turn, so that they see the same machine. The operations of a
-    training step are those of four forward passes: the teacher's, the student's, and the gradient, which is two.
+    The limit is the speed of the fastest of these: a large matrix product and the network's three heaviest
+    convolutions, in the same precision. All are timed in turn in the same run, so that they see the same machine. The
+    operations of a training step are those of four forward passes: the teacher's, the student's, and two for the
+    gradient.
 
-    The roofline is the least time that a step could take: for each of its operations the larger of the times of its
-    arithmetic, at that limit, and of the bytes that it moves, at the rate of a large copy, in all and by kind.
+    The roofline is the least time that a step could take, the sum over its operations. Each operation takes the time of
+    its arithmetic at that limit, or the time of moving its bytes at the speed of a large copy, whichever is longer. The
+    sum is printed as a whole and by kind of operation.
     """
     from ict_backends.files import write_atomically
     from ict_backends.reports.benchmark import BenchRequest, describe_figures, describe_run, measure, to_json
@@ -101,7 +109,7 @@ def _describe(about: dict[str, Any], device: str) -> str:
 
 
 def _check_out(out: Path) -> None:
-    """Raise before any work unless `out` can be written."""
+    """Raise UsageError or PermissionError, before any work, unless `out` can be written."""
     if out.suffix != ".json":
         raise UsageError(f"--out {out} must end in .json")
     check_output(out, (".json",), create=True)

@@ -20,19 +20,21 @@ _SHEET = "contact-sheet"
 @click.option(
     "--sheet",
     type=click.Path(path_type=Path),
-    help=f"Picture of up to a hundred images, a row a class.  [default: {_SHEET}.png, or the next number that is free]",
+    help="Draw up to a hundred images into this picture, one row for each class.  "
+    f"[default: {_SHEET}.png, or {_SHEET}-2.png and so on if it exists]",
 )
 @click.option("--pack", type=click.Path(path_type=Path), help="Write the images into this .npz file instead.")
-@click.option("--skip-unreadable", is_flag=True, help="With --pack: leave out what cannot be read, and name it.")
+@click.option(
+    "--skip-unreadable", is_flag=True, help="With --pack: leave out files that cannot be read, and print their names."
+)
 @debug_option
 def data_command(
     source: str, size: int | None, crop: str | None, sheet: Path | None, pack: Path | None, skip_unreadable: bool
 ) -> None:
-    """Say what is in a data set, or pack it into one .npz file.
+    """Describe a data set, or pack it into one .npz file.
 
-    SOURCE is whatever --data of `ict train` takes: a folder, .zip or .tar of image files, .npz, .npy, .parquet,
-    hf:NAME, or "digits"; docs/data.md says more. With --size and --crop, the images are taken as training with these
-    would take them.
+    SOURCE is anything that --data of `ict train` takes: a folder, .zip or .tar of image files, .npz, .npy, .parquet,
+    hf:NAME, or "digits"; docs/data.md says more. --size and --crop change the images as in training.
     """
     chosen = DataConfig(source=source, size=size or 0, crop=crop or "none")
     if pack is None:
@@ -46,7 +48,7 @@ def data_command(
 
 
 def _new_sheet(path: Path | None) -> Path:
-    """Where the sheet goes: nothing is overwritten."""
+    """The path of the sheet, at which there is no file yet. Raises UsageError if `path` cannot be used."""
     if path is None:
         free = (Path(f"{_SHEET}{number}.png") for number in ["", *(f"-{i}" for i in range(2, 10**6))])
         return next(path for path in free if not path.exists())
@@ -66,10 +68,10 @@ def _inspect(data: DataConfig, sheet: Path) -> None:
     from ict_backends.files import write_atomically
     from ict_backends.images import encode_png
 
-    found = inspect(data.source, size=data.size, crop=data.crop)
-    click.echo("\n".join([f"data: {data.source}", *found.lines()]))
-    assert found.sheet is not None  # of a set that was read
-    write_atomically(sheet, encode_png(found.sheet))
+    inspection = inspect(data.source, size=data.size, crop=data.crop)
+    click.echo("\n".join([f"data: {data.source}", *inspection.lines()]))
+    assert inspection.sheet is not None  # a set that was read has one
+    write_atomically(sheet, encode_png(inspection.sheet))
     click.echo(f"contact sheet: {sheet}")
 
 
@@ -80,13 +82,13 @@ def _pack(data: DataConfig, out: Path, skip_unreadable: bool) -> None:
 
     _check_new("--pack", out, ".npz")
     unreadable: list[str] = []
-    found = load_data(data.source, size=data.size, crop=data.crop, unreadable=unreadable)
+    dataset = load_data(data.source, size=data.size, crop=data.crop, unreadable=unreadable)
     if unreadable:
         named = ", ".join(unreadable[:10]) + (", ..." if len(unreadable) > 10 else "")
         if not skip_unreadable:
             what = f"{len(unreadable)} images cannot be read ({named})"
             raise DataError(f"data {data.source}: {what}; --skip-unreadable leaves them out")
         click.echo(f"Warning: {len(unreadable)} images cannot be read and are left out: {named}", err=True)
-    save_dataset(out, found.images, found.labels, found.classes)
+    save_dataset(out, dataset.images, dataset.labels, dataset.classes)
     size = out.stat().st_size / 2**20
-    click.echo(f"{out}: {len(found.images):,} images, {describe_shape(found.shape)}, {size:.1f} MiB")
+    click.echo(f"{out}: {len(dataset.images):,} images, {describe_shape(dataset.shape)}, {size:.1f} MiB")

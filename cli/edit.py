@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 
 @click.group("edit")
 def edit_command() -> None:
-    """Change images with a trained model, without training for it.
+    """Edit images with a trained model, without further training.
 
-    Each writes the result, and beside it a picture of input, what the model saw of it, and result.
+    Each command except interpolate writes the result, and next to it a picture that shows side by side the input, what
+    the model saw of it, and the result.
     """
 
 
 class EditRequest(NamedTuple):
-    """The argument and the options that all edits of given images share, by the names of their parameters."""
+    """The argument and the options that all edits of given images share, under the names of their parameters."""
 
     run: Path
     images: tuple[Path, ...]
@@ -57,18 +58,23 @@ def _shared_options(default_out: str) -> Callable[[_Command], _Command]:
     decorators = [
         click.argument("run", type=click.Path(path_type=Path)),
         click.option(
-            "--image", "images", type=click.Path(path_type=Path), multiple=True, required=True, help="Repeatable."
+            "--image",
+            "images",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            required=True,
+            help="An image to edit; repeatable.",
         ),
         click.option(
             "--out",
             type=click.Path(path_type=Path),
             default=Path(default_out),
             show_default=True,
-            help="The result: x.png. Beside it comes x-side-by-side.png.",
+            help="The result, x.png. The comparison goes into x-side-by-side.png.",
         ),
-        click.option("--resize", is_flag=True, help="Cut and resample images of another size or kind to the model's."),
+        click.option("--resize", is_flag=True, help="Crop and resample images of another size or kind to the model's."),
         seed_option,
-        click.option("--labels", help="Classes of the images, in turn, for a conditional model."),
+        click.option("--labels", help="Classes of the images, such as 3 or 0,1,2 (in turn), for a conditional model."),
         backend_option,
         weights_option,
         device_option,
@@ -76,7 +82,7 @@ def _shared_options(default_out: str) -> Callable[[_Command], _Command]:
     ]
 
     def decorate(command: _Command) -> _Command:
-        for option in reversed(decorators):  # the help lists them in the order in which they stand above a function
+        for option in reversed(decorators):  # so that the help lists them in the order of `decorators`
             command = option(command)
         return command
 
@@ -84,20 +90,20 @@ def _shared_options(default_out: str) -> Callable[[_Command], _Command]:
 
 
 _steps_option = click.option(
-    "--steps", type=click.IntRange(min=1), default=40, show_default=True, help="Evaluations of the model."
+    "--steps", type=click.IntRange(min=1), default=40, show_default=True, help="Number of evaluations of the model."
 )
-_sigmas_option = click.option("--sigmas", help="Falling noise levels, one a step, instead of --steps.")
+_sigmas_option = click.option("--sigmas", help="Falling noise levels, one for each step, instead of --steps.")
 
 
 @edit_command.command("inpaint")
 @_shared_options("inpaint.png")
 @click.option(
-    "--mask", type=click.Path(path_type=Path), required=True, help="A picture: white is filled in, black stays."
+    "--mask", type=click.Path(path_type=Path), required=True, help="A picture: white is filled in, black is kept."
 )
 @_steps_option
 @_sigmas_option
 def inpaint_command(mask: Path, steps: int, sigmas: str | None, **shared: Any) -> None:
-    """Fill in a part of images."""
+    """Fill in the masked part of images."""
     request = EditRequest(**shared)
     config, images = _load(request)
     known = np.broadcast_to(_read_mask(mask, config, request.resize), images.shape)
@@ -110,7 +116,7 @@ def inpaint_command(mask: Path, steps: int, sigmas: str | None, **shared: Any) -
 @_steps_option
 @_sigmas_option
 def colorize_command(steps: int, sigmas: str | None, **shared: Any) -> None:
-    """Give colours to images, whose luma stays."""
+    """Give colours to images, and keep their brightness (luma)."""
     from ict_core import to_grey
 
     request = EditRequest(**shared)
@@ -126,14 +132,14 @@ def colorize_command(steps: int, sigmas: str | None, **shared: Any) -> None:
 @click.option(
     "--factor",
     type=click.IntRange(min=2),
-    help="How much larger the result is.  [default: what leads from the image's size to the model's]",
+    help="How many times larger the result is.  [default: the model's size over the image's]",
 )
 @_steps_option
 @_sigmas_option
 def super_resolve_command(factor: int | None, steps: int, sigmas: str | None, **shared: Any) -> None:
-    """Make images larger: each pixel stays as the mean of a patch.
+    """Enlarge images; each pixel remains the mean of its patch.
 
-    Images of the model's own size are made smaller first, by --factor.
+    Images that have the model's size already are first made smaller by --factor.
     """
     from ict_backends.sampling.editing import enlarge
 
@@ -147,11 +153,11 @@ def super_resolve_command(factor: int | None, steps: int, sigmas: str | None, **
 @edit_command.command("denoise")
 @_shared_options("denoise.png")
 @click.option(
-    "--sigma", type=float, required=True, help="Standard deviation of the noise; grey levels go from -1 to 1."
+    "--sigma", type=float, required=True, help="Standard deviation of the noise, for pixel values in [-1, 1]."
 )
-@click.option("--add-noise", is_flag=True, help="The images are clean: add the noise first.")
+@click.option("--add-noise", is_flag=True, help="Add the noise first, if the images are clean.")
 def denoise_command(sigma: float, add_noise: bool, **shared: Any) -> None:
-    """Remove noise of a known level from images, in one evaluation."""
+    """Remove noise of a known level from images in one evaluation."""
     request = EditRequest(**shared)
     config, images = _load(request)
     _check_level(config, sigma)
@@ -162,10 +168,16 @@ def denoise_command(sigma: float, add_noise: bool, **shared: Any) -> None:
 
 @edit_command.command("stroke")
 @_shared_options("stroke.png")
-@click.option("--sigma", type=float, default=5.0, show_default=True, help="The first level: the larger, the freer.")
+@click.option(
+    "--sigma",
+    type=float,
+    default=5.0,
+    show_default=True,
+    help="The first noise level: the larger it is, the less is kept of the drawing.",
+)
 @_steps_option
 def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
-    """Make images of coarse drawings."""
+    """Turn coarse drawings into images."""
     from ict_backends.sampling.editing import edit_levels
 
     request = EditRequest(**shared)
@@ -177,12 +189,20 @@ def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
 
 @edit_command.command("interpolate")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--from", "first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of an image.")
-@click.option("--to", "last", type=click.IntRange(min=0), default=1, show_default=True, help="Number of another.")
-@click.option("--num", type=click.IntRange(min=2), default=8, show_default=True, help="Images, both ends included.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("interpolate.png"), show_default=True)
-@click.option("--sigmas", help="Falling noise levels, one a step.  [default: one step]")
-@click.option("--label", type=int, help="Class, for a conditional model.")
+@click.option(
+    "--from", "first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first image."
+)
+@click.option(
+    "--to", "last", type=click.IntRange(min=0), default=1, show_default=True, help="Number of the last image."
+)
+@click.option(
+    "--num", type=click.IntRange(min=2), default=8, show_default=True, help="Number of images, both ends included."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("interpolate.png"), show_default=True, help="The result."
+)
+@click.option("--sigmas", help="Falling noise levels, one for each step.  [default: one step]")
+@click.option("--label", type=int, help="Class of all images, for a conditional model.  [default: 0]")
 @seed_option
 @backend_option
 @weights_option
@@ -201,9 +221,9 @@ def interpolate_command(
     weights: str,
     device: str,
 ) -> None:
-    """Draw images between two that `ict sample` draws: number --from and number --to of --seed.
+    """Draw images between two images that `ict sample` draws.
 
-    Of a conditional model, all are of one class: --label, or else 0.
+    These two are the images with the numbers --from and --to that `ict sample` draws with the same --seed.
     """
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.runs.folder import RunDir
@@ -253,7 +273,10 @@ def _load(request: EditRequest, *, grey_will_do: bool = False) -> tuple[Config, 
 
 
 def _load_small(request: EditRequest, config: Config, factor: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The images at the model's size, which are only shown, and their small versions, which are made larger."""
+    """The images at the model's size, [b, c, h, w], only to be shown, and their small versions, to be enlarged.
+
+    Both are float32 in [-1, 1]; the small ones are [b, c, h / factor, w / factor].
+    """
     from ict_backends.data.decode import describe_shape, read_image
     from ict_backends.images import to_float
     from ict_backends.sampling.editing import enlarge, lower
@@ -281,7 +304,7 @@ def _load_small(request: EditRequest, config: Config, factor: int | None) -> tup
 
 
 def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
-    """The pixels that stay, [1, h, w] bool: those that are darker than middle grey in the mask."""
+    """The pixels that are kept, [1, h, w] bool: True where the mask is darker than middle grey."""
     from ict_backends.data.decode import fit_image, read_image, to_grey_pixels
 
     grey = to_grey_pixels(read_image(path))
@@ -292,7 +315,7 @@ def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
 
 
 def _levels(config: Config, steps: int, sigmas: str | None) -> list[float]:
-    """The levels that --sigmas gives, or else those of --steps; giving both is refused."""
+    """The noise levels of --sigmas, or else those of --steps. Raises UsageError if both are given."""
     from ict_backends.sampling.editing import edit_levels
 
     given = click.get_current_context().get_parameter_source("steps") != click.core.ParameterSource.DEFAULT
@@ -317,11 +340,11 @@ def _editor(request: EditRequest, config: Config, levels: list[float]) -> Editor
 
 
 def _write(request: EditRequest, images: np.ndarray, seen: np.ndarray, result: np.ndarray) -> None:
-    """Write the result, one image as it is and several as a grid, and beside it the picture that compares it.
+    """Write the result, one image as it is and several as a grid, and the picture that compares it with the input.
 
     Args:
-        images, seen, result: [b, c, h, w], in [-1, 1] where they are not clipped: the input, what the model saw of it,
-            and what it made of that.
+        images, seen, result: [b, c, h, w] each: the input, what the model saw of it, and the result. Values outside of
+            [-1, 1] are clipped.
     """
     from einops import rearrange
 

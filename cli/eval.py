@@ -34,29 +34,40 @@ if TYPE_CHECKING:
 @click.command("eval")
 @click.argument("what", metavar="RUN|FOLDER|NPZ", type=click.Path(path_type=Path))
 @click.option(
-    "--data", help="Images to compare with, or an .npz of mu and sigma.  [default: those the run was trained on]"
+    "--data",
+    help="The images to compare with, or an .npz file of their mu and sigma.  [default: the images that the run was "
+    "trained on]",
 )
-@click.option("--metrics", help="Of fid, kid, is, pr, pixel-fd, sw, such as fid,kid.  [default: pixel-fd; fid,kid,pr]")
+@click.option(
+    "--metrics",
+    help="A list from fid, kid, is, pr, pixel-fd and sw, such as fid,kid.  [default: pixel-fd; fid,kid,pr with "
+    "--features]",
+)
 @click.option(
     "--features",
-    help="Network of fid, kid, is, pr: a TorchScript or .pt2 file, or inception-2015-12-05, which is downloaded "
-    "once.  [default: pixels]",
+    help="The feature network of fid, kid, is and pr: a TorchScript or .pt2 file, or inception-2015-12-05, which is "
+    "downloaded once; or pixels, for none.  [default: pixels]",
 )
 @click.option(
     "--num",
     type=click.IntRange(min=2),
-    help="How many images; the field's figures take 50,000.  [default: 2000 or as many as are needed; all]",
+    help="Number of images; published figures take 50,000.  [default: 2000 samples of a model, or more if a metric "
+    "needs more; all images of a folder or file]",
 )
 @click.option(
-    "--resize", is_flag=True, help="Resample images of other sizes or kinds: to the model's, or to the data's."
+    "--resize",
+    is_flag=True,
+    help="Resample images of other sizes or kinds: the data to the model's, or the images of a folder or file to the "
+    "data's.",
 )
 @click.option(
     "--halves/--no-halves",
     default=True,
     show_default=True,
-    help="Say beside pixel-fd how far random halves of the data are apart: minutes, for thousands of pixels.",
+    help="With pixel-fd, also print how far apart random halves of the data are; this takes minutes for images of "
+    "thousands of pixels.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures into a file, too.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures into this file.")
 @steps_options
 @seed_option
 @weights_option
@@ -81,11 +92,12 @@ def eval_command(
     batch_size: int,
     device: str,
 ) -> None:
-    """Measure how far images are from the data: a model's, or those of a folder or an .npz file.
+    """Measure how far the images of a model, a folder or an .npz file are from the data.
 
-    Images are rounded to uint8 first, as in files. Without --features, kid and pr are of the pixels, and pixel-fd is
-    the Frechet distance in pixel space, of values in [-1, 1]; beside it stand the distances between random halves of
-    the data, which no model can be expected to beat by much.
+    Images are first rounded to uint8, as in files. Without --features, kid and pr are computed from the pixels.
+
+    pixel-fd is the Frechet distance in pixel space, for pixel values in [-1, 1]. It is printed together with the
+    distances between random halves of the data, which no model can be expected to beat by much.
     """
     from ict_backends.console import progress_bar
     from ict_backends.measuring.evaluation import compare, gather, read_metrics
@@ -126,17 +138,17 @@ def _kind(levels: Sequence[float]) -> str:
 def _line(result: Result, count: int, kind: str, reference: Reference, network: FeatureNetwork | None) -> str:
     features = "pixels" if network is None else f"features of {network.name}"
     against = "" if result.metric.of_samples_only else f" against {reference.describe()}"
-    if result.recall is not None:  # its amount says what it is
+    if result.recall is not None:  # the amount names the metric already
         return f"{result.amount()}, of the {features} of {count} {kind}{against}"
     return f"{result.metric.describe(features)}, {count} {kind}{against}: {result.amount()}"
 
 
-# What only says how a model draws.
+# Options that apply only to the samples of a model.
 _OF_RUNS = ("steps", "sigmas", "seed", "weights", "backend", "batch_size")
 
 
 def _check_source(what: Path, config: Config | None, data: str | None) -> None:
-    """Refuse a source that is none, and options that would do nothing for it."""
+    """Raise an error if the source does not exist, lacks --data, or has options that apply only to a run."""
     if config is not None:
         return
     if not what.exists():
@@ -160,7 +172,7 @@ def _find_samples(
     *,
     resize: bool,
 ) -> Samples:
-    """The images to measure: those that a model is to draw, or those of a folder or file."""
+    """The images to measure: those that the model is to draw, or those of a folder or file."""
     from ict_backends.measuring.reference import check_shape, find_samples, samples_of_model
 
     if config is None:
@@ -170,7 +182,7 @@ def _find_samples(
 
 
 def _draw(model: Model, num: int, levels: Sequence[float], seed: int, batch_size: int) -> Iterator[np.ndarray]:
-    """The model's images in batches, uint8."""
+    """The model's samples in batches, [b, c, h, w] uint8 each."""
     from ict_backends.images import to_uint8
     from ict_backends.sampling.batches import sample_batches
 
@@ -184,7 +196,7 @@ def _halves(images: np.ndarray) -> str:
     from ict_backends.measuring.distances import halves_distances
 
     flat = to_float(images).reshape(len(images), -1)
-    # Each takes a root of a matrix of that size, which of thousands of pixels is many seconds.
+    # Each split takes the root of a matrix of that size: many seconds for thousands of pixels.
     halves = halves_distances(flat, 8 if flat.shape[1] <= 256 else 2)
     return f"  between two random halves of the data: {min(halves):.2f} to {max(halves):.2f}"
 

@@ -16,13 +16,14 @@ def export_command() -> None:
 
 @export_command.command("diffusers")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder of the pipeline.")
 @weights_option
 @debug_option
 def diffusers_command(run: Path, out: Path, weights: str) -> None:
-    """A folder that ConsistencyModelPipeline.from_pretrained of the diffusers library loads.
+    """Write the folder of a pipeline of the diffusers library.
 
-    Networks of the family "adm" only: diffusers has no twin of NCSN++.
+    ConsistencyModelPipeline.from_pretrained of diffusers loads it. Only networks of the family "adm" can be written:
+    diffusers has no equivalent of NCSN++.
     """
     from ict_backends.exchange.diffusers_folder import write_diffusers
     from ict_backends.exchange.diffusers_names import check_exportable, nearest_timestep

@@ -14,13 +14,13 @@ from ict_core.settings import build_config, merge, read_toml
 
 @click.group("import")
 def import_command() -> None:
-    """Make a run of somebody else's checkpoint: to sample, to train on, to start another run from."""
+    """Convert somebody else's checkpoint into a run, to sample from, to train further, or to start another run from."""
 
 
 _file = click.argument("file", type=click.Path(path_type=Path))
 _out = click.option("--out", type=click.Path(path_type=Path), required=True, help="The new run's folder.")
 _config = click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="The network's settings, as a TOML file."
+    "--config", "config_file", type=click.Path(path_type=Path), help="A TOML file with the network's settings."
 )
 
 
@@ -30,9 +30,10 @@ _config = click.option(
 @_config
 @debug_option
 def openai_adm_command(file: Path, out: Path, config_file: Path | None) -> None:
-    """A released PyTorch state dict: consistency models of ImageNet-64, LSUN bedroom and cat.
+    """Import a PyTorch state dict of OpenAI's consistency models.
 
-    The released files are known by their names, such as cd_imagenet64_l2.pt; others need --config.
+    These are the released models of ImageNet-64, LSUN bedroom and LSUN cat. Their files are recognised by their names,
+    such as cd_imagenet64_l2.pt; a file with another name needs --config.
     """
     from ict_backends import load_backend
     from ict_backends.exchange.importing import import_openai_adm, released_config
@@ -51,8 +52,9 @@ def openai_adm_command(file: Path, out: Path, config_file: Path | None) -> None:
 @_config
 @debug_option
 def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
-    """A released Flax checkpoint of CIFAR-10, or an .npz of the same parameters by their '/'-joined paths.
+    """Import a Flax checkpoint of the authors' CIFAR-10 models.
 
+    FILE is a released checkpoint, or an .npz file with the same parameters, named by their paths joined with '/'.
     Without --config, the network is the authors' NCSN++ of CIFAR-10, with their Fourier scale of 16.
     """
     import numpy as np
@@ -78,7 +80,10 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
 @_out
 @debug_option
 def diffusers_command(folder: Path, out: Path) -> None:
-    """The folder of a ConsistencyModelPipeline of the diffusers library, which describes its network itself."""
+    """Import the folder of a ConsistencyModelPipeline of diffusers.
+
+    The folder describes its network itself, so that no other settings are needed.
+    """
     from ict_backends import load_backend
     from ict_backends.exchange.diffusers_folder import read_diffusers
     from ict_backends.exchange.importing import weights_run

@@ -1,4 +1,4 @@
-"""The `ict` command: the list of its subcommands, and the only place where errors become one line and an exit code."""
+"""The `ict` command: the list of its subcommands, and the one place that turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import click
 
 _COMMANDS = {
     "train": "Train a model from images.",
-    "data": "Say what is in a data set, or pack it into one file.",
+    "data": "Describe a data set, or pack it into one file.",
     "sample": "Draw images from a trained model.",
-    "edit": "Change images: inpaint, colorize, super-resolve, denoise, interpolate, stroke.",
+    "edit": "Edit images: inpaint, colorize, super-resolve, denoise, interpolate, stroke.",
     "eval": "Measure how far a model's images are from the data.",
-    "report": "Write a page about a run.",
+    "report": "Write an HTML page about a run.",
     "search-sigmas": "Find good noise levels for sampling in several steps.",
     "show": "Print the settings, size and stages of a preset or a run.",
     "ablate": "Train variants of a recipe over several seeds, and compare them.",
-    "bench": "Measure how fast this machine trains and samples, beside what it could do.",
-    "import": "Make a run of somebody else's checkpoint.",
+    "bench": "Measure how fast this machine trains and samples, and how near that is to its limits.",
+    "import": "Convert somebody else's checkpoint into a run.",
     "export": "Write a run's model in the format of another library.",
 }
 _INTERRUPTED = 130
@@ -58,7 +58,14 @@ def ict() -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, 1 for data, checkpoints and disks, 2 for usage, 130 when interrupted."""
+    """Run the command line and exit with a code.
+
+    The code is 0, or 1 for errors of data, checkpoints and disks, 2 for errors of usage, 130 for Ctrl-C, and 128 + the
+    signal's number for a training that was told to stop.
+
+    Args:
+        argv: the arguments; by default those of the process.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _exit(ict.main(args=arguments, prog_name="ict", standalone_mode=False) or 0)
@@ -73,9 +80,9 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _exit(code: int, error: BaseException | None = None) -> NoReturn:
-    """Exit with a code, among several processes without the exit handlers of libraries.
+    """Exit with a code; if several processes train together, without the exit handlers of libraries.
 
-    Those would wait for the other processes, of which one may be gone.
+    These would wait for the other processes, and one of those may be gone.
     """
     from ict_backends.environment import leaves_at_once
     from ict_backends.errors import LostProcessError
@@ -88,7 +95,10 @@ def _exit(code: int, error: BaseException | None = None) -> NoReturn:
 
 
 def _explain(error: BaseException) -> tuple[str | None, int]:
-    """The line to show for an error, and the exit code; no line for a fault of the software: it shows its traceback."""
+    """The line to show for an error, and the exit code.
+
+    The line is None for a fault of the software, which shows its traceback.
+    """
     from ict_backends.errors import UserError
     from ict_core import ConfigError
 
@@ -101,7 +111,7 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, ConfigError):
         return f"Error: {error}", 2
     if isinstance(error, BrokenPipeError):
-        # The reader of the output is gone; what Python would still flush at exit goes nowhere.
+        # The reader of the output is gone; output that Python still flushes at exit is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "Error: the output was closed", 1
     if isinstance(error, OSError) and error.strerror:

@@ -17,19 +17,22 @@ from ict_core.sampling import check_falling_sigmas
 if TYPE_CHECKING:
     from ict_backends.protocols import Backend
 
-backend_option = click.option("--backend", default="torch", show_default=True, help="What computes.")
+backend_option = click.option("--backend", default="torch", show_default=True, help="The framework: torch or jax.")
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="Where: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="The device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...",
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the noise."
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise."
 )
 weights_option = click.option(
     "--weights",
     type=click.Choice(["ema", "raw", "best"]),
     default="ema",
     show_default=True,
-    help="Averaged weights, last ones, or the averaged ones of the best evaluation.",
+    help="ema: averaged weights; raw: last weights; best: averaged weights of the best evaluation.",
 )
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images computed at a time."
@@ -44,7 +47,7 @@ crop_option = click.option(
     type=click.Choice(["none", "center"]),
     help="Take the middle square of each image first (data.crop).  [default: none]",
 )
-# `ict_cli.main.run` reads it from the arguments; it is declared so that every command takes and documents it.
+# `ict_cli.main.run` reads --debug from the arguments; it is declared so that every command takes and documents it.
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
@@ -64,21 +67,28 @@ def open_backend(name: str, device: str) -> Backend[Any, Any]:
 
 def steps_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --steps and --sigmas to a command; `resolve_sigmas` reads them."""
-    command = click.option("--sigmas", help="Falling noise levels, one a step, such as 80,0.821.")(command)
+    command = click.option("--sigmas", help="Falling noise levels, one for each step, such as 80,0.821.")(command)
     return click.option(
         "--steps",
         type=click.IntRange(min=1),
-        help="1; 2 with the preset's second level; or as many as `ict search-sigmas` found.  [default: 1]",
+        help="Sampling steps: 1; 2, with the preset's second level; or as many as `ict search-sigmas` has found levels "
+        "for.  [default: 1]",
     )(command)
 
 
 def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run: Path | None = None) -> list[float]:
-    """The levels to sample at, falling, one a step: those of --sigmas, or the first --steps of the known ones.
+    """The falling noise levels of sampling, one for each step: those of --sigmas, or the first --steps known levels.
 
-    Known are the levels that `ict search-sigmas` found for `run`, or else the two of its settings.
+    The known levels are those that `ict search-sigmas` has found for `run`, or else the two of its settings.
+
+    Args:
+        config: the settings of the model.
+        steps: the value of --steps.
+        sigmas: the value of --sigmas.
+        run: the run's folder.
 
     Raises:
-        UsageError: naming the option and what is allowed.
+        UsageError: the options are wrong; the message says what is allowed.
         CheckpointError: the levels of the run cannot be read.
     """
     first, second = config.noise.sigma_max, config.sample.second_sigma
@@ -111,11 +121,14 @@ def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 
     """The classes of images 0..num-1, [num] int64; None for an unconditional model.
 
     Args:
+        config: the settings of the model.
         labels: classes that take turns, such as "3" or "0,1,2"; "balanced" or None for all of them; or "random", where
-            the class of image i is a function of the seed and i only.
+            the class of image i depends only on the seed and i.
+        num: number of images.
+        seed: seed of random classes.
 
     Raises:
-        UsageError: naming the option and what is allowed.
+        UsageError: the labels are wrong; the message says what is allowed.
     """
     classes = config.network.num_classes
     if not classes:
@@ -172,7 +185,9 @@ def check_output(out: Path, suffixes: Sequence[str], *, create: bool) -> None:
     """Check, before any work, that `out` can become a file with one of the suffixes, or a new folder.
 
     Args:
-        create: make the folder, or that of the file, so that an error comes now and not after the work.
+        out: the file or folder.
+        suffixes: the suffixes that a file may have.
+        create: make the folder, or that of the file, so that an error is raised now and not after the work.
 
     Raises:
         UsageError: `out` has another suffix, is a folder that should be a file, or is not an empty folder.

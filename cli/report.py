@@ -14,14 +14,14 @@ _SHOWN = 8
 
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: RUN/report.html]")
+@click.option("--out", type=click.Path(path_type=Path), help="The page's file.  [default: RUN/report.html]")
 @backend_option
 @device_option
 @debug_option
 def report_command(run: Path, out: Path | None, backend: str, device: str) -> None:
-    """Write a page about a run: samples over time, losses, evaluations, settings, nearest training images.
+    """Write an HTML page about a run: samples over time, losses, evaluations, settings, nearest training images.
 
-    It is one HTML file that needs no network and nothing beside it.
+    The page is one file, which needs no other file and no network.
     """
     import numpy as np
 

@@ -32,17 +32,23 @@ if TYPE_CHECKING:
 
 @click.command("sample")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="x.png (a grid), x.npz, or a new folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The output: x.png (a grid), x.npz, or a new folder."
+)
 @backend_option
-@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many images.")
+@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="Number of images.")
 @steps_options
 @seed_option
-@click.option("--labels", help="Classes, in turn: 3 or 0,1,2; or balanced, or random.  [default: balanced]")
-@click.option("--trajectory", is_flag=True, help="Draw instead what each step is given and what it makes of it.")
+@click.option(
+    "--labels",
+    help="Classes of the images, for a conditional model: 3 or 0,1,2 (in turn), balanced (all in turn), or random.  "
+    "[default: balanced]",
+)
+@click.option("--trajectory", is_flag=True, help="Show the input and the output of every step of each image instead.")
 @weights_option
 @batch_option
 @device_option
-@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print what would be done, and stop.")
 @debug_option
 def sample_command(
     run: Path,
@@ -61,8 +67,9 @@ def sample_command(
 ) -> None:
     """Draw images from a trained model.
 
-    Image number i depends on --seed and i alone: the same seed gives the same pictures at any batch size. What was
-    interrupted goes on where the same command is given again: a folder's missing files, an .npz's missing part. Under
+    The noise of image number i depends only on --seed and i: the same seed gives the same images at any batch size.
+
+    An interrupted command can be repeated: it then draws only what is missing in the folder or the .npz file. Under
     torchrun, or wherever RANK and WORLD_SIZE are set, processes share the work.
     """
     from ict_backends.environment import share_of_work
@@ -89,12 +96,16 @@ def sample_command(
 
 
 class _Drawing(NamedTuple):
-    """The samples that are drawn, where they go, and which of the processes that draw them this is.
+    """The samples to draw, their destination, and the place of this process among those that draw them.
 
     Attributes:
-        sigmas: falling levels, one a step.
+        out: the file or folder.
+        num: number of images.
+        sigmas: falling noise levels, one for each step.
+        seed: seed of the noise.
         labels: [num] classes, or None.
-        batch: images computed at a time.
+        batch: number of images computed at a time.
+        rank, world: the number of this process, and the number of processes.
     """
 
     out: Path
@@ -108,7 +119,7 @@ class _Drawing(NamedTuple):
 
 
 def _recipe(run: Path, weights: str, drawing: _Drawing, labels: str | None) -> dict[str, object]:
-    """The settings that determine the samples: equal ones give equal samples.
+    """The settings that determine the samples: equal settings give equal samples.
 
     Args:
         labels: the value of --labels.
@@ -158,7 +169,7 @@ def _write_grid(model: Model, drawing: _Drawing) -> None:
 
 
 def _write_trajectory(model: Model, drawing: _Drawing) -> None:
-    """Draw a row an image: for each step its input, scaled to be seen, and its output."""
+    """Draw one row for each image: for every step its input, scaled to be visible, and its output."""
     from einops import rearrange
 
     from ict_backends.images import save_grid, to_uint8
@@ -169,7 +180,7 @@ def _write_trajectory(model: Model, drawing: _Drawing) -> None:
         model, drawing.num, sigmas=sigmas, seed=drawing.seed, labels=drawing.labels, batch=drawing.batch
     )
     for i, sigma in enumerate(sigmas):
-        # Noise of standard deviation s about images in [-1, 1] is shown within about that range.
+        # With this scale, images in [-1, 1] plus noise of standard deviation s stay in about that range.
         pictures[2 * i] /= np.sqrt(sigma**2 + 1)
     save_grid(drawing.out, to_uint8(rearrange(pictures, "k n c h w -> (n k) c h w")), columns=2 * len(sigmas))
 

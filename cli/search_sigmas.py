@@ -31,17 +31,23 @@ if TYPE_CHECKING:
 @click.command("search-sigmas")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--steps", type=click.IntRange(min=2), default=2, show_default=True, help="Levels to find, up to so many."
+    "--steps",
+    type=click.IntRange(min=2),
+    default=2,
+    show_default=True,
+    help="Number of sampling steps, and so of levels, the first of which is always sigma_max.",
 )
 @click.option(
-    "--metric", help="What is made small: pixel-fd, fid, kid or sw.  [default: pixel-fd; fid with --features]"
+    "--metric", help="The metric to minimise: pixel-fd, fid, kid or sw.  [default: pixel-fd; fid with --features]"
 )
-@click.option("--features", help="Network of fid and kid, as for `ict eval`.")
-@click.option("--data", help="Images to compare with.  [default: those the run was trained on]")
+@click.option("--features", help="The feature network of fid and kid, as for `ict eval`.")
+@click.option("--data", help="The images to compare with.  [default: those that the run was trained on]")
 @click.option(
-    "--num", type=click.IntRange(min=2), help="Samples for each level.  [default: 2000, or as many as are needed]"
+    "--num",
+    type=click.IntRange(min=2),
+    help="Samples for each level that is tried.  [default: 2000, or more if the metric needs more]",
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the metric over the levels into a PNG.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Plot the metric over the levels into this PNG file.")
 @seed_option
 @weights_option
 @backend_option
@@ -64,8 +70,8 @@ def search_sigmas_command(
 ) -> None:
     """Find good noise levels for sampling in several steps, and keep them with the run.
 
-    The second level is found first, then with it the third, and so on, each by ternary search. `ict sample --steps N`
-    and `ict eval --steps N` use them from then on.
+    The second level is found first, then the third to follow it, and so on, each by ternary search. Afterwards,
+    `ict sample --steps N` and `ict eval --steps N` use these levels.
     """
     from ict_backends.measuring.evaluation import read_metrics
     from ict_backends.measuring.inception import feature_network
@@ -86,20 +92,20 @@ def search_sigmas_command(
     def show(step: int, point: Point) -> None:
         click.echo(f"step {step}: sigma {point.sigma:<10.4g} {name} {point.value:.5g}")
 
-    found = search_sigmas(model, steps, measure, num=num, seed=seed, labels=labels, batch=batch_size, on_point=show)
-    save_search(RunDir(run), found, metric=name, num=num, weights=weights)
-    for i, step in enumerate(found, start=1):
-        levels = ",".join(f"{s.sigma:.4g}" for s in found[:i])
+    best = search_sigmas(model, steps, measure, num=num, seed=seed, labels=labels, batch=batch_size, on_point=show)
+    save_search(RunDir(run), best, metric=name, num=num, weights=weights)
+    for i, step in enumerate(best, start=1):
+        levels = ",".join(f"{s.sigma:.4g}" for s in best[:i])
         click.echo(f"{i} step{'s' * (i > 1)}: --sigmas {levels}   {name} {step.value:.5g}")
     if plot is not None:
-        _plot(found, name, plot)
+        _plot(best, name, plot)
         click.echo(f"plot: {plot}")
 
 
 def _measure(
     name: str, network: FeatureNetwork | None, data: DataConfig, samples: Samples, config: Config
 ) -> Callable[[np.ndarray], float]:
-    """The metric of images against the data."""
+    """A function that measures images, [n, c, h, w] uint8, against the data by the metric `name`."""
     from ict_backends.measuring.evaluation import compare, gather, in_batches, read_metrics
     from ict_backends.measuring.metrics import METRICS
     from ict_backends.measuring.reference import check_shape, check_sizes, read_reference
@@ -116,7 +122,7 @@ def _measure(
     return lambda images: compare(names, gather(in_batches(images), names, network), gathered)[0].value
 
 
-def _plot(found: Sequence[Step], name: str, path: Path) -> None:
+def _plot(best: Sequence[Step], name: str, path: Path) -> None:
     from ict_backends.reports.figures import plot_search
 
-    plot_search([[(p.sigma, p.value) for p in step.tried] for step in found[1:]], name, path)
+    plot_search([[(p.sigma, p.value) for p in step.tried] for step in best[1:]], name, path)

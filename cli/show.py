@@ -16,13 +16,13 @@ _MOST_STAGES = 16
 @click.command("show")
 @click.argument("what", metavar="[PRESET|RUN]", required=False)
 @click.option(
-    "--plot", type=click.Path(path_type=Path), help="Draw levels, noise law, weights and curriculum into a PNG."
+    "--plot", type=click.Path(path_type=Path), help="Plot levels, noise law, weights and curriculum into this PNG file."
 )
-@click.option("--backend", help="Say too what this backend would compute on.")
+@click.option("--backend", help="Also print the device that this backend would compute on.")
 @device_option
 @debug_option
 def show_command(what: str | None, plot: Path | None, backend: str | None, device: str) -> None:
-    """Print the settings, size and stages of a preset or a run; without an argument, the presets there are."""
+    """Print the settings, size and stages of a preset or a run; without an argument, the names of all presets."""
     if backend is None and device != "auto":
         raise UsageError(f"--device {device} needs --backend")
     if what is None:
@@ -57,7 +57,7 @@ def _find(what: str) -> Config:
 
 
 def _describe_cost(what: str, config: Config) -> str:
-    """Parameters, operations and memory, a line each."""
+    """The numbers of parameters and operations, and the memory, in one line each."""
     from ict_backends.networks.cost import (
         OFFICIAL_PARAMETERS,
         forward_flops,
@@ -82,7 +82,7 @@ def _describe_cost(what: str, config: Config) -> str:
     )
 
 
-# What `training_memory` counts, in words.
+# The items that `training_memory` returns, in words.
 _MEMORY = ("weights", "gradients", "optimiser", "averaged weights")
 
 
@@ -91,7 +91,7 @@ def _mebibytes(size: int) -> str:
 
 
 def _amount(number: float) -> str:
-    """Three digits and the prefix of a unit: "12.3 G"."""
+    """A number with three digits and the prefix of a unit: "12.3 G"."""
     for prefix in ("", "k", "M", "G", "T"):
         if number < 1000:
             return f"{number:.3g} {prefix}"

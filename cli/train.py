@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 
 @click.command("train")
 @backend_option
-@click.option("--preset", default="digits", show_default=True, help="Settings to start from; `ict show` knows them.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Your own TOML file, over the preset.")
+@click.option("--preset", default="digits", show_default=True, help="Settings to start from; `ict show` lists them.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file that changes the preset.")
 @click.option("--data", help=DATA_HELP)
 @size_option
 @crop_option
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/PRESET-BACKEND-NNN]")
 @click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")
 @click.option("--steps", type=int, help="Training steps (train.total_steps).")
-@click.option("--seed", type=int, help="Of all randomness (train.seed).")
+@click.option("--seed", type=int, help="Seed of all randomness (train.seed).")
 @click.option(
     "--on-nonfinite",
     type=click.Choice(["stop", "skip"]),
-    help="What a loss or gradient that is NaN or infinite does (train.on_nonfinite): end the run, or leave the weights "
-    "as they are in that step, and count it.",
+    help="If a loss or gradient is NaN or infinite: end the run, or skip the step, which leaves the weights unchanged "
+    "and is counted (train.on_nonfinite).",
 )
-@click.option("--tensorboard", is_flag=True, help="Write event files, too (train.tensorboard).")
+@click.option("--tensorboard", is_flag=True, help="Also write event files for TensorBoard (train.tensorboard).")
 @device_option
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its newest checkpoint.")
 @click.option(
     "--init",
     type=click.Path(path_type=Path),
-    help="Start from the averaged weights of another run, with its network's settings.",
+    help="Start from the averaged weights of another run, with the settings of its network.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
 @debug_option
@@ -75,12 +75,12 @@ def train_command(
 ) -> None:
     """Train a model from images.
 
-    Settings come from the preset, then --config, then --set, then the other options; later ones win. They are
-    printed, and saved in the run's folder with metrics, sample pictures and checkpoints.
+    Settings come from the preset, then --config, then --set, then the other options; later ones win. They are printed,
+    and saved in the run's folder with metrics, sample pictures and checkpoints.
 
-    Ctrl-C or SIGTERM ends the step that is being done, writes a checkpoint and exits with 130 or 143; a second Ctrl-C
-    leaves at once. Under torchrun, or wherever RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, processes train
-    together.
+    After Ctrl-C or SIGTERM, the program finishes the current step, writes a checkpoint and exits with code 130 or 143;
+    a second Ctrl-C ends it at once. Under torchrun, or wherever RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set,
+    processes train together.
     """
     from ict_backends.runs.folder import RunDir, free_run_path
     from ict_backends.training.resolve import (
@@ -125,7 +125,7 @@ def train_command(
 
 
 def _asked(config_file: Path | None, assignments: Sequence[str], flags: Tree) -> list[Tree]:
-    """What the user has set, later ones winning."""
+    """The settings that the user has given, from weakest to strongest: the file's, those of --set, other options'."""
     file = [_read_file(config_file)] if config_file else []
     return [*file, *(parse_assignment(text) for text in assignments), flags]
 
@@ -138,7 +138,7 @@ def _announce(what: str, config: Config, dataset: Dataset) -> None:
 
 
 def _prepare(out: Path, config: Config, dataset: Dataset, weights: Arrays | None, *, resume: bool) -> None:
-    """Make the run's folder, or make it ready to go on."""
+    """Make the run's folder, or prepare it for resuming."""
     from ict_backends.exchange.importing import start_from
     from ict_backends.runs.folder import RunDir, create_run, remember_data, remove_leftovers
 
