@@ -1,4 +1,4 @@
-"""The `ict` command: the list of its subcommands, and the one place that turns errors into one line and an exit code."""
+"""The `ict` command: the list of its subcommands, and the only place that turns errors into a line and an exit code."""
 
 from __future__ import annotations
 
