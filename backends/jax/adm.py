@@ -29,7 +29,7 @@ from ict_core import ADMConfig
 
 
 def torch_uniform(fan_in: int) -> Initializer:
-    """U(-a, a), a = 1 / sqrt(fan_in): what torch, and so the authors, fill weights and biases with."""
+    """An initialiser that draws from U(-a, a), a = 1 / sqrt(fan_in), as torch (and so the authors) does by default."""
 
     def fill(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5, out_sharding=out_sharding)
@@ -40,7 +40,7 @@ def torch_uniform(fan_in: int) -> Initializer:
 def conv(
     in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, zero: bool = False, rngs: nnx.Rngs
 ) -> CastConv:
-    """A biased convolution with torch's own initialisation, as the authors have it, or all zero."""
+    """A biased convolution, initialised as torch does by default (and so the authors), or with zeros."""
     init = jax.nn.initializers.zeros if zero else torch_uniform(in_channels * kernel_size**2)
     pad = kernel_size // 2  # not "SAME", which pads a strided convolution on one side
     return CastConv(
@@ -56,13 +56,13 @@ def conv(
 
 
 def dense(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A dense layer with torch's own initialisation."""
+    """A dense layer [b, in] -> [b, out], initialised as torch does by default."""
     init = torch_uniform(in_features)
     return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, rngs=rngs)
 
 
 def group_norm(channels: int, *, rngs: nnx.Rngs) -> CastGroupNorm:
-    """Normalisation in 32 groups, epsilon 1e-5."""
+    """Group normalisation of `channels` channels in 32 groups, epsilon 1e-5."""
     return CastGroupNorm(channels, num_groups=32, epsilon=1e-5, rngs=rngs)
 
 
@@ -70,7 +70,7 @@ class ADMBlock(nnx.Module):
     """Residual block: norm, swish, resample, conv; + embedding; norm, swish, dropout, conv; + shortcut.
 
     [b, h, w, in], [b, e] -> [b, h', w', out], where h' is h, h/2 (`spec.down`) or 2h (`spec.up`). With `scale_shift`
-    the embedding is not added but scales and shifts what the second norm returns. `mask`, bool [b, h', w', out],
+    the embedding is not added but scales and shifts the result of the second norm. `mask`, bool [b, h', w', out],
     says which elements dropout keeps; None keeps all, unscaled.
     """
 
@@ -85,7 +85,7 @@ class ADMBlock(nnx.Module):
         self.scale_shift, self.dropout = scale_shift, dropout
 
     def __call__(self, x: Array, embedding: Array, mask: Array | None) -> Array:
-        """The block's output."""
+        """The block's output, [b, h', w', out], in the dtype of x."""
         h = jax.nn.silu(self.norm_0(x)).astype(x.dtype)
         if self.up:
             h, x = upsample(h, ()), upsample(x, ())
@@ -104,7 +104,7 @@ class ADMBlock(nnx.Module):
 
 
 class ADMAttention(nnx.Module):
-    """Self-attention over the pixels, several heads; [b, h, w, c] -> the same, with its residual connection."""
+    """Self-attention over the pixels with several heads and the residual connection: [b, h, w, c] -> the same shape."""
 
     def __init__(self, channels: int, *, head_channels: int, rngs: nnx.Rngs) -> None:
         self.norm = group_norm(channels, rngs=rngs)
@@ -113,34 +113,42 @@ class ADMAttention(nnx.Module):
         self.heads = channels // head_channels
 
     def __call__(self, x: Array) -> Array:
-        """x plus what attends to it."""
+        """The sum of x and its attention, in the shape of x."""
         return x + self.out(attend(self.qkv(self.norm(x).astype(x.dtype)), self.heads))
 
 
 def attend(qkv: Array, heads: int) -> Array:
-    """Attention of several heads over the pixels of queries, keys and values, [b, h, w, (three heads d)]."""
+    """Attention over the pixels in several heads.
+
+    Args:
+        qkv: [b, h, w, 3 heads d], queries, then keys, then values.
+        heads: number of heads.
+
+    Returns:
+        [b, h, w, heads d].
+    """
     q, k, v = rearrange(qkv, "b h w (three heads d) -> three b heads (h w) d", three=3, heads=heads)
     h = dot_product_attention(q, k, v)
     return rearrange(h, "b heads (h w) d -> b h w (heads d)", h=qkv.shape[1])
 
 
 class Resample(nnx.Module):
-    """Halve [b, h, w, c] by a strided 3x3 convolution, or double it by one after repeating pixels."""
+    """Halve images [b, h, w, c] by a strided 3x3 convolution, or (`up`) repeat each pixel 2x2 and convolve."""
 
     def __init__(self, channels: int, *, up: bool, rngs: nnx.Rngs) -> None:
         self.conv = conv(channels, channels, stride=1 if up else 2, rngs=rngs)
         self.up = up
 
     def __call__(self, x: Array) -> Array:
-        """The resampled images."""
+        """The resampled images, [b, h / 2, w / 2, c] or (`up`) [b, 2 h, 2 w, c]."""
         return self.conv(upsample(x, ()) if self.up else x)
 
 
 class PositionalEmbedding(nnx.Module):
     """Features of c_noise and of the label through two dense layers: [b] -> [b, 4 channels].
 
-    cos then sin of scale c_noise at the frequencies 10000^(-i / half), i = 0..half-1; a zero follows where the
-    number of channels is odd.
+    The features are cos, then sin, of scale c_noise at the frequencies 10000^(-i / half), i = 0..half-1, where half is
+    channels // 2; a zero follows if the number of channels is odd.
     """
 
     def __init__(self, channels: int, *, scale: float, num_classes: int, rngs: nnx.Rngs) -> None:
@@ -151,7 +159,7 @@ class PositionalEmbedding(nnx.Module):
         self.labels = Embedding(num_classes, 4 * channels, rngs=rngs) if num_classes else None
 
     def __call__(self, c_noise: Array, labels: Array | None) -> Array:
-        """The embedding of levels and labels."""
+        """The embedding, [b, 4 channels], of c_noise, [b], and labels, [b] (None without classes)."""
         angles = (self.scale * c_noise)[:, None] * jnp.asarray(self.frequencies, dtype=c_noise.dtype)
         features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
         features = jnp.pad(features, ((0, 0), (0, self.odd)))
@@ -164,7 +172,7 @@ MakeAttention = Callable[[int], ADMAttention]
 
 
 class ADMLevel(nnx.Module):
-    """One resolution: its blocks, attention after each, and the step to the next as `down` or `up`."""
+    """One resolution: its blocks, attention after each, and the step to the next resolution as `down` or `up`."""
 
     down: Resample | ADMBlock | None
     up: Resample | ADMBlock | None
@@ -181,13 +189,13 @@ class ADMLevel(nnx.Module):
 class ADM(nnx.Module):
     """The free network F of the consistency function.
 
-    A function of its arguments alone: there is no training mode. Dropout happens where masks are given, so
-    passes that must share their masks are given the same ones.
+    Its output depends only on the weights and the arguments: there is no training mode. Dropout happens where masks are
+    given, so that passes share their masks if they are given the same ones.
 
     Args:
         config: the network's settings.
         shape: [channels, height, width] of an image, square, divisible by 2^(levels - 1).
-        rngs: of the initial weights.
+        rngs: the random streams of the initial weights.
 
     Attributes:
         mask_shapes: [channels, height, width] of each dropout mask, in the order of use.
@@ -222,11 +230,11 @@ class ADM(nnx.Module):
         labels: Array | None = None,
         masks: Sequence[Array] | None = None,
     ) -> Array:
-        """F(x_in, c_noise, labels).
+        """Evaluate F(x_in, c_noise, labels).
 
         Args:
             x_in: [b, h, w, c] scaled noisy images; the network computes in their dtype (see `train.precision`).
-            c_noise: [b] log(sigma) / 4.
+            c_noise: [b] log(sigma) / 4 of the noise levels.
             labels: [b] integers in 0..num_classes-1; None for an unconditional network.
             masks: dropout masks, bool, one [b, h, w, c] for each of `mask_shapes`; None for no dropout.
 

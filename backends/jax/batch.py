@@ -18,14 +18,16 @@ from ict_core import Batch, Config, dropout_bytes, key_words, normal_noise
 
 
 class Draw(NamedTuple):
-    """The plan of a batch as the device needs it; several steps' and their parts' have two axes more, in front.
+    """The plan of a batch of b images, on the device.
+
+    The draws of several steps in parts are one `Draw` with two axes more, [steps, parts, ...], in front of each array.
 
     Attributes:
-        indices: [b] int32.
-        flips: [b] bool.
-        sigma_lo, sigma_hi, weight: [b] float32.
-        keys: [b, 2] int32.
-        teacher_decay: [] float32, of the step.
+        indices: [b] int32, positions in the data set.
+        flips: [b] bool, True to mirror the image left to right.
+        sigma_lo, sigma_hi, weight: [b] float32, the levels of teacher and student, and the weight of the loss.
+        keys: [b, 2] int32, the words of each image's random key (`ict_core.key_words`).
+        teacher_decay: [] float32, the decay of the teacher's average after the step.
     """
 
     indices: Array
@@ -38,7 +40,16 @@ class Draw(NamedTuple):
 
 
 def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
-    """The plans of successive steps, [steps, parts, b / parts, ...] each, with each part split over the devices."""
+    """Copy the plans of successive steps of b images to the devices, each part split over them.
+
+    Args:
+        plans: the plans of the steps, of equal batch size b.
+        mesh: the devices.
+        parts: number of micro-batches of a step; divides b.
+
+    Returns:
+        A `Draw` of arrays [steps, parts, b / parts, ...]; `teacher_decay` is [steps, parts].
+    """
     columns = [
         (
             plan.indices.astype(np.int32),
@@ -57,14 +68,15 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
 
 
 def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) -> Batch:
-    """The batch of a draw from a data set.
+    """The batch that a draw takes from a data set.
 
     Args:
+        draw: the plan of the batch, on the device.
         images: [n, h, w, c] uint8.
         labels: [n] int32, or None.
 
     Returns:
-        A `Batch` of images [b, h, w, c] float32 in [-1, 1].
+        A `Batch` of images [b, h, w, c] float32 in [-1, 1], with their noise, levels, weights, labels and masks.
     """
     chosen = images[draw.indices]
     flipped = jnp.where(draw.flips[:, None, None, None], chosen[:, :, ::-1], chosen)
@@ -75,17 +87,17 @@ def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) 
 
 
 def draw_noise(config: Config, keys: Array) -> tuple[Array, list[Array] | None, list[Array] | None]:
-    """The noise of a batch and the dropout masks of student and teacher, each image's by its key.
+    """The noise of a batch and the dropout masks of student and teacher; those of an image depend only on its key.
 
     The masks are drawn once and handed to both passes, so that student and teacher share them on every device, unless
-    `teacher.share_dropout` is false. Both backends draw the same.
+    `teacher.share_dropout` is false. Both backends draw the same numbers.
 
     Args:
-        keys: [b, 2] int32.
+        keys: [b, 2] int32, the words of each image's key (`ict_core.key_words`).
 
     Returns:
-        [b, h, w, c] float32 standard normal noise, and for each network its masks, bool [b, h, w, c], or None without
-        dropout.
+        Standard normal noise, [b, h, w, c] float32, then for student and teacher the list of their masks, bool
+        [b, h, w, c] for each of `mask_shapes`, or None without dropout.
     """
     rate, shapes = config.network.dropout, mask_shapes(config)
     drawn = shapes if config.teacher.share_dropout else shapes * 2

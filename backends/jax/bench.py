@@ -1,4 +1,4 @@
-"""What `ict bench` times, in JAX."""
+"""The work that `ict bench` times, in JAX."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from ict_core import Config
 
 @dataclass
 class TimedTrainer:
-    """A training state that goes on and on, over images that are on the devices.
+    """A training state that can be advanced without end, over images that are on the devices.
 
     Attributes:
         images: [n, h, w, c] uint8.
         labels: [n] int32, or None.
-        parts: micro-batches of a step.
-        stride: steps of one dispatch.
+        parts: number of micro-batches of a step.
+        stride: number of steps of one dispatch.
         mesh: the devices that share a step.
+        done: number of steps done.
     """
 
     config: Config
@@ -49,31 +50,37 @@ class TimedTrainer:
 
     @property
     def replicas(self) -> int:
-        """Devices that share a step."""
+        """Number of devices that share a step."""
         return self.mesh.size
 
     @property
     def devices(self) -> int:
-        """Those of them with a limit of their own: all of the CPU have the same cores."""
+        """Number of replicas with a speed limit of their own: those of the CPU share its cores and count as one."""
         return 1 if on_cpu(self.mesh) else self.mesh.size
 
     def advance(self, steps: int) -> np.ndarray:
-        """Do so many more steps, a multiple of the stride, and wait for them: [steps, b] losses."""
+        """Do `steps` more steps, a multiple of the stride, wait for them, and return the losses, [steps, b] float32."""
         step = steps_for(self.mesh, self.parts)
-        found = []
+        losses_of_dispatches = []
         for _ in range(steps // self.stride):
             numbers = [(self.done + i) % self.config.train.total_steps for i in range(self.stride)]
             plans = [plan_step(self.config, number, len(self.images)) for number in numbers]
             draws = to_device(plans, self.mesh, self.parts)
             self.state, result = step(self.state, self.config, draws, self.images, self.labels, self.mesh)
             self.done += self.stride
-            found.append(result.losses)
+            losses_of_dispatches.append(result.losses)
         jax.block_until_ready(self.state)
-        return np.concatenate(found)
+        return np.concatenate(losses_of_dispatches)
 
 
 def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> TimedTrainer:
-    """The state before the first step, and images and labels on the devices."""
+    """A trainer before its first step, with images and labels on the devices.
+
+    Args:
+        images: [n, c, h, w] uint8.
+        labels: [n] integers, or None.
+        device: name of the devices, as for `check_device`.
+    """
     mesh = worthwhile(check_device(device), config)
     state = init_state(config, mesh)
     parts = check_split(config.train.batch_size, config.train.micro_batch, mesh.size, "devices")
@@ -83,14 +90,21 @@ def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, 
 
 
 def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> LoadedModel:
-    """The model of these weights."""
+    """The model with these weights, by name."""
     mesh = worthwhile(check_device(device), config)
     params, constants = load_arrays(abstract_network(config)[1:], arrays, mesh, "weights")
     return LoadedModel(config, params, constants, mesh)
 
 
 def make_forward(model: LoadedModel, batch: int, labels: np.ndarray | None) -> Callable[[int], None]:
-    """A function that evaluates the consistency function so many times, on noise that is on the devices."""
+    """A function that evaluates the consistency function `times` times and waits for the result.
+
+    Its input is noise [batch, h, w, c] float32 of sigma_max, which is on the devices.
+
+    Args:
+        batch: number of images.
+        labels: [batch] integers, or None for an unconditional model.
+    """
     config, mesh = model.config, model.mesh
     channels, height, width = config.data.shape
     where = split(mesh) if batch % mesh.size == 0 else replicated(mesh)
@@ -107,12 +121,18 @@ def make_forward(model: LoadedModel, batch: int, labels: np.ndarray | None) -> C
 
 
 def product_size(device: str) -> int:
-    """Of a matrix product that the device does as fast as it can."""
+    """Side of a square matrix product that saturates the device."""
     return 2048 if on_cpu(check_device(device)) else 8192
 
 
 def make_product(size: int, precision: str, device: str) -> Callable[[int], None]:
-    """A function that multiplies two matrices, [size, size], so many times."""
+    """A function that multiplies two [size, size] matrices `times` times and waits for the result.
+
+    Args:
+        size: side of the matrices.
+        precision: a value of `train.precision`.
+        device: name of the device, as for `check_device`.
+    """
     a, b = _random([(size, size), (size, size)], precision, device)
 
     @jax.jit
@@ -124,7 +144,14 @@ def make_product(size: int, precision: str, device: str) -> Callable[[int], None
 
 
 def make_convolution(shape: Convolution, batch: int, precision: str, device: str) -> Callable[[int], None]:
-    """A function that does a convolution of the network, NHWC, of stride 1, so many times, forward only."""
+    """A function that does a convolution of the network `times` times, forward only, and waits for the result.
+
+    Args:
+        shape: kernel size, channels and height of the convolution, which has stride 1 and is NHWC.
+        batch: number of images.
+        precision: a value of `train.precision`.
+        device: name of the device, as for `check_device`.
+    """
     kernel = (shape.kernel, shape.kernel, shape.in_channels, shape.out_channels)
     size = (batch, shape.height, shape.height, shape.in_channels)
     x, weight = _random([size, kernel], precision, device)
@@ -139,12 +166,12 @@ def make_convolution(shape: Convolution, batch: int, precision: str, device: str
 
 
 def copy_size(device: str) -> int:
-    """Bytes of an array that is several times larger than any cache of the device."""
+    """Size in bytes of an array that is several times larger than any cache of the device."""
     return 2**28 if on_cpu(check_device(device)) else 2**31
 
 
 def make_copy(size: int, device: str) -> Callable[[int], None]:
-    """A function that copies an array of so many bytes to another one, so many times."""
+    """A function that copies an array of `size` bytes to another one `times` times, and waits for the copies."""
     source, target = _random([(-(-size // 4),)] * 2, "float32", device)
     # The other sign makes XLA use all cores. A fresh array would cost the CPU several copies, for the system's pages.
     copy = jax.jit(lambda source, target: -source, donate_argnames="target", keep_unused=True)
@@ -159,19 +186,19 @@ def make_copy(size: int, device: str) -> Callable[[int], None]:
 
 
 def peak_memory(device: str) -> tuple[int, str] | None:
-    """Bytes held at most on a device, and what that is; None for the CPU, and where JAX does not know."""
+    """The most bytes held at once on a device, and in words by what; None on the CPU, and where JAX does not know."""
     stats = _memory_stats(device)
     return (stats["peak_bytes_in_use"], "of JAX's allocator on one device") if stats else None
 
 
 def memory_in_use(device: str) -> int | None:
-    """Bytes that arrays hold now on a device; None for the CPU, and where JAX does not know."""
+    """Number of bytes that arrays hold now on a device; None on the CPU, and where JAX does not know."""
     stats = _memory_stats(device)
     return stats["bytes_in_use"] if stats else None
 
 
 def device_name(device: str) -> str:
-    """Of the accelerators; "cpu" for the CPU."""
+    """Name of the accelerators, with their number if there are several, such as "8 x TPU v4"; "cpu" for the CPU."""
     mesh = check_device(device)
     kind = mesh.devices.flat[0].device_kind
     return f"{mesh.size} x {kind}" if mesh.size > 1 and not on_cpu(mesh) else kind
@@ -183,14 +210,14 @@ def _memory_stats(device: str) -> dict[str, int] | None:
 
 
 def _random(shapes: list[tuple[int, ...]], precision: str, device: str) -> list[Array]:
-    """Normal numbers on the first of the devices."""
+    """An array of normal numbers for each shape, on the first of the devices."""
     first, dtype = check_device(device).devices.flat[0], PRECISIONS[precision] or jnp.float32
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return [jax.device_put(jax.random.normal(k, s, dtype), first) for k, s in zip(keys, shapes, strict=True)]
 
 
 def _repeated(function: Callable[[], Array]) -> Callable[[int], None]:
-    """Calls so many times, and waits for all, one call behind: the device has work meanwhile."""
+    """A function that makes `times` calls, and waits for each only after starting the next: the device never idles."""
 
     def run(times: int) -> None:
         before = function()

@@ -1,4 +1,4 @@
-"""Which devices JAX computes on."""
+"""The devices that JAX computes on, as a mesh, and the settings of the process for them."""
 
 from __future__ import annotations
 
@@ -21,46 +21,49 @@ from ict_core import Config
 _PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "gpu": "gpu", "rocm": "rocm", "tpu": "tpu"}
 # The name of the mesh's one axis, along which a batch is split.
 BATCH_AXIS = "batch"
-# What a device of the CPU must have of a step's operations to be worth its part in exchanging gradients: 1 GFLOP is too
-# little, 8 are enough.
+# The operations of a step that a device of the CPU must have as its share to be worth exchanging gradients with it:
+# 1 GFLOP is too little, 8 are enough.
 _WORTHWHILE_FLOPS = 4e9
-# Each has all weights and moments in memory.
+# A limit, since each device has all weights and moments in memory.
 _MOST_CPU_DEVICES = 8
 
 
 def tune_process(device: str) -> None:
-    """Set up this process for training and sampling on a device, by name; for commands to call."""
+    """Set up this process for speed on the device with this name; commands call it before anything else."""
     keep_compiled()
     if device.partition(":")[0] in ("auto", "cpu"):
         offer_cores()
 
 
 def keep_compiled() -> None:
-    """Let XLA keep what takes it a second or more to compile in CACHE/jax, for later processes.
+    """Let XLA keep programs that take a second or more to compile in CACHE/jax, for later processes.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, and JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+    JAX_COMPILATION_CACHE_DIR names another folder; with JAX_ENABLE_COMPILATION_CACHE=0, nothing is kept.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
 
 
 def offer_cores() -> None:
-    """Make every core a device, up to 8: XLA does most convolutions of a device of the CPU on one core.
+    """Make every core of the CPU a device, up to 8, since XLA does most convolutions of one such device on one core.
 
-    JAX_NUM_CPU_DEVICES and XLA_FLAGS say otherwise; where JAX has its devices already, and where several processes
-    share the work, it is left as it is.
+    Nothing is changed if JAX_NUM_CPU_DEVICES or XLA_FLAGS sets the number of devices, if JAX has its devices already,
+    or if several processes share the work.
     """
     told = jax.config.values["jax_num_cpu_devices"] >= 0 or "host_platform_device_count" in os.environ.get(
         "XLA_FLAGS", ""
     )
     if not told and "WORLD_SIZE" not in os.environ:
-        with contextlib.suppress(RuntimeError):  # it has its devices
+        with contextlib.suppress(RuntimeError):  # JAX has its devices already
             jax.config.update("jax_num_cpu_devices", min(available_cores(), _MOST_CPU_DEVICES))
 
 
 def worthwhile(mesh: Mesh, config: Config) -> Mesh:
-    """As many of the devices as training these settings gains by: all, but of the CPU those that divide a batch into
-    equal parts, with four GFLOP a step each at least."""
+    """The devices that make training with these settings faster, as a mesh.
+
+    They are all accelerators; on the CPU, the largest number of devices that divides a batch into equal parts (of whole
+    micro-batches) and has at least four GFLOP of a step for each, or one device.
+    """
     if not on_cpu(mesh):
         return mesh
     train, most = config.train, min(mesh.size, int(model_flops(config) / _WORTHWHILE_FLOPS))
@@ -69,8 +72,11 @@ def worthwhile(mesh: Mesh, config: Config) -> Mesh:
 
 
 def check_device(name: str) -> Mesh:
-    """The devices of a name, as a mesh of one axis: "auto" for all of the default platform (or the one of number
-    LOCAL_RANK, as torchrun sets it), or a platform's name for all of its, with ":N" for one of them.
+    """The devices with this name, as a mesh of one axis.
+
+    Args:
+        name: "auto" for all devices of the default platform, or the one with the number LOCAL_RANK, which torchrun
+            sets; the name of a platform for all of its devices; or that name with ":N" for one of them.
 
     Raises:
         UsageError: the name is unknown, or the platform or the device is not there.
@@ -95,7 +101,10 @@ def check_device(name: str) -> Mesh:
 
 
 def describe_device(name: str) -> str:
-    """In words, what a name stands for: "jax 0.10.2 on 8 x tpu". Raises UsageError as `check_device` does."""
+    """The framework, its version and the device in words, such as "jax 0.10.2 on 8 x tpu".
+
+    Raises UsageError as `check_device` does.
+    """
     mesh = check_device(name)
     platform = mesh.devices.flat[0].platform
     return f"jax {jax.__version__} on " + (platform if on_cpu(mesh) else f"{mesh.size} x {platform}")
@@ -103,7 +112,7 @@ def describe_device(name: str) -> str:
 
 @contextlib.contextmanager
 def out_of_memory(message: str) -> Iterator[None]:
-    """Turn JAX's error into our OutOfMemoryError."""
+    """A context that turns JAX's error into our OutOfMemoryError with this message."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -113,42 +122,48 @@ def out_of_memory(message: str) -> Iterator[None]:
 
 
 def free_bytes(mesh: Mesh) -> int | None:
-    """Of one device's memory; None for the CPU, and where JAX does not know."""
+    """Number of free bytes of one device's memory; None on the CPU, and where JAX does not know."""
     stats = None if on_cpu(mesh) else jax.local_devices()[0].memory_stats()
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
 
 
 def float32_as(precision: str) -> contextlib.AbstractContextManager[object]:
-    """Let products and convolutions of float32 arrays be what `train.precision` says: TF32 for "tf32", else float32.
+    """A context that computes products and convolutions of float32 arrays in TF32 for "tf32", else in float32.
 
-    Of what is traced within the context; JAX's own default is TF32 on GPUs and bfloat16 on TPUs.
+    It applies to functions that are traced within it. JAX's own default is TF32 on GPUs and bfloat16 on TPUs.
+
+    Args:
+        precision: a value of `train.precision`.
     """
     return jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "highest")
 
 
 def on_cpu(mesh: Mesh) -> bool:
-    """Whether the devices are the CPU's."""
+    """True if the devices are the CPU's."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds all of it."""
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Every device holds its part of the axis."""
+    """The sharding of an array of whose axis `axis` every device holds an equal part."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
 
 
 def sharded(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Every device holds its part of the last axis that the devices divide; all of it, where there is none."""
+    """The sharding of an array of this shape, split along the last axis that the number of devices divides.
+
+    If there is none, every device holds the whole array.
+    """
     axes = [i for i, size in enumerate(shape) if size % mesh.size == 0 and size > 0]
     return split(mesh, axis=axes[-1]) if axes else replicated(mesh)
 
 
 def put(array: Any, sharding: NamedSharding) -> Array:
-    """An array of the host, which every process has alike, on the devices."""
+    """A copy on the devices of an array of the host, of any shape, which is the same in every process."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     array = np.asarray(array)

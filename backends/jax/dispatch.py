@@ -1,4 +1,4 @@
-"""Training steps as XLA is given them: several in one dispatch, or one in parts, with donated and placed buffers."""
+"""Dispatching training steps to XLA: several at once, or one in parts, with donated and placed buffers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,17 @@ from ict_core import Batch, Config
 # thousandth of a step, XLA runs the convolutions inside a loop about nine times slower than outside of one.
 _MOST_STEPS, _MOST_STEPS_ON_CPU = 8, 1
 
-# From a state, draws [steps, parts, ...], images [n, h, w, c] uint8 and labels [n] or None to the state after them.
+# A function from a state, draws [steps, parts, ...], images [n, h, w, c] uint8 and labels [n] or None to the state
+# after these steps and their results.
 Steps = Callable[[TrainState, Config, Draw, Array, Array | None, Mesh], tuple[TrainState, StepResult]]
 
 
 def steps_per_dispatch(config: Config, mesh: Mesh, first: int = 0) -> int:
-    """The largest number of steps, up to 8 or on the CPU 1, that divides all intervals, the whole and `first`."""
+    """The number of steps of one dispatch: at most 8, and 1 on the CPU.
+
+    It is the largest number that divides all intervals between logs, checkpoints, samples and evaluations, the total
+    number of steps, and `first`, the step that training starts from.
+    """
     train = config.train
     most = _MOST_STEPS_ON_CPU if on_cpu(mesh) else _MOST_STEPS
     common = math.gcd(
@@ -37,7 +42,7 @@ def steps_per_dispatch(config: Config, mesh: Mesh, first: int = 0) -> int:
 
 
 def steps_for(mesh: Mesh, parts: int) -> Steps:
-    """`train_steps`, or `train_step_in_parts` where that is faster."""
+    """The faster function for steps of `parts` micro-batches: `train_steps`, or `train_step_in_parts` on the CPU."""
     return train_step_in_parts if on_cpu(mesh) and parts > 1 else train_steps
 
 
@@ -45,17 +50,17 @@ def steps_for(mesh: Mesh, parts: int) -> Steps:
 def train_steps(
     state: TrainState, config: Config, draws: Draw, images: Array, labels: Array | None, mesh: Mesh
 ) -> tuple[TrainState, StepResult]:
-    """Advance by all the [steps] of `draws` in one dispatch, each over its parts; nothing waits for it.
+    """Advance by all steps of `draws` in one dispatch, each step over its parts, without waiting for the result.
 
     Args:
-        state: given up: its buffers become the new state's.
+        state: cannot be used afterwards: its buffers become the new state's.
         draws: [steps, parts, b / parts, ...].
         images: [n, h, w, c] uint8.
         labels: [n] integers, or None.
         mesh: the devices of the state and the draws.
 
     Returns:
-        The new state, and the results, [steps, b] and [steps], on every device.
+        The new state, and the results: losses [steps, b] and norms of the gradient [steps], on every device.
     """
 
     def one(state: TrainState, draw: Draw) -> tuple[TrainState, StepResult]:
@@ -81,9 +86,11 @@ def train_steps(
 def train_step_in_parts(
     state: TrainState, config: Config, draws: Draw, images: Array, labels: Array | None, mesh: Mesh
 ) -> tuple[TrainState, StepResult]:
-    """`train_steps` of one step, with a dispatch for each of its parts.
+    """Advance by the one step of `draws`, with a dispatch for each of its parts.
 
-    For the CPU, where XLA runs convolutions inside a loop about nine times slower than outside of one.
+    This is for the CPU, where XLA runs convolutions inside a loop about nine times slower than outside of one.
+    Arguments and results are those of `train_steps`, with draws [1, parts, b / parts, ...]; the buffers of `state` are
+    given up.
     """
     total, losses, parts = jax.tree.map(jnp.zeros_like, state.params), [], draws.indices.shape[1]
     for i in range(parts):
@@ -111,7 +118,7 @@ def _finish_step(
 def _add_gradient(
     total: nnx.State, state: TrainState, config: Config, batch: Batch, parts: int
 ) -> tuple[nnx.State, Array]:
-    """A sum of gradients with that of one more of `parts` equally large batches, and its [b] losses."""
+    """A sum of gradients plus that of one more of `parts` equally large batches, and the losses of this batch, [b]."""
     gradient, losses = loss_gradient(state, config, batch, parts)
     return jax.tree.map(jnp.add, total, gradient), losses
 
@@ -121,6 +128,6 @@ def _first(draws: Draw) -> Draw:
 
 
 def _constrain(state: TrainState, results: StepResult, config: Config, mesh: Mesh) -> tuple[TrainState, StepResult]:
-    """The same arrays, each on the devices that it belongs to."""
+    """The same arrays, each with its sharding: that of `state_shardings`, and results whole on every device."""
     state = jax.lax.with_sharding_constraint(state, state_shardings(config, state, mesh))
     return state, jax.lax.with_sharding_constraint(results, replicated(mesh))

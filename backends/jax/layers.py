@@ -1,4 +1,4 @@
-"""The layers of the networks, in JAX: NHWC, authors' initialisation."""
+"""The layers of the networks, in JAX: NHWC shapes, the authors' initialisation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from ict_backends.networks.layers import BlockSpec
 from ict_backends.networks.ncsnpp import groups, ncsnpp_frequencies
 
 Initializer = jax.nn.initializers.Initializer
-# Of the images, the kernels and the results of convolutions.
+# The layouts of the images, the kernels and the results of convolutions.
 _AXES = ("NHWC", "HWIO", "NHWC")
 
 
 def variance_scaling(scale: float = 1.0) -> Initializer:
-    """U(-a, a), a = sqrt(3 scale / ((fan_in + fan_out) / 2)); scale 0 means 1e-10, as the authors have it."""
+    """An initialiser that draws from U(-a, a), a = sqrt(3 scale / ((fan_in + fan_out) / 2)).
+
+    A scale of 0 means 1e-10, as in the authors' code.
+    """
     return jax.nn.initializers.variance_scaling(max(scale, 1e-10), "fan_avg", "uniform")
 
 
@@ -35,14 +38,14 @@ class Linear(nnx.Linear):
 
 
 class CastConv(nnx.Conv):
-    """Flax's convolution of NHWC, in the dtype of its input, whatever that of its weights is."""
+    """Flax's biased convolution of NHWC, computed in the dtype of its input, whatever the dtype of its weights."""
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # flax's takes an output sharding, too
         assert self.bias is not None
         kernel, bias = (p[...].astype(x.dtype) for p in (self.kernel, self.bias))
         strides = (self.strides,) * 2 if isinstance(self.strides, int) else tuple(self.strides or (1, 1))
         if kernel.shape[:2] == (1, 1) and set(strides) == {1}:
-            # A matrix product over the pixels, whose gradient XLA is faster with.
+            # A matrix product over the pixels, of which XLA computes the gradient faster.
             b, h, w, c = x.shape
             return (x.reshape(-1, c) @ kernel[0, 0] + bias).reshape(b, h, w, -1)
         padding = cast(str | Sequence[tuple[int, int]], self.padding)
@@ -75,7 +78,7 @@ class Conv(CastConv):
 
 
 class CastGroupNorm(nnx.GroupNorm):
-    """Flax's group normalisation, in the dtype of its weights, whatever that of what it is given is."""
+    """Flax's group normalisation, computed in the dtype of its weights, whatever the dtype of its input."""
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # flax's takes a mask, too
         assert self.scale is not None
@@ -85,9 +88,18 @@ class CastGroupNorm(nnx.GroupNorm):
 
 
 def group_normalize(x: Array, scale: Array, bias: Array, groups: int, epsilon: float) -> Array:
-    """Normalise [b, h, w, c] over the pixels and channels of each group, then scale and shift by [c].
+    """Normalise x over the pixels and channels of each group, then scale and shift.
 
-    The gradient is written out, in two sums over the pixels and one pass: XLA's takes twice the time on the CPU.
+    The gradient is written out, in two sums over the pixels and one pass: XLA's own takes twice the time on the CPU.
+
+    Args:
+        x: [b, h, w, c].
+        scale, bias: [c].
+        groups: number of groups; divides c.
+        epsilon: added to the variance.
+
+    Returns:
+        [b, h, w, c].
     """
     return _group_normalize(x, scale, bias, groups, epsilon)[0]
 
@@ -119,32 +131,35 @@ group_normalize.defvjp(_group_normalize, _group_gradient)
 
 
 def _group_mean(values: Array, groups: int) -> Array:
-    """[b, c] the mean of each one's group."""
+    """The mean, [b, c], of the group of each of the values, [b, c]."""
     b, c = values.shape
     return jnp.repeat(values.reshape(b, groups, c // groups).mean(-1), c // groups, axis=1)
 
 
 class GroupNorm(CastGroupNorm):
-    """Group normalisation with the authors' epsilon and number of groups."""
+    """Group normalisation with the authors' number of groups (`networks.ncsnpp.groups`) and epsilon (1e-6)."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
         super().__init__(channels, num_groups=groups(channels), epsilon=1e-6, rngs=rngs)
 
 
 def dot_product_attention(q: Array, k: Array, v: Array) -> Array:
-    """Dot-product attention: [b, heads, n, d] each -> the same. The softmax is float32 at least."""
+    """Dot-product attention of queries, keys and values, [b, heads, n, d] each, in the same shape.
+
+    The softmax is computed at least in float32.
+    """
     # Not jax.nn.dot_product_attention, which rounds float64 scores to float32.
     scores = widened(jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k))  # in this order, float16 holds them
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores).astype(q.dtype), v)
 
 
 def widened(x: Array) -> Array:
-    """In float32 at least."""
+    """The array in float32 at least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Attention(nnx.Module):
-    """Self-attention over the pixels, one head; [b, h, w, c] -> the same, with its residual connection."""
+    """Self-attention over the pixels with one head and the residual connection: [b, h, w, c] -> the same shape."""
 
     def __init__(self, channels: int, *, skip_rescale: bool, rngs: nnx.Rngs) -> None:
         self.norm = GroupNorm(channels, rngs=rngs)
@@ -163,27 +178,30 @@ class Attention(nnx.Module):
 
 
 def call(module: nnx.Module, *inputs: Array | None, checkpoint: bool) -> Array:
-    """What the module makes of the inputs; with `checkpoint`, the gradient's pass computes its inside again."""
+    """Call the module; with `checkpoint`, its inner results are not kept but computed again for the gradient."""
     if not checkpoint:
         return module(*inputs)
     return nnx.remat(lambda m, *given: m(*given))(module, *inputs)
 
 
 def add(a: Array, b: Array, *, rescale: bool) -> Array:
-    """The sum of two branches, divided by sqrt 2 with `rescale`."""
+    """The sum of two branches of equal shape, divided by sqrt 2 with `rescale`."""
     return (a + b) * math.sqrt(0.5) if rescale else a + b
 
 
 def fir_taps(taps: Sequence[float], *, gain: float = 1.0) -> np.ndarray:
-    """[n] taps of sum `gain`, float64: the kernel is the outer product of them, so it is applied axis by axis."""
+    """The n taps, scaled to the sum `gain`: [n] float64.
+
+    The kernel is their outer product, so that it can be applied axis by axis.
+    """
     values = np.array(taps, dtype=np.float64)
     return values * (gain / values.sum())
 
 
 def filter_axis(x: Array, taps: np.ndarray, axis: int, *, stride: int, padding: int) -> Array:
-    """Convolve one axis of an array with [n] taps after zero padding, and take every `stride`-th result.
+    """Convolve one axis of an array with taps, [n], after zero padding, and take every `stride`-th result.
 
-    A sum of shifted slices: XLA fuses it, where its convolution of each channel by itself is slow on the CPU.
+    It is computed as a sum of shifted slices, which XLA fuses; its depthwise convolution is slow on the CPU.
     """
     widths = [(padding, padding) if a == axis else (0, 0) for a in range(x.ndim)]
     padded = jnp.pad(x, widths)
@@ -196,9 +214,9 @@ def filter_axis(x: Array, taps: np.ndarray, axis: int, *, stride: int, padding: 
 
 
 def double_axis(x: Array, taps: np.ndarray, axis: int) -> Array:
-    """Put zeros between the elements of one axis and convolve: twice as long.
+    """Double one axis of an array: put a zero after each element, and convolve with taps, [n], n even.
 
-    Each result is a sum over the elements that are not zero, so even and odd ones are computed apart.
+    A result is a sum over only the elements that are not such zeros, so even and odd results are computed apart.
     """
     padding = (len(taps) // 2 + 1) // 2
     # Result m is the sum over k of taps[k] u[m - k + n / 2 - 1], where u[2 j] = x[j].
@@ -219,7 +237,7 @@ def double_axis(x: Array, taps: np.ndarray, axis: int) -> Array:
 
 
 def filter_both_axes(x: Array, filtered: Callable[..., Array]) -> Array:
-    """An image [b, h, w, c] filtered along its height, and that along its width, in float32 at least."""
+    """Images [b, h, w, c], filtered along their height and then along their width, in float32 at least."""
     wide = widened(x)
     for axis in (1, 2):
         wide = filtered(wide, axis=axis)
@@ -227,7 +245,7 @@ def filter_both_axes(x: Array, filtered: Callable[..., Array]) -> Array:
 
 
 def downsample(x: Array, taps: Sequence[float]) -> Array:
-    """Halve [b, h, w, c] by the FIR filter; the mean of 2x2 where there are no taps."""
+    """Halve images [b, h, w, c] by the FIR filter; without taps, by the mean of 2x2 pixels."""
     if not taps:
         return rearrange(x, "b (h p) (w q) c -> b h w c (p q)", p=2, q=2).mean(axis=-1)
     padding = (len(taps) - 2) // 2
@@ -235,21 +253,21 @@ def downsample(x: Array, taps: Sequence[float]) -> Array:
 
 
 def upsample(x: Array, taps: Sequence[float]) -> Array:
-    """Double [b, h, w, c] by the FIR filter; repeat pixels where there are no taps."""
+    """Double images [b, h, w, c] by the FIR filter; without taps, by repeating each pixel 2x2."""
     if not taps:
         return x.repeat(2, axis=1).repeat(2, axis=2)
     return filter_both_axes(x, partial(double_axis, taps=fir_taps(taps, gain=2.0)))
 
 
 class PyramidDownsample(nnx.Module):
-    """Halve [b, h, w, in] by the FIR filter and a strided 3x3 convolution to `out` channels."""
+    """Halve images [b, h, w, in] by the FIR filter and a strided 3x3 convolution: -> [b, h / 2, w / 2, out]."""
 
     def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float], *, rngs: nnx.Rngs) -> None:
         self.conv = Conv(in_channels, out_channels, stride=2, padding="VALID", rngs=rngs)
         self.taps = tuple(taps)
 
     def __call__(self, x: Array) -> Array:
-        if self.taps:  # as wide a border as lets the unpadded convolution return exactly half
+        if self.taps:  # the border is so wide that the unpadded convolution returns exactly half
             padding = len(self.taps) // 2
             x = filter_both_axes(x, partial(filter_axis, taps=fir_taps(self.taps), stride=1, padding=padding))
         else:
@@ -311,7 +329,7 @@ class Middle(nnx.Module):
 
 
 class Embedding(nnx.Embed):
-    """A row of [classes, features], normally distributed at first, for each of [b] labels."""
+    """Embedding of labels, [b] -> [b, features]: rows of [classes, features], which is N(0, 1) at first."""
 
     def __init__(self, classes: int, features: int, *, rngs: nnx.Rngs) -> None:
         super().__init__(classes, features, embedding_init=jax.nn.initializers.normal(1.0), rngs=rngs)
@@ -322,14 +340,15 @@ class Embedding(nnx.Embed):
 
 
 class Frequencies(nnx.Variable):
-    """Stored with the weights, but not trained."""
+    """Frequencies that are stored with the weights, but not trained."""
 
 
 class NoiseEmbedding(nnx.Module):
     """Features of c_noise and of the label through two dense layers: [b] -> [b, 4 channels].
 
-    Fourier: sin then cos of 2 pi W c_noise, with stored frequencies W ~ N(0, scale^2) that have no
-    gradient. Positional: sin then cos of scale c_noise at geometric frequencies from 1 to 1e-4.
+    Of kind "fourier", the features are sin, then cos, of 2 pi W c_noise, with stored frequencies W ~ N(0, scale^2) that
+    have no gradient. Of kind "positional", they are sin, then cos, of scale c_noise at geometric frequencies from 1 to
+    1e-4.
     """
 
     def __init__(self, channels: int, *, kind: str, scale: float, num_classes: int, rngs: nnx.Rngs) -> None:

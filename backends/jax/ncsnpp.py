@@ -30,7 +30,7 @@ MakeAttention = Callable[[int], Attention]
 
 
 class DownLevel(nnx.Module):
-    """One resolution on the way down: its blocks, attention after each, and the step to the next."""
+    """One resolution on the way down: its blocks, attention after each, and the step to the next resolution."""
 
     def __init__(
         self, spec: DownSpec, block: MakeBlock, attention: MakeAttention, taps: Sequence[float], rngs: nnx.Rngs
@@ -42,7 +42,7 @@ class DownLevel(nnx.Module):
 
 
 class UpLevel(nnx.Module):
-    """One resolution on the way up: its blocks, attention after the last, and the step to the next."""
+    """One resolution on the way up: its blocks, attention after the last, and the step to the next resolution."""
 
     def __init__(self, spec: UpSpec, block: MakeBlock, attention: MakeAttention) -> None:
         self.blocks = nnx.List([block(b) for b in spec.blocks])
@@ -53,13 +53,13 @@ class UpLevel(nnx.Module):
 class NCSNpp(nnx.Module):
     """The free network F of the consistency function.
 
-    A function of its arguments alone: there is no training mode. Dropout happens where masks are given, so
-    passes that must share their masks are given the same ones.
+    Its output depends only on the weights and the arguments: there is no training mode. Dropout happens where masks are
+    given, so that passes share their masks if they are given the same ones.
 
     Args:
         config: the network's settings.
         shape: [channels, height, width] of an image, square, divisible by 2^(levels - 1).
-        rngs: of the initial weights.
+        rngs: the random streams of the initial weights.
 
     Attributes:
         mask_shapes: [channels, height, width] of each dropout mask, in the order of use.
@@ -99,11 +99,11 @@ class NCSNpp(nnx.Module):
         labels: Array | None = None,
         masks: Sequence[Array] | None = None,
     ) -> Array:
-        """F(x_in, c_noise, labels).
+        """Evaluate F(x_in, c_noise, labels).
 
         Args:
             x_in: [b, h, w, c] scaled noisy images; the network computes in their dtype (see `train.precision`).
-            c_noise: [b] log(sigma) / 4.
+            c_noise: [b] log(sigma) / 4 of the noise levels.
             labels: [b] integers in 0..num_classes-1; None for an unconditional network.
             masks: dropout masks, bool, one [b, h, w, c] for each of `mask_shapes`; None for no dropout.
 

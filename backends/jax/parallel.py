@@ -1,4 +1,4 @@
-"""Several JAX processes that train together: their devices are one mesh."""
+"""Several JAX processes that train together: their devices form one mesh."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from ict_backends.environment import check_rendezvous, local_rank, share_of_work
 from ict_backends.errors import LostProcessError, UserError
 from ict_backends.jax.device import BATCH_AXIS, check_device, replicated, split
 
-# How long after the last sign of life a process counts as ended.
+# A process counts as ended so many seconds after its last sign of life.
 _PATIENCE_SECONDS = 20
 
 
 @dataclass
 class Processes:
-    """Those that train together, and which of them this is.
+    """The processes that train together, and the place of this one among them.
 
     Attributes:
-        mesh: the devices of all.
-        rank, world: the number of this one, and how many there are.
+        mesh: the devices of all processes.
+        rank: the number of this process, in 0..world-1.
+        world: the number of processes.
     """
 
     mesh: Mesh
@@ -40,8 +41,8 @@ class Processes:
     def agree(self, flag: bool) -> bool:
         """True in all processes alike if one of them has passed True; must be called by every process.
 
-        Among several processes the answer is the one to the call before: it has been worked out meanwhile, and no
-        device is waited for that has work to do.
+        Among several processes, the answer is that of the previous call, which has been computed meanwhile, so that no
+        process waits for a busy device.
         """
         if self.world == 1:
             return flag
@@ -51,13 +52,13 @@ class Processes:
         return before is not None and bool(before)
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Return when every process has called this."""
         if self.world > 1:
             multihost_utils.sync_global_devices("ict")
 
     @property
     def local_mesh(self) -> Mesh:
-        """Of this process's devices: all of them, or one where there are other processes."""
+        """The mesh of this process's own devices: all of them, or only one if there are other processes."""
         return self.mesh if self.world == 1 else Mesh(np.array(jax.local_devices()[:1]), (BATCH_AXIS,))
 
 
@@ -68,15 +69,17 @@ def _any(mesh: Mesh) -> jax.stages.Wrapped:
 
 @contextlib.contextmanager
 def joined(name: str) -> Iterator[Processes]:
-    """The processes that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell of, joined until the program's end.
+    """A context that yields the processes which RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe, joined.
+
+    The processes stay joined after the context, until this one ends.
 
     Args:
-        name: of the devices, as for `check_device`.
+        name: name of the devices, as for `check_device`.
 
     Raises:
         UsageError: the variables are incomplete, or there are no such devices.
-        UserError: they do not find each other.
-        LostProcessError: one of them ends before its time.
+        UserError: the processes do not find each other.
+        LostProcessError: another process ends before its time.
     """
     rank, world = share_of_work()
     if world == 1:
@@ -88,7 +91,7 @@ def joined(name: str) -> Iterator[Processes]:
     try:
         mine = check_device(name).devices.flat[0].platform
         yield Processes(Mesh(np.array(jax.devices(mine)), (BATCH_AXIS,)), rank, world)
-    except (jax.errors.JaxRuntimeError, ValueError) as error:  # by where the library noticed it
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which one depends on where the library notices it
         if not any(s in str(error).lower() for s in ("connection", "gloo", "nccl", "unavailable", "heartbeat")):
             raise
         raise LostProcessError(rank, world, str(error).splitlines()[0]) from error
@@ -96,13 +99,13 @@ def joined(name: str) -> Iterator[Processes]:
 
 def _initialize(where: str, rank: int, world: int) -> None:
     try:
-        if rank == 0:  # which listens there; the library crashes where it cannot
+        if rank == 0:  # it listens at this port; the library crashes if it cannot
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(("", int(where.rpartition(":")[2])))
-        # Else the library aborts this process when another one is gone, before it could say so.
+        # Else the library aborts this process when another one is gone, before this one can say so.
         jax.config.update("jax_enable_recoverability", True)
-        # Under torchrun and its like, each process of a machine has one of its GPUs; else it has all that it sees.
+        # With LOCAL_RANK set, as by torchrun, a process has one GPU of its machine; else all GPUs that it sees.
         jax.distributed.initialize(
             where, world, rank, local_device_ids=local_rank(), heartbeat_timeout_seconds=_PATIENCE_SECONDS
         )

@@ -26,7 +26,13 @@ from ict_core import Config, multistep_sample
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model. Arrays are NumPy, NCHW, float32; labels are [b] integers, None for an unconditional model."""
+    """A trained model. Arrays are NumPy, NCHW, float32; labels are [b] integers, None for an unconditional model.
+
+    Attributes:
+        config: the settings of the run that the model is from.
+        params, constants: the network's weights, and the arrays that are stored with them and not trained.
+        mesh: the devices, each of which computes a part of every batch.
+    """
 
     config: Config
     params: nnx.State
@@ -34,24 +40,54 @@ class LoadedModel:
     mesh: Mesh
 
     def network(self, x_in: np.ndarray, c_noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """The free network F: [b, c, h, w] scaled images and [b] log(sigma) / 4 -> [b, c, h, w]."""
+        """Evaluate the free network F.
+
+        Args:
+            x_in: [b, c, h, w] noisy images, scaled to the network's input.
+            c_noise: [b] log(sigma) / 4 of their levels.
+            labels: [b] classes for a conditional model.
+
+        Returns:
+            [b, c, h, w] float32.
+        """
         return self._run(_network, len(x_in), _nhwc(x_in), _float(c_noise), labels)
 
     def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """The consistency function f: [b, c, h, w] noisy images and their [b] levels -> [b, c, h, w] clean ones."""
+        """Evaluate the consistency function f, which turns noisy images into clean ones.
+
+        Args:
+            x: [b, c, h, w] noisy images.
+            sigma: [b] their noise levels.
+            labels: [b] classes for a conditional model.
+
+        Returns:
+            [b, c, h, w] float32.
+        """
         return self._run(_consistency, len(x), _nhwc(x), _float(sigma), labels)
 
     def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None = None) -> np.ndarray:
-        """Multi-step sampling from given noise: [steps, b, c, h, w] -> [b, c, h, w] in [-1, 1].
+        """Sample images from given noise, in one step or several.
 
-        Raises OutOfMemoryError where the devices cannot hold so many.
+        Args:
+            noises: [steps, b, c, h, w] standard normal noise.
+            sigmas: [steps] falling noise levels.
+            labels: [b] classes for a conditional model.
+
+        Returns:
+            [b, c, h, w] float32 in [-1, 1].
+
+        Raises:
+            OutOfMemoryError: the devices cannot hold so many images.
         """
         function = partial(_sample, sigmas=tuple(float(s) for s in sigmas))
         batch_first = np.moveaxis(_nhwc(noises), 0, 1)
         return self._run(function, len(batch_first), batch_first, labels)
 
     def _run(self, function: Callable[..., Array], batch: int, *arrays: np.ndarray | None) -> np.ndarray:
-        """`function` of [b, ...] arrays, padded to a power of two and a multiple of the devices: few sizes compile."""
+        """Call `function` with arrays [b, ...], each device with a part of the b rows.
+
+        The arrays are padded to one of a few sizes, which the number of devices divides, so that few are compiled.
+        """
         size = -(-compiled_size(batch) // self.mesh.size) * self.mesh.size
         placed = [None if a is None else jax.device_put(padded(a, size), split(self.mesh)) for a in arrays]
         with out_of_memory(f"{batch} images at a time are more than fit into memory"):
@@ -97,15 +133,16 @@ def _nhwc(array: np.ndarray) -> np.ndarray:
 
 
 def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") -> LoadedModel:
-    """The model of a run's newest checkpoint.
+    """Load the model of a run.
 
     Args:
         path: the run's folder.
-        weights: "ema", "raw", or "best": the averaged ones of the best evaluation during training.
+        weights: "ema" or "raw", for the averaged or the last weights of the newest checkpoint; or "best", for the
+            averaged weights of the best evaluation during training.
         device: "auto", or a platform such as "cpu" or "cuda", or one of its devices such as "cuda:1".
 
     Raises:
-        CheckpointError, UsageError: in one line, what is missing, damaged or does not fit.
+        CheckpointError, UsageError: something is missing, damaged or does not fit.
     """
     run = RunDir(Path(path))
     config = run.load_config()

@@ -1,4 +1,4 @@
-"""What training changes, in JAX: the weights and their averages, and the optimiser's moments."""
+"""The state that training changes, in JAX: the weights, their averages, and the optimiser's moments."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class TrainState(NamedTuple):
     """Everything that training changes, and the constants of the network.
 
     Attributes:
-        step: [] int32 steps done; the next one to do, counted from 0.
+        step: [] int32 number of steps done, which is also the number of the next step, counted from 0.
         params: the weights in training.
-        ema: their moving average, for sampling only.
-        optimizer: RAdam's state.
-        constants: what is stored with the weights and not trained.
-        loss_scale: where the network computes in float16.
-        teacher: the teacher's weights, where they are not the student's own.
+        ema: the moving average of the weights, used only for sampling.
+        optimizer: the state of RAdam over `params`.
+        constants: the arrays that are stored with the weights and not trained.
+        loss_scale: the scale of the loss if the network computes in float16, else None.
+        teacher: the teacher's weights; None if they are the student's own.
     """
 
     step: Array
@@ -43,28 +43,28 @@ class TrainState(NamedTuple):
 
 @lru_cache(maxsize=8)
 def abstract_network(config: Config) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The structure of a configuration's network, and the shapes and dtypes of its weights and its constants.
+    """The structure of a configuration's network, then the shapes and dtypes of its weights and of its constants.
 
-    `nnx.merge` of the structure with weights and constants is the network again.
+    `nnx.merge` of the structure with arrays for both is a network.
     """
     network = nnx.eval_shape(lambda: make_network(config, nnx.Rngs(0)))
     return split_network(network)
 
 
 def split_network(network: UNet) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The structure of a network, its weights and its constants; `nnx.merge` of them is the network again."""
+    """The structure of a network, its weights and its constants; `nnx.merge` of these is the network again."""
     parts: Any = nnx.split(network, nnx.Param, ...)  # flax's stubs do not count them
     structure, params, constants = parts
     return structure, params, constants
 
 
 def merge_network(config: Config, params: nnx.State, constants: nnx.State) -> UNet:
-    """A configuration's network with these weights."""
+    """The network of a configuration with these weights and constants."""
     return nnx.merge(abstract_network(config)[0], params, constants)
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """RAdam without clipping or decay."""
+    """RAdam with the configuration's learning rate and betas, without clipping or weight decay."""
     b1, b2 = config.train.betas
 
     def eps(count: Array) -> Array:
@@ -77,7 +77,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def init_state(config: Config, mesh: Mesh) -> TrainState:
-    """The state before the first step, on the devices: weights from the seed, EMA equal to them."""
+    """The state before the first step, on the devices: weights drawn by `train.seed`, and averages equal to them."""
 
     def init(seed: Array) -> TrainState:
         network = make_network(config, nnx.Rngs(params=jax.random.wrap_key_data(seed)))
@@ -92,19 +92,19 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
 
 
 def first_loss_scale(config: Config) -> LossScale | None:
-    """What a run in float16 begins with."""
+    """The scale of the loss that a run in float16 begins with; None in every other precision."""
     if config.train.precision != "fp16":
         return None
     return LossScale(jnp.full((), FIRST_FACTOR, jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def state_shardings(config: Config, state: TrainState, mesh: Mesh) -> TrainState:
-    """Where each array of a state lies: on every device, or (`train.shard_weights`) in parts on all of them."""
+    """The sharding of each array of a state: whole on every device, or (`train.shard_weights`) split over them."""
     if not config.train.shard_weights:
         return jax.tree.map(lambda array: replicated(mesh), state)
     return jax.tree.map(lambda array: sharded(mesh, array.shape), state)
 
 
 def key_data(seed: int) -> np.ndarray:
-    """[2] uint32 of a seed in [0, 2^64), for `jax.random.wrap_key_data`."""
+    """The words, [2] uint32, of a seed in [0, 2^64), for `jax.random.wrap_key_data`."""
     return np.array([seed >> 32, seed & 0xFFFF_FFFF], dtype=np.uint32)

@@ -18,10 +18,10 @@ from ict_core.loss import ConsistencyFunction
 
 
 class StepResult(NamedTuple):
-    """What a step leaves for the log; results of several steps have one axis more, in front.
+    """The results of a step for the log; those of several steps have one axis more, [steps, ...], in front.
 
     Attributes:
-        losses: [b] weighted losses.
+        losses: [b] float32 weighted losses.
         grad_norm: [] norm of the gradient.
     """
 
@@ -32,12 +32,24 @@ class StepResult(NamedTuple):
 def consistency_function(
     network: UNet, config: Config, labels: Array | None = None, masks: Sequence[Array] | None = None
 ) -> ConsistencyFunction:
-    """f(x, sigma) of a network that computes in `train.precision`, for given labels and dropout masks."""
+    """The consistency function f(x, sigma) of a network that computes in `train.precision`.
+
+    Args:
+        network: the free network F.
+        labels: [b] integers; None for an unconditional network.
+        masks: dropout masks, as the network takes them; None for no dropout.
+    """
     return objective.consistency_function(in_precision(network, config), config.noise, labels, masks, xp=jnp)
 
 
 def batch_loss(network: UNet, config: Config, batch: Batch, teacher: UNet | None = None) -> ConsistencyLoss:
-    """The objective of a batch; `teacher` is the network of a teacher with weights of its own."""
+    """The objective of a batch of b images: its mean, and [b] weighted losses.
+
+    Args:
+        network: the student's network, and the teacher's unless there is a `teacher`.
+        batch: the images, noise, levels, weights, labels and masks.
+        teacher: the network of a teacher that has weights of its own.
+    """
     return objective.batch_loss(
         in_precision(network, config),
         config,
@@ -55,16 +67,20 @@ def _without_gradient(f: ConsistencyFunction) -> ConsistencyFunction:
 def train_step(
     state: TrainState, config: Config, batch: Batch, teacher_decay: float | Array = 0.0
 ) -> tuple[TrainState, StepResult]:
-    """The state after one more step over a batch.
+    """The state after one more step over a batch, and the step's results.
 
     Args:
-        teacher_decay: by which the teacher's weights, where it has its own, follow the student's.
+        batch: images [b, h, w, c] and what belongs to them.
+        teacher_decay: the decay of the teacher's weights as an average of the student's, if it has weights of its own.
     """
     return apply_gradient(state, config, *loss_gradient(state, config, batch), teacher_decay)
 
 
 def loss_gradient(state: TrainState, config: Config, batch: Batch, parts: int = 1) -> tuple[nnx.State, Array]:
-    """The gradient of the mean loss of one of `parts` equal batches, whose gradients add up, and its [b] losses."""
+    """The gradient of a batch's mean loss, divided by `parts`, and its losses, [b].
+
+    The gradients of `parts` batches of equal size add up to that of the whole.
+    """
     scale = state.loss_scale
     teacher = None if state.teacher is None else merge_network(config, state.teacher, state.constants)
 
@@ -79,10 +95,15 @@ def loss_gradient(state: TrainState, config: Config, batch: Batch, parts: int = 
 def apply_gradient(
     state: TrainState, config: Config, gradient: nnx.State, losses: Array, teacher_decay: float | Array
 ) -> tuple[TrainState, StepResult]:
-    """The state after a step of this gradient.
+    """The state after a step with this gradient, and the step's results.
 
-    With `train.on_nonfinite` = "skip", and where the loss is scaled, the weights stay as they are where the gradient is
-    not finite.
+    If the gradient is not finite, the weights stay as they are, provided that `train.on_nonfinite` is "skip" or the
+    loss is scaled.
+
+    Args:
+        gradient: in the shapes of the weights.
+        losses: [b], passed through to the results.
+        teacher_decay: as for `train_step`.
     """
     norm, scale = optax.tree_utils.tree_norm(gradient), state.loss_scale
     updates, optimizer = make_optimizer(config).update(gradient, state.optimizer)
@@ -99,10 +120,10 @@ def apply_gradient(
 
 
 def _where_finite(finite: Array, new: Array, old: Array) -> Array:
-    """The new value where all is finite, else the old one. Integers count steps, and always go on."""
+    """The new value if `finite`, [] bool, else the old one. Integers count steps, and are always the new ones."""
     return jnp.where(finite, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new
 
 
 def update_ema(ema: nnx.State, params: nnx.State, decay: float | Array) -> nnx.State:
-    """decay ema + (1 - decay) params."""
+    """The updated average, decay ema + (1 - decay) params."""
     return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)

@@ -47,14 +47,17 @@ def train(
     """Train to `config.train.total_steps`, leaving metrics, sample pictures and checkpoints in the run's folder.
 
     Args:
-        dataset: images of `config.data.shape`; labels where the network is conditional.
-        processes: those that `joined` gave; by default they are joined here, on `device`.
+        dataset: images [n, c, h, w] uint8 with [c, h, w] = `config.data.shape`, and labels [n] if the network is
+            conditional.
+        run: the run's folder.
+        processes: the processes that `joined` yielded; by default they are joined here, on `device`.
+        device: name of the device, as for `check_device`.
         resume: continue from the newest checkpoint, to the state that an uninterrupted run reaches (bit-equal on
             the CPU).
 
     Raises:
-        StoppedError: Ctrl-C or SIGTERM came, and the state is kept.
-        UsageError, CheckpointError, NonFiniteError: in one line, with the last good checkpoint kept.
+        StoppedError: a Ctrl-C or SIGTERM arrived; the state is saved.
+        UsageError, CheckpointError, NonFiniteError: with a message of one line; the last good checkpoint is kept.
     """
     if processes is None:
         with joined(device) as those:
@@ -97,10 +100,10 @@ def _restore(config: Config, run: RunDir, mesh: Mesh) -> TrainState:
 
 
 def _advance(config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: bool) -> Advance:
-    """A function from a state, the plans of the next steps and their images to the state after them.
+    """A function from a state, the plans of the next steps and their images to the state after these steps.
 
     Args:
-        held: the whole set lies on every device, and the function is given no images.
+        held: hold the whole set on every device; the function is given no images then.
     """
     steps = steps_for(mesh, parts)
     images = _on_devices(dataset.images, mesh) if held else None
@@ -114,7 +117,7 @@ def _advance(config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: 
             return steps(state, config, to_device(plans, mesh, parts), images, whole, mesh)
         assert gathered is not None
         chosen = None if labels is None else put(labels[np.concatenate([p.indices for p in plans])], replicated(mesh))
-        places = np.split(np.arange(len(gathered)), len(plans))  # of each step's images among those of all
+        places = np.split(np.arange(len(gathered)), len(plans))  # of each step's images among the gathered ones
         draws = to_device([p._replace(indices=i) for p, i in zip(plans, places, strict=True)], mesh, parts)
         return steps(state, config, draws, _on_devices(gathered, mesh), chosen, mesh)
 
@@ -122,7 +125,7 @@ def _advance(config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: 
 
 
 def report_first_call(function: Advance, processes: Processes) -> Advance:
-    """The same function, whose first call, which compiles, logs how long it took."""
+    """Wrap a function so that the first call, which compiles, logs how many seconds it took."""
     calls = 0
 
     def advance(*arguments: Any) -> tuple[TrainState, StepResult]:

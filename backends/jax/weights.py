@@ -1,4 +1,4 @@
-"""Between JAX's training state and checkpoints."""
+"""Conversion between JAX's training state and checkpoints."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from ict_backends.jax.state import (
 from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays
 from ict_core import Config, LossScale
 
-# A layer's arrays in flax -> in checkpoints.
+# The name of a layer's array in flax -> its name in checkpoints.
 _NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 def _name(path: Sequence[Any]) -> str:
-    """The name in checkpoints of the array at a path of a state."""
+    """The name in checkpoints of the array at this path of a state."""
     return ".".join(map(str, (*path[:-1], _NAMES.get(path[-1], path[-1]))))
 
 
 def _to_layout(path: Sequence[Any], array: np.ndarray) -> np.ndarray:
-    """HWIO to OIHW, [in, out] to [out, in]; all else is stored as it is."""
+    """The array in the layout of checkpoints: kernels from HWIO to OIHW or [in, out] to [out, in], others unchanged."""
     if path[-1] != "kernel":
         return array
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def _from_layout(path: Sequence[Any], array: np.ndarray) -> np.ndarray:
-    """The inverse of `_to_layout`."""
+    """The array in flax's layout: the inverse of `_to_layout`."""
     if path[-1] != "kernel":
         return array
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def to_arrays(*states: nnx.State) -> Arrays:
-    """Every array of the states, as a copy on the host."""
+    """Every array of the states, by its name and in its layout in checkpoints (OIHW), as a copy on the host."""
     return {
         _name(path): np.array(_to_layout(path, np.asarray(variable.get_value())), order="C")
         for state in states
@@ -61,9 +61,16 @@ def to_arrays(*states: nnx.State) -> Arrays:
 
 
 def load_arrays(states: Sequence[nnx.State], arrays: Arrays, mesh: Mesh, what: str) -> list[nnx.State]:
-    """States of the shapes and dtypes of these, filled, on every device.
+    """New states on every device: those of `states`, in shapes and dtypes, filled with arrays.
 
-    Raises CheckpointError, naming `what`, where names or shapes differ.
+    Args:
+        states: give names, shapes and dtypes; their values do not matter.
+        arrays: by name and in the layout of checkpoints.
+        mesh: the devices.
+        what: names the arrays in messages.
+
+    Raises:
+        CheckpointError: names or shapes differ.
     """
     flat = [list(nnx.to_flat_state(state)) for state in states]
     expected = {
@@ -81,16 +88,16 @@ def load_arrays(states: Sequence[nnx.State], arrays: Arrays, mesh: Mesh, what: s
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """The tree of a Flax msgpack checkpoint. The format holds data alone: there is no code to execute.
+    """Read the tree of a Flax msgpack checkpoint. The format holds only data: there is no code to execute.
 
     Raises:
-        CheckpointError: in one line, that it cannot be read.
+        CheckpointError: the file cannot be read, or holds anything else than a tree.
     """
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # whatever msgpack and Flax make of bytes that are none of theirs
+    except Exception as error:  # msgpack and Flax raise many kinds for bytes in another format
         raise CheckpointError(
             f"{path} is no whole Flax checkpoint: {' '.join(str(error).split()) or type(error).__name__}"
         ) from error
@@ -100,7 +107,10 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 def to_checkpoint(config: Config, state: TrainState, mesh: Mesh) -> Checkpoint:
-    """The whole training state, on the host. Where devices of several processes hold parts, all of them ask."""
+    """A copy of the whole training state on the host, as a checkpoint.
+
+    Must be called by every process if each holds only a part of the arrays.
+    """
     state = _whole(state, mesh) if config.train.shard_weights else state
     scale = {} if state.loss_scale is None else {k: np.array(v) for k, v in state.loss_scale._asdict().items()}
     return Checkpoint(
@@ -115,7 +125,7 @@ def to_checkpoint(config: Config, state: TrainState, mesh: Mesh) -> Checkpoint:
 
 
 def averaged_network(config: Config, state: TrainState, processes: Processes) -> tuple[nnx.State, nnx.State]:
-    """The averaged weights and the constants, whole, on this process's own devices. All processes ask."""
+    """The averaged weights and the constants, whole, on this process's own devices; must be called by every process."""
     weights = (state.ema, state.constants)
     if config.train.shard_weights:
         weights = _whole(weights, processes.mesh)
@@ -126,12 +136,15 @@ def averaged_network(config: Config, state: TrainState, processes: Processes) ->
 
 @partial(jax.jit, static_argnames="mesh")
 def _whole(tree: Any, mesh: Mesh) -> Any:
-    """The same arrays, on every device."""
+    """The same arrays, whole on every device."""
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: str) -> TrainState:
-    """The training state that a checkpoint holds. Raises CheckpointError, naming `what`, where it does not fit."""
+    """The training state that a checkpoint holds.
+
+    Raises CheckpointError, naming `what`, if the checkpoint does not fit the configuration.
+    """
     weights = abstract_network(config)[1:]
     params, constants = load_arrays(weights, checkpoint.params, mesh, f"{what}: params")
     ema, _ = load_arrays(weights, checkpoint.ema, mesh, f"{what}: ema")
@@ -153,13 +166,13 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: st
 
 
 def _with_moments(optimizer: optax.OptState, step: Array, mu: nnx.State, nu: nnx.State) -> optax.OptState:
-    """The state of an optimiser after `step` steps that led to these moments."""
+    """The state of an optimiser after `step` steps, with these moments."""
 
     def is_adam(node: Any) -> bool:
         return isinstance(node, optax.ScaleByAdamState)
 
     def count(leaf: Array) -> Array:
-        # Every integer of the state counts steps. Each needs a buffer of its own, since all of them are donated.
+        # Every integer of the state counts steps. Each needs a buffer of its own, since all buffers are donated.
         return jnp.copy(step) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
 
     # optax's own `tree_set` stops at the first match, which leaves nested states as they are.

@@ -1,1 +1,1 @@
-"""How far sets of images are from each other."""
+"""Measuring how far sets of images are from each other."""

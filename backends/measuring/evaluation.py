@@ -1,4 +1,4 @@
-"""Measuring sets of images against each other: what the metrics need of them, gathered batch by batch."""
+"""Measuring sets of images against each other: the input of the metrics is gathered batch by batch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ _FEATURES, _PIXELS = {Need.MOMENTS, Need.FEATURES}, {Need.PIXEL_MOMENTS, Need.PI
 
 
 def read_metrics(text: str | None, network: FeatureNetwork | None) -> list[str]:
-    """The names of the metrics of a comma-separated list; without one, those that can be had.
+    """The names of the metrics in a comma-separated list.
+
+    Args:
+        text: the list; by default fid, kid and pr with a network, else pixel-fd.
+        network: the feature network, if one is given.
 
     Raises:
-        UsageError: one is unknown, or needs a network that is not given.
+        UsageError: a metric is unknown, or needs a network that is not given or gives no probabilities.
     """
     asked = [name.strip() for name in text.split(",")] if text else ["fid", "kid", "pr"] if network else ["pixel-fd"]
     for name in asked:
@@ -43,12 +47,12 @@ def gather(
     *,
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> Gathered:
-    """Take from images what some metrics need.
+    """Compute from images everything that some metrics need.
 
     Args:
-        batches: [b, c, h, w] uint8 each.
+        batches: images [b, c, h, w] uint8 each.
         metrics: names of `METRICS`.
-        network: of the features; without one, they are the pixels.
+        network: the feature network; without one, the features are the pixels.
         on_batch: called with the number of images of each batch.
     """
     needs = {METRICS[name].need for name in metrics}
@@ -84,22 +88,24 @@ def gather(
 
 
 def in_batches(images: np.ndarray, size: int = _BATCH) -> Iterator[np.ndarray]:
-    """[n, c, h, w] images, `size` at a time."""
+    """Split images, [n, c, h, w], into batches of `size`; the last one may be smaller."""
     return (images[i : i + size] for i in range(0, len(images), size))
 
 
 def compare(metrics: Sequence[str], samples: Gathered, reference: Gathered) -> list[Result]:
-    """The values of some metrics of `METRICS`, in the order of their names."""
+    """The values of metrics, given by their names in `METRICS`, in the same order."""
     return [Result(METRICS[name], *METRICS[name].compute(samples, reference)) for name in metrics]
 
 
 def check_counts(metrics: Sequence[str], count: int, dims: int | None, pixels: int, what: str) -> None:
-    """Raise DataError, saying how many are needed, unless a set of images is large enough for the metrics.
+    """Raise DataError, with the number that is needed, unless a set has enough images for the metrics.
 
     Args:
-        dims: number of features; None where it is not known yet.
-        pixels: number of values of an image.
-        what: names the set: "--num 12" or "data x.npz".
+        metrics: names of `METRICS`.
+        count: number of images of the set.
+        dims: number of features of an image; None if not known yet.
+        pixels: number of values of an image, c h w.
+        what: names the set in the message: "--num 12" or "data x.npz".
     """
     for name in metrics:
         needed = images_needed(name, dims, pixels)
@@ -109,5 +115,11 @@ def check_counts(metrics: Sequence[str], count: int, dims: int | None, pixels: i
 
 
 def images_needed(metric: str, dims: int | None, pixels: int) -> int:
-    """How many images a metric needs of each set, given its numbers of features and of pixels."""
+    """The number of images of each set that a metric needs.
+
+    Args:
+        metric: a name of `METRICS`.
+        dims: number of features of an image; None if not known yet.
+        pixels: number of values of an image, c h w.
+    """
     return METRICS[metric].images(dims, pixels)

@@ -13,17 +13,17 @@ from ict_backends.errors import DataError
 from ict_backends.files import cache_folder, file_sha256, write_atomically
 from ict_backends.protocols import FeatureNetwork
 
-# A translation into TorchScript of TensorFlow's network of that date, which EDM, StyleGAN and clean-fid measure with.
+# TensorFlow's network of that date, translated into TorchScript; EDM, StyleGAN and clean-fid measure with it.
 INCEPTION = "inception-2015-12-05"
 _URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 _SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 
 
 def fetch_inception(url: str = _URL) -> Path:
-    """The file in the cache, downloaded where it is not there yet.
+    """The path of the network's file in the cache, downloaded if it is not there yet.
 
     Raises:
-        DataError: in one line, that it cannot be downloaded, or is another file; nothing is kept then.
+        DataError: the file cannot be downloaded, or has another sha256; nothing is kept then.
     """
     path = cache_folder() / f"{INCEPTION}.pt"
     if path.is_file() and file_sha256(path) == _SHA256:
@@ -43,11 +43,16 @@ def fetch_inception(url: str = _URL) -> Path:
 
 
 def feature_network(features: str | None, device: str) -> FeatureNetwork | None:
-    """The network that --features names: a file, or the field's own, which is downloaded; None for pixels.
+    """The feature network that --features names; None for pixels.
+
+    Args:
+        features: a file, or `INCEPTION`, which is downloaded once; "pixels" or None for no network.
+        device: name of the device that the network computes on.
 
     Raises:
-        DataError: it cannot be downloaded.
-        CheckpointError, UsageError: there is no such file or device, or it is no feature network.
+        DataError: the network cannot be downloaded.
+        CheckpointError: the file cannot be read, or is no feature network.
+        UsageError: there is no such device.
     """
     if features is None or features == "pixels":
         return None

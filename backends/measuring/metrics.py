@@ -1,4 +1,4 @@
-"""The metrics: one record for each, with its words, what it needs of a set of images, and how its value is computed."""
+"""The metrics: a record for each, with its words, the input that it needs, and the function that computes its value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NEIGHBOURS, _SPLITS = 3, 10
 
 
 class Need(Enum):
-    """What a metric needs of a set of images. Moments are summed; of all else something is held for each image."""
+    """The input that a metric needs of a set of images. Only moments take memory that does not grow with the set."""
 
     MOMENTS = "moments of features"
     FEATURES = "features"
@@ -33,11 +33,15 @@ class Need(Enum):
 
 
 class Gathered(NamedTuple):
-    """What was gathered of a set of `num` images: a member for each `Need`, None where no metric has it.
+    """The input of metrics from a set of n images: a member for each `Need`, None if no metric needs it.
 
     Attributes:
-        moments, pixel_moments: of [n, d] features, and of pixels in [-1, 1].
-        features, probabilities, pixels: [n, d], [n, k] and [n, c h w].
+        num: the number of images, n; 0 if unknown.
+        moments: the moments of the features, d values.
+        features: [n, d].
+        probabilities: [n, k] of k classes.
+        pixel_moments: the moments of the pixels, c h w values in [-1, 1].
+        pixels: [n, c h w] float32 in [-1, 1].
     """
 
     num: int
@@ -49,7 +53,7 @@ class Gathered(NamedTuple):
 
 
 class Value(NamedTuple):
-    """A metric's value: with an error where it has one; precision has recall beside it."""
+    """The value of a metric, with its error if it has one; with precision, the recall."""
 
     value: float
     error: float | None = None
@@ -60,14 +64,15 @@ class Metric(NamedTuple):
     """A metric.
 
     Attributes:
-        name: on the command line, in settings and in JSON.
-        words: what it is, with {features} for what the features are.
-        need: what it needs of both sets of images.
-        compute: from what was gathered of the samples and of the reference to the value.
-        images: how many images it needs of each set, from the numbers of features (None: not known yet) and of pixels.
-        of_network: whether a feature network must be given; without one, the features are the pixels.
-        is_distance: whether a smaller value is better, and 0 is best.
-        of_samples_only: whether the reference does not matter.
+        name: the name on the command line, in settings and in JSON.
+        words: the name in words, with {features} for the kind of features.
+        need: the input that the metric needs of both sets of images.
+        compute: computes the value from the inputs gathered from the samples and from the reference.
+        images: computes the number of images needed of each set, from the number of features of an image (None: not
+            known yet) and its number of values.
+        of_network: True if a feature network must be given; if False, the features without one are the pixels.
+        is_distance: True if a smaller value is better, and 0 is best.
+        of_samples_only: True if the reference does not matter.
     """
 
     name: str
@@ -81,16 +86,16 @@ class Metric(NamedTuple):
 
     @property
     def of_covariance(self) -> bool:
-        """Whether the number of images that it needs is that of a covariance, d + 1 for d values."""
+        """True if the metric needs as many images as a covariance does, d + 1 for d values."""
         return self.need in (Need.MOMENTS, Need.PIXEL_MOMENTS)
 
     def describe(self, features: str = "features") -> str:
-        """Its words for these features."""
+        """The metric's name in words, for this kind of features."""
         return self.words.format(features=features)
 
 
 def _known(part: _Part | None) -> _Part:
-    """A part of what was gathered, which the metric's `need` has put there."""
+    """A member of `Gathered` that is not None, since the metric's `need` asks for it."""
     assert part is not None
     return part
 
@@ -153,7 +158,7 @@ METRICS = {metric.name: metric for metric in _ALL}
 
 
 class Result(NamedTuple):
-    """The value that a metric has."""
+    """A metric and its value, with the error or the recall as in `Value`."""
 
     metric: Metric
     value: float
@@ -161,7 +166,7 @@ class Result(NamedTuple):
     recall: float | None = None
 
     def amount(self) -> str:
-        """The value in figures, with its error, or precision and recall."""
+        """The value as text, with its error; or precision and recall."""
         if self.recall is not None:
             return f"precision {self.value:.4f}, recall {self.recall:.4f}"
         return f"{self.value:.5g}" + ("" if self.error is None else f" +- {self.error:.2g}")
@@ -170,7 +175,7 @@ class Result(NamedTuple):
         return self.amount() if self.recall is not None else f"{self.metric.describe()}: {self.amount()}"
 
     def figures(self) -> dict[str, float]:
-        """The figures by their names in JSON."""
+        """The value, and the error or the recall, by their names in JSON."""
         if self.recall is not None:
             return {"precision": self.value, "recall": self.recall}
         name = self.metric.name

@@ -1,4 +1,4 @@
-"""What samples are compared with: the images of a data set, or their moments only; and what both must agree on."""
+"""The reference that samples are compared with, a data set's images or only their moments; checks that both match."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ from ict_core import Config, DataConfig
 
 
 class Reference(NamedTuple):
-    """What is compared with: images [n, c, h, w] uint8, or moments only."""
+    """The reference that samples are compared with: images, or only their moments.
+
+    Attributes:
+        source: the data's source, as in `data.source`.
+        images: [n, c, h, w] uint8, or None.
+        moments: the moments of features or pixels, if there are no images.
+    """
 
     source: str
     images: np.ndarray | None
@@ -34,22 +40,22 @@ class Reference(NamedTuple):
 
     @property
     def num(self) -> int:
-        """Number of images; 0 where it is not known."""
+        """Number of images; 0 if it is not known."""
         if self.images is not None:
             return len(self.images)
         return 0 if self.moments is None else self.moments.num
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """[channels, height, width] where there are images."""
+        """[channels, height, width] of the images; None if there are none."""
         return None if self.images is None else self.images.shape[1:]
 
     def describe(self) -> str:
-        """In words."""
+        """The reference in words."""
         return f"{self.num} images" if self.num else f"the statistics of {self.source}"
 
     def gather(self, metrics: Sequence[str], network: FeatureNetwork | None) -> Gathered:
-        """What the metrics need of it; moments come from the cache where they were computed before."""
+        """The input that metrics, given by their names, need of the reference; known moments come from the cache."""
         if self.images is None:
             return Gathered(self.num, moments=self.moments, pixel_moments=self.moments)
         images, needs = self.images, {METRICS[name].need for name in metrics}
@@ -57,7 +63,7 @@ class Reference(NamedTuple):
         gathered = gather(in_batches(images), held, network) if held else Gathered(self.num)
 
         def of_features() -> Moments:
-            if gathered.features is not None:  # they need not be computed twice
+            if gathered.features is not None:  # features need not be computed twice
                 return moments(gathered.features)
             return _only(gather(in_batches(images), ["fid"], network).moments)
 
@@ -71,19 +77,19 @@ class Reference(NamedTuple):
         return gathered
 
 
-def _only(found: Moments | None) -> Moments:
-    assert found is not None  # what was asked for
-    return found
+def _only(gathered: Moments | None) -> Moments:
+    assert gathered is not None  # a metric that needs moments was asked for
+    return gathered
 
 
 class Samples(NamedTuple):
-    """What is measured.
+    """The images that are measured.
 
     Attributes:
-        name: what messages call it.
-        num: how many images there are, or will be.
+        name: the name in messages.
+        num: the number of images that there are, or will be.
         shape: [channels, height, width].
-        batches: [b, c, h, w] uint8 each, where the images are there already.
+        batches: images [b, c, h, w] uint8 each; None if a model is still to draw them.
     """
 
     name: str
@@ -93,15 +99,21 @@ class Samples(NamedTuple):
 
 
 def data_of(config: Config | None, source: str | None) -> DataConfig:
-    """The data to compare with: a run's own, or another source prepared as the run's data are."""
+    """The data to compare with: a run's own, or those of another source, prepared in the same way."""
     data = config.data if config else DataConfig()
     return dataclasses.replace(data, source=source or data.source)
 
 
 def read_reference(data: DataConfig, metrics: Sequence[str], *, shape: tuple[int, ...] | None = None) -> Reference:
-    """What a source holds: images, resampled to `shape` where one is given, or moments where these are enough.
+    """Read the reference: the moments of a source that has them, if these are enough, else its images.
 
-    Raises DataError where the source has moments only and a metric needs images.
+    Args:
+        data: the source, and how its images are prepared.
+        metrics: names of `METRICS`.
+        shape: [channels, height, width] that images are resampled to, if given.
+
+    Raises:
+        DataError: the source cannot be read, or has only moments and a metric needs images.
     """
     path = Path(data.source)
     known = read_moments(path) if path.suffix == ".npz" and path.is_file() else None
@@ -118,9 +130,9 @@ def read_reference(data: DataConfig, metrics: Sequence[str], *, shape: tuple[int
 
 
 def load_images(data: DataConfig, shape: tuple[int, ...] | None) -> np.ndarray:
-    """The images of a source, [n, c, h, w] uint8, resampled to `shape` where one is given.
+    """Read the images of a source, [n, c, h, w] uint8, resampled to `shape`, [channels, height, width], if given.
 
-    Images that cannot be read are left out, with a warning that names them.
+    Files that cannot be read are left out, with a warning that names them.
     """
 
     def fit(image: np.ndarray) -> np.ndarray:
@@ -138,11 +150,17 @@ def load_images(data: DataConfig, shape: tuple[int, ...] | None) -> np.ndarray:
 
 
 def find_samples(path: Path, num: int | None, shape: tuple[int, ...] | None, *, resize: bool) -> Samples:
-    """The images of a folder or file, the first `num` of them, to be compared with a reference of `shape`.
+    """Read the images of a folder or file that are to be measured.
+
+    Args:
+        path: the folder or file.
+        num: number of images, from the first one on; None for all.
+        shape: [channels, height, width] of the reference; None if not known.
+        resize: resample the images to `shape`.
 
     Raises:
-        UsageError: there are fewer than `num`.
-        DataError: they have another shape, and may not be resampled.
+        UsageError: there are fewer than `num` images.
+        DataError: the images have another shape, and are not resampled.
     """
     images = load_images(DataConfig(source=str(path)), shape if resize else None)[:num]
     if num is not None and num > len(images):
@@ -158,7 +176,14 @@ def find_samples(path: Path, num: int | None, shape: tuple[int, ...] | None, *, 
 def samples_of_model(
     config: Config, num: int | None, metrics: Sequence[str], network: FeatureNetwork | None
 ) -> Samples:
-    """The samples that a model is to draw: `num`, or 2,000, or as many as the metrics need."""
+    """The samples that a model is to draw.
+
+    Args:
+        config: the settings of the model's run.
+        num: number of samples; by default 2,000, or more if the metrics need more.
+        metrics: names of `METRICS`.
+        network: the feature network, if one is given.
+    """
     if num is None:
         features, pixels = _dimensions(network, config.data.shape), int(np.prod(config.data.shape))
         num = max(2000, *(images_needed(name, features, pixels) for name in metrics))
@@ -166,14 +191,14 @@ def samples_of_model(
 
 
 def check_shape(config: Config, shape: tuple[int, ...] | None) -> None:
-    """Raise DataError unless the model's images have the shape of the data, where that has one."""
+    """Raise DataError if the model's images have another shape than the data, [channels, height, width] or unknown."""
     if shape is not None and shape != config.data.shape:
         ours, theirs = describe_shape(config.data.shape), describe_shape(shape)
         raise DataError(f"the model's images are {ours}, but those of the data {theirs}; --resize makes them fit")
 
 
 def check_sizes(metrics: Sequence[str], samples: Samples, reference: Reference, network: FeatureNetwork | None) -> None:
-    """Raise DataError now for what would fail after the work: too few images, or moments of another size."""
+    """Raise DataError if the comparison would fail after all work: too few images, or moments of another size."""
     pixels, features = int(np.prod(samples.shape)), _dimensions(network, samples.shape)
     check_counts(metrics, samples.num, features, pixels, samples.name)
     if reference.images is not None:
@@ -188,14 +213,15 @@ def check_sizes(metrics: Sequence[str], samples: Samples, reference: Reference, 
 
 
 def _dimensions(network: FeatureNetwork | None, shape: tuple[int, ...]) -> int | None:
-    """The number of features that a network gives for images of a shape; None without one."""
+    """The number of features that a network gives for images of a shape; None without a network."""
     return None if network is None else network.features(np.zeros((2, *shape), np.uint8)).shape[1]
 
 
 def read_moments(path: Path) -> Moments | None:
-    """Moments from an .npz with `mu` and `sigma`, as ADM's reference batches and our cache have them.
+    """Read moments from an .npz with `mu` [d] and `sigma` [d, d], as in ADM's reference batches and in our cache.
 
-    Returns None where the file has none. Raises DataError where they do not belong together.
+    Returns None if the file has no moments. Raises DataError if it cannot be read, or the moments are not finite or
+    their shapes do not match.
     """
     try:
         names = npz_names(path)
@@ -215,14 +241,14 @@ def read_moments(path: Path) -> Moments | None:
 
 
 def cached_moments(images: np.ndarray, kind: str, compute: Callable[[], Moments]) -> Moments:
-    """Moments of a data set's features, from the cache where they were computed before.
+    """The moments of a data set's features, from the cache if they have been computed before.
 
     CACHE/reference-KEY.npz holds `mu` [d], `sigma` [d, d] (float64) and `count`; it can be given as `--data`.
 
     Args:
         images: [n, c, h, w] uint8.
-        kind: "pixels", or the digest of the network.
-        compute: gives the moments where the cache has none.
+        kind: "pixels", or the digest of the feature network.
+        compute: computes the moments if the cache has none.
     """
     key = hashlib.sha256(np.ascontiguousarray(images).data)
     key.update(f"{images.shape} {kind}".encode())

@@ -27,7 +27,7 @@ from ict_core import ADMConfig
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, zero: bool = False) -> CastConv:
-    """A biased convolution with torch's own initialisation, as the authors have it, or all zero."""
+    """A biased convolution, initialised as torch does by default (and so the authors), or with zeros."""
     layer = CastConv(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
     if zero:
         nn.init.zeros_(layer.weight)
@@ -36,7 +36,7 @@ def conv(in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: i
 
 
 def group_norm(channels: int) -> CastGroupNorm:
-    """Normalisation in 32 groups, epsilon 1e-5."""
+    """Group normalisation of `channels` channels in 32 groups, epsilon 1e-5."""
     return CastGroupNorm(32, channels, eps=1e-5)
 
 
@@ -44,7 +44,7 @@ class ADMBlock(nn.Module):
     """Residual block: norm, swish, resample, conv; + embedding; norm, swish, dropout, conv; + shortcut.
 
     [b, in, h, w], [b, e] -> [b, out, h', w'], where h' is h, h/2 (`spec.down`) or 2h (`spec.up`). With `scale_shift`
-    the embedding is not added but scales and shifts what the second norm returns. `mask`, bool [b, out, h', w'],
+    the embedding is not added but scales and shifts the result of the second norm. `mask`, bool [b, out, h', w'],
     says which elements dropout keeps; None keeps all, unscaled.
     """
 
@@ -60,7 +60,7 @@ class ADMBlock(nn.Module):
         self.scale_shift, self.dropout = scale_shift, dropout
 
     def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
-        """The block's output."""
+        """The block's output, [b, out, h', w'], in the dtype of x."""
         h = self.norm_0.activated(x)
         if self.up:
             h, x = upsample(h, ()), upsample(x, ())
@@ -71,14 +71,14 @@ class ADMBlock(nn.Module):
             scale, shift = e[:, :, None, None].chunk(2, dim=1)
             h = F.silu(self.norm_1(self.conv_0(h)) * (1 + scale) + shift).to(x.dtype)
             h = h if mask is None else h.mul_(mask).div_(1.0 - self.dropout)
-        else:  # whose bias joins what is added
+        else:  # the convolution's bias joins the shift
             shift = e + self.conv_0.bias
             h = self.norm_1.activated(self.conv_0.with_bias(h, None), shift, mask, rate=self.dropout)
         return sum_of_branches(self.conv_1, h, self.shortcut, x, rescale=False)
 
 
 class ADMAttention(nn.Module):
-    """Self-attention over the pixels, several heads; [b, c, h, w] -> the same, with its residual connection."""
+    """Self-attention over the pixels with several heads and the residual connection: [b, c, h, w] -> the same shape."""
 
     def __init__(self, channels: int, *, head_channels: int) -> None:
         super().__init__()
@@ -88,19 +88,27 @@ class ADMAttention(nn.Module):
         self.heads = channels // head_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """x plus what attends to it."""
+        """The sum of x and its attention, in the shape of x."""
         return x + self.out(attend(self.qkv(self.norm.rounded(x)), self.heads))
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Attention of several heads over the pixels of queries, keys and values, [b, (three heads d), h, w]."""
+    """Attention over the pixels in several heads.
+
+    Args:
+        qkv: [b, 3 heads d, h, w], queries, then keys, then values.
+        heads: number of heads.
+
+    Returns:
+        [b, heads d, h, w].
+    """
     q, k, v = rearrange(qkv, "b (three heads d) h w -> three b heads (h w) d", three=3, heads=heads)
     h = dot_product_attention(q, k, v)
     return rearrange(h, "b heads (h w) d -> b (heads d) h w", h=qkv.shape[2])
 
 
 class Resample(nn.Module):
-    """Halve [b, c, h, w] by a strided 3x3 convolution, or double it by one after repeating pixels."""
+    """Halve images [b, c, h, w] by a strided 3x3 convolution, or (`up`) repeat each pixel 2x2 and convolve."""
 
     def __init__(self, channels: int, *, up: bool) -> None:
         super().__init__()
@@ -108,15 +116,15 @@ class Resample(nn.Module):
         self.up = up
 
     def forward(self, x: Tensor) -> Tensor:
-        """The resampled images."""
+        """The resampled images, [b, c, h / 2, w / 2] or (`up`) [b, c, 2 h, 2 w]."""
         return self.conv(upsample(x, ()) if self.up else x)
 
 
 class PositionalEmbedding(nn.Module):
     """Features of c_noise and of the label through two dense layers: [b] -> [b, 4 channels].
 
-    cos then sin of scale c_noise at the frequencies 10000^(-i / half), i = 0..half-1; a zero follows where the
-    number of channels is odd.
+    The features are cos, then sin, of scale c_noise at the frequencies 10000^(-i / half), i = 0..half-1, where half is
+    channels // 2; a zero follows if the number of channels is odd.
     """
 
     frequencies: Tensor
@@ -130,7 +138,7 @@ class PositionalEmbedding(nn.Module):
         self.labels = nn.Embedding(num_classes, 4 * channels) if num_classes else None
 
     def forward(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """The embedding of levels and labels."""
+        """The embedding, [b, 4 channels], of c_noise, [b], and labels, [b] (None without classes)."""
         angles = (self.scale * c_noise)[:, None] * self.frequencies.to(c_noise)
         features = F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, self.odd))
         embedding = self.dense_1(F.silu(self.dense_0(features)))
@@ -142,7 +150,7 @@ MakeAttention = Callable[[int], ADMAttention]
 
 
 class ADMLevel(nn.Module):
-    """One resolution: its blocks, attention after each, and the step to the next as `down` or `up`."""
+    """One resolution: its blocks, attention after each, and the step to the next resolution as `down` or `up`."""
 
     down: Resample | ADMBlock | None
     up: Resample | ADMBlock | None
@@ -158,8 +166,8 @@ class ADMLevel(nn.Module):
 class ADM(nn.Module):
     """The free network F of the consistency function.
 
-    A function of its arguments alone: there is no training mode. Dropout happens where masks are given, so
-    passes that must share their masks are given the same ones.
+    Its output depends only on the weights and the arguments: there is no training mode. Dropout happens where masks are
+    given, so that passes share their masks if they are given the same ones.
 
     Args:
         config: the network's settings.
@@ -194,11 +202,11 @@ class ADM(nn.Module):
         labels: Tensor | None = None,
         masks: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """F(x_in, c_noise, labels).
+        """Evaluate F(x_in, c_noise, labels).
 
         Args:
             x_in: [b, c, h, w] scaled noisy images; the network computes in their dtype (see `train.precision`).
-            c_noise: [b] log(sigma) / 4.
+            c_noise: [b] log(sigma) / 4 of the noise levels.
             labels: [b] int64 in 0..num_classes-1; None for an unconditional network.
             masks: dropout masks, bool, one [b, *shape] for each of `mask_shapes`; None for no dropout.
 

@@ -1,4 +1,4 @@
-"""What `ict bench` times, in torch."""
+"""The work that `ict bench` times, in torch."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ict_core import Config
 
 @dataclass
 class TimedTrainer:
-    """A training state that goes on and on, over images that are on the device.
+    """A training state that can be advanced without end, over images that are on the device.
 
     Attributes:
         images: [n, c, h, w] uint8.
         labels: [n] int64, or None.
-        parts: micro-batches of a step.
-        stride: steps of one dispatch.
-        replicas, devices: that share a step.
+        parts: number of micro-batches of a step.
+        stride: number of steps of one dispatch.
+        replicas, devices: number of devices that share a step.
     """
 
     config: Config
@@ -46,10 +46,10 @@ class TimedTrainer:
     devices: int = 1
 
     def advance(self, steps: int) -> np.ndarray:
-        """Do so many more steps, and wait for them: [steps, b] losses."""
+        """Do `steps` more steps, wait for them, and return the losses, [steps, b] float32."""
         with float32_as(self.config.train.precision):
-            found = [self._step() for _ in range(steps)]
-        losses = torch.stack(found).cpu().numpy()
+            losses_of_steps = [self._step() for _ in range(steps)]
+        losses = torch.stack(losses_of_steps).cpu().numpy()
         _wait(self.images.device)
         return losses
 
@@ -61,7 +61,13 @@ class TimedTrainer:
 
 
 def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> TimedTrainer:
-    """The state before the first step, and images and labels on the device."""
+    """A trainer before its first step, with images and labels on the device.
+
+    Args:
+        images: [n, c, h, w] uint8.
+        labels: [n] integers, or None.
+        device: name of the device, as for `check_device`.
+    """
     where = check_device(device)
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
@@ -72,14 +78,21 @@ def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, 
 
 
 def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> LoadedModel:
-    """The model of these weights, on one device."""
+    """The model with these weights, by name, on one device."""
     network = make_network(config)
     load_arrays(network, arrays, "weights")
     return LoadedModel(config, network.to(check_device(device)))
 
 
 def make_forward(model: LoadedModel, batch: int, labels: np.ndarray | None) -> Callable[[int], None]:
-    """A function that evaluates the consistency function so many times, on noise that is on the device."""
+    """A function that evaluates the consistency function `times` times and waits for the result.
+
+    Its input is noise [batch, c, h, w] float32 of sigma_max, which is on the device.
+
+    Args:
+        batch: number of images.
+        labels: [batch] integers, or None for an unconditional model.
+    """
     config, where = model.config, model.module.conv_in.weight.device
     f = consistency_function(model.module, config, None if labels is None else torch.tensor(labels, device=where))
     x = config.noise.sigma_max * torch.randn(batch, *config.data.shape, device=where)
@@ -95,12 +108,18 @@ def make_forward(model: LoadedModel, batch: int, labels: np.ndarray | None) -> C
 
 
 def product_size(device: str) -> int:
-    """Of a matrix product that the device does as fast as it can."""
+    """Side of a square matrix product that saturates the device."""
     return 2048 if check_device(device).type == "cpu" else 8192
 
 
 def make_product(size: int, precision: str, device: str) -> Callable[[int], None]:
-    """A function that multiplies two matrices, [size, size], so many times."""
+    """A function that multiplies two [size, size] matrices `times` times and waits for the result.
+
+    Args:
+        size: side of the matrices.
+        precision: a value of `train.precision`.
+        device: name of the device, as for `check_device`.
+    """
     where = check_device(device)
     a, b = (torch.randn(size, size, device=where, dtype=PRECISIONS[precision] or torch.float32) for _ in range(2))
     out = torch.empty_like(a)
@@ -115,7 +134,14 @@ def make_product(size: int, precision: str, device: str) -> Callable[[int], None
 
 
 def make_convolution(shape: Convolution, batch: int, precision: str, device: str) -> Callable[[int], None]:
-    """A function that does a convolution of the network, channels_last, of stride 1, so many times, forward only."""
+    """A function that does a convolution of the network `times` times, forward only, and waits for the result.
+
+    Args:
+        shape: kernel size, channels and height of the convolution, which has stride 1 and is channels_last in memory.
+        batch: number of images.
+        precision: a value of `train.precision`.
+        device: name of the device, as for `check_device`.
+    """
     where, layout = check_device(device), torch.channels_last
     size = (batch, shape.in_channels, shape.height, shape.height)
     kernel = (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)
@@ -134,12 +160,12 @@ def make_convolution(shape: Convolution, batch: int, precision: str, device: str
 
 
 def copy_size(device: str) -> int:
-    """Bytes of an array that is several times larger than any cache of the device."""
+    """Size in bytes of an array that is several times larger than any cache of the device."""
     return 2**28 if check_device(device).type == "cpu" else 2**31
 
 
 def make_copy(size: int, device: str) -> Callable[[int], None]:
-    """A function that copies an array of so many bytes to another one, so many times."""
+    """A function that copies an array of `size` bytes to another one `times` times, and waits for the copies."""
     where = check_device(device)
     source = torch.randn(-(-size // 4), device=where)
     target = torch.empty_like(source)
@@ -153,7 +179,7 @@ def make_copy(size: int, device: str) -> Callable[[int], None]:
 
 
 def peak_memory(device: str) -> tuple[int, str] | None:
-    """Bytes held at most since `make_trainer`, and what that is; None for the CPU."""
+    """The most bytes held at once since `make_trainer`, and in words by what; None on the CPU."""
     where = check_device(device)
     if where.type != "cuda":
         return None
@@ -161,13 +187,13 @@ def peak_memory(device: str) -> tuple[int, str] | None:
 
 
 def memory_in_use(device: str) -> int | None:
-    """Bytes that arrays hold now; None for the CPU."""
+    """Number of bytes that arrays hold now; None on the CPU."""
     where = check_device(device)
     return torch.cuda.memory_allocated(where) if where.type == "cuda" else None
 
 
 def device_name(device: str) -> str:
-    """Of a GPU; "cpu" for the CPU."""
+    """Name of the GPU, such as "NVIDIA H100 80GB HBM3"; "cpu" for the CPU."""
     where = check_device(device)
     return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
 

@@ -1,4 +1,4 @@
-"""Which device torch computes on."""
+"""The device that torch computes on, and the settings of the process for it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from ict_backends.errors import OutOfMemoryError, UsageError
 _P = ParamSpec("_P")
 _Function = Callable[Concatenate[Tensor, _P], Tensor]
 
-# Of glibc's mallopt: what is larger than this comes from the system and goes back to it when it is freed, and so does
-# what is freed at the heap's end.
+# Parameters of glibc's mallopt. Blocks that are larger than the second come from the system and go back to it when they
+# are freed; so does the free end of the heap once it is larger than the first.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Let the CPU's allocator keep what is freed, where it is glibc's: each step takes the same memory again, and pages
-    that are new cost a twentieth of its time."""
+    """Let the CPU's allocator keep freed memory, where it is glibc's.
+
+    Each step takes the same memory again, and new pages cost a twentieth of its time.
+    """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or none by that name
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 2**30)
@@ -34,23 +36,26 @@ def keep_freed_memory() -> None:
 
 
 def tune_process(device: str) -> None:
-    """Set up this process for training and sampling on a device, by name; for commands to call."""
+    """Set up this process for speed on the device with this name; commands call it before anything else."""
     if check_device(device).type == "cpu":
         keep_freed_memory()
 
 
 def check_device(name: str) -> torch.device:
-    """The device of a name: "auto" for the GPU of this process (the first, or of its number LOCAL_RANK, as torchrun
-    sets it) or else the CPU; or torch's own name.
+    """The device with this name.
+
+    Args:
+        name: "auto" for this process's GPU, or the CPU if there is none; or torch's name of a device. The GPU is the
+            first one, or the one with the number LOCAL_RANK, which torchrun sets.
 
     Raises:
-        UsageError: the name is none of torch's, or the device is not there.
+        UsageError: torch has no such name, or the device is not there.
     """
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        if found is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None:
             return torch.device("cpu")
-        return torch.device(found.type, (local_rank() or 0) % torch.accelerator.device_count())
+        return torch.device(accelerator.type, (local_rank() or 0) % torch.accelerator.device_count())
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -63,8 +68,11 @@ def check_device(name: str) -> torch.device:
 
 
 def other_devices(name: str) -> list[torch.device]:
-    """The GPUs that a process may use beside the one of `check_device`: for "auto" all others, where no other process
-    shares the machine."""
+    """The GPUs that this process may use beside the one that `check_device` returns.
+
+    For "auto" these are all others, unless LOCAL_RANK says that several processes share the machine; else there are
+    none.
+    """
     first = check_device(name)
     if name != "auto" or first.type == "cpu" or local_rank() is not None:
         return []
@@ -73,7 +81,7 @@ def other_devices(name: str) -> list[torch.device]:
 
 @contextlib.contextmanager
 def out_of_memory(message: str) -> Iterator[None]:
-    """Turn torch's error into our OutOfMemoryError."""
+    """A context that turns torch's error into our OutOfMemoryError with this message."""
     try:
         yield
     except RuntimeError as error:
@@ -83,28 +91,34 @@ def out_of_memory(message: str) -> Iterator[None]:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Of a GPU's memory; None for the CPU."""
+    """Number of free bytes of a GPU's memory; None on the CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def describe_device(name: str) -> str:
-    """In words, what a name stands for: "torch 2.13.0 on cpu". Raises UsageError as `check_device` does."""
+    """The framework, its version and the device in words, such as "torch 2.13.0 on cpu".
+
+    Raises UsageError as `check_device` does.
+    """
     return f"torch {torch.__version__} on {check_device(name)}"
 
 
 @contextlib.contextmanager
 def float32_as(precision: str) -> Iterator[None]:
-    """Let products and convolutions of float32 arrays be what `train.precision` says: TF32 for "tf32", else float32.
+    """A context that computes products and convolutions of float32 arrays in TF32 for "tf32", else in float32.
 
-    Torch's own default is float32 for products and TF32 for convolutions. Its settings are the process's, and are put
-    back afterwards.
+    Torch's own default is float32 for products and TF32 for convolutions. Its settings are those of the whole process;
+    they are restored at the end of the context.
+
+    Args:
+        precision: a value of `train.precision`.
     """
     matmul = torch.backends.cuda.matmul
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # which torch's stubs lack
     before = matmul.fp32_precision, conv.fp32_precision
     try:
         older = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # somebody has set the newer names of these settings alone
+    except RuntimeError:  # somebody has set only the newer names of these settings
         older = None
     fast = precision == "tf32"
     _set_older("high" if fast else "highest", fast)
@@ -117,13 +131,16 @@ def float32_as(precision: str) -> Iterator[None]:
 
 
 def _set_older(products: str, convolutions: bool) -> None:
-    """By the older names, which set the newer ones; torch.compile asks for the older, and refuses what contradicts."""
+    """Set both precisions by their older names, which set the newer ones, too.
+
+    torch.compile reads the older names, and refuses newer ones that contradict them.
+    """
     torch.set_float32_matmul_precision(products)
     torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy of an array of the host on a device. A GPU copies while it computes, and nothing waits for it."""
+    """A copy of an array of the host, of any shape, on a device. A GPU copies while it computes: nothing waits."""
     tensor = torch.from_numpy(array)
     if device.type != "cuda":
         return tensor.to(device)
@@ -141,7 +158,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def compiled_on_gpu(function: _Function[_P]) -> _Function[_P]:
-    """The function, of a tensor and of whatever else, compiled into one kernel where that tensor is on a GPU.
+    """The function, compiled into one kernel for calls whose first argument, a tensor, is on a GPU.
 
     Torch compiles it once for each shape, in some seconds, and keeps the result on disk.
     """

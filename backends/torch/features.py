@@ -20,7 +20,7 @@ from ict_backends.torch.device import check_device, float32_as
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What TorchScript says of its own age, and torch of a file that we refuse, is not for the user."""
+    """A context without the warnings of TorchScript about its age, and of torch about files that we refuse anyway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -32,12 +32,12 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LoadedFeatures:
-    """A feature network. It is given uint8 RGB images [b, 3, h, w]; grey ones are repeated.
+    """A feature network, which is given RGB images [b, 3, h, w] uint8; grey images are repeated to three channels.
 
     Attributes:
-        name: of its file.
-        digest: sha256 of its file.
-        has_probabilities: whether it gives the probabilities of classes that the inception score needs.
+        name: the name of its file.
+        digest: the sha256 of its file.
+        has_probabilities: True if it returns the probabilities of classes that the inception score needs.
     """
 
     name: str
@@ -48,11 +48,17 @@ class LoadedFeatures:
     _takes_flags: bool
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """[b, c, h, w] uint8 to [b, d] float32. Raises CheckpointError where the network gives anything else."""
+        """The features, [b, d] float32, of images, [b, c, h, w] uint8, c = 1 or 3.
+
+        Raises CheckpointError if the network returns anything else than [b, d].
+        """
         return self._run(images, "return_features")
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """[b, c, h, w] uint8 to the probabilities of [b, k] classes, without the last layer's bias."""
+        """The probabilities of k classes, [b, k] float32, for images, [b, c, h, w] uint8, c = 1 or 3.
+
+        They are computed without the last layer's bias.
+        """
         return self._run(images, "no_output_bias")
 
     def _run(self, images: np.ndarray, flag: str) -> np.ndarray:
@@ -60,26 +66,31 @@ class LoadedFeatures:
         batch = batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch
         try:
             with torch.inference_mode(), float32_as("float32"), _quiet():
-                found = self._module(batch, **{flag: True}) if self._takes_flags else self._module(batch)
+                output = self._module(batch, **{flag: True}) if self._takes_flags else self._module(batch)
         except Exception as error:  # whatever the file's own code raises
             line = next(text for text in reversed(str(error).strip().splitlines() or [type(error).__name__]) if text)
             raise CheckpointError(
                 f"--features {self.name} cannot use images of {list(batch.shape)}: {line.strip()}"
             ) from error
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
-            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
+            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise CheckpointError(f"--features {self.name} must give [{len(images)}, d] features, not {shape}")
-        return found.float().cpu().numpy()
+        return output.float().cpu().numpy()
 
 
 def load_features(path: Path, *, device: str = "auto") -> LoadedFeatures:
-    """A feature network from its file: TorchScript, or torch.export's where it ends in .pt2.
+    """Load a feature network from its file: of torch.export if its name ends in .pt2, else TorchScript.
 
-    One that takes `return_features` and `no_output_bias`, as the field's Inception network of 2015-12-05 does, is asked
-    for either by them. Any other is called with the images alone.
+    A network with the flags `return_features` and `no_output_bias`, such as the field's Inception network of
+    2015-12-05, is called with one of them, for features or for probabilities. Any other is called with only the images.
+
+    Args:
+        path: the file.
+        device: name of the device, as for `check_device`.
 
     Raises:
-        CheckpointError, UsageError: in one line, that there is no such file or device, or that it is of another kind.
+        CheckpointError: the file cannot be read, or is of another kind.
+        UsageError: there is no such device.
     """
     where = check_device(device)
     try:

@@ -1,4 +1,4 @@
-"""The layers of the networks, in torch: NCHW shapes, channels_last in memory, authors' initialisation."""
+"""The layers of the networks, in torch: NCHW shapes, channels_last in memory, the authors' initialisation."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from ict_backends.networks.ncsnpp import groups, ncsnpp_frequencies
 
 
 def variance_scaling_(weight: Tensor, *, scale: float = 1.0) -> Tensor:
-    """Fill in place with U(-a, a), a = sqrt(3 scale / ((fan_in + fan_out) / 2)); scale 0 means 1e-10, as the
-    authors have it. `weight` is [out, in, ...]."""
+    """Fill `weight`, [out, in, ...], in place with U(-a, a), a = sqrt(3 scale / ((fan_in + fan_out) / 2)).
+
+    A scale of 0 means 1e-10, as in the authors' code.
+    """
     fan_in = weight[0].numel()
     fan_out = weight.shape[0] * math.prod(weight.shape[2:])
     bound = math.sqrt(3.0 * max(scale, 1e-10) / ((fan_in + fan_out) / 2))
@@ -36,7 +38,7 @@ class Linear(nn.Linear):
 
 
 class CastConv(nn.Conv2d):
-    """Torch's biased convolution, in the dtype of its input, whatever that of its weights is."""
+    """Torch's biased convolution, computed in the dtype of its input, whatever the dtype of its weights."""
 
     bias: nn.Parameter
 
@@ -85,14 +87,14 @@ def sum_of_branches(conv: CastConv, h: Tensor, shortcut: CastConv | None, x: Ten
 
 
 class CastGroupNorm(nn.GroupNorm):
-    """Torch's group normalisation, in the dtype of its weights, whatever that of what it is given is."""
+    """Torch's group normalisation, computed in the dtype of its weights, whatever the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalised [b, c, h, w], in the dtype of the weights."""
+        """Normalise x, [b, c, h, w]; the result has the dtype of the weights."""
         return self._normalized(x, to=self.weight.dtype, silu=False)
 
     def rounded(self, x: Tensor) -> Tensor:
-        """The same in the dtype of x."""
+        """Normalise x, [b, c, h, w]; the result has the dtype of x."""
         return self._normalized(x, to=x.dtype, silu=False)
 
     def activated(
@@ -104,13 +106,14 @@ class CastGroupNorm(nn.GroupNorm):
         rate: float = 0.0,
         to: torch.dtype | None = None,
     ) -> Tensor:
-        """silu of the normalised x + shift, with dropout, rounded once.
+        """silu of the normalised x + shift, with dropout, [b, c, h, w], rounded once.
 
         Args:
             x: [b, c, h, w]; with a shift, it may be overwritten.
-            shift: [b, c].
-            mask: bool [b, c, h, w], what dropout keeps, which is divided by 1 - `rate`.
-            to: the dtype of the result, that of x where none is given.
+            shift: [b, c]; None for 0.
+            mask: bool [b, c, h, w], True for the elements that dropout keeps and divides by 1 - `rate`; None keeps all.
+            rate: the rate of dropout.
+            to: the dtype of the result; by default that of x.
         """
         return self._normalized(x, shift, mask, to=to or x.dtype, silu=True, rate=rate)
 
@@ -124,8 +127,8 @@ class CastGroupNorm(nn.GroupNorm):
         silu: bool,
         rate: float = 0.0,
     ) -> Tensor:
-        """All between two convolutions: what is added to the first one's result, normalisation, activation, dropout."""
-        if torch.compiler.is_compiling():  # which fuses what is written out; in place would add a pass
+        """Do everything between two convolutions: add the shift, normalise, activate, drop out."""
+        if torch.compiler.is_compiling():  # the compiler fuses what is written out; in place would add a pass
             h = x if shift is None else x + shift.to(x.dtype)[:, :, None, None]
             h = group_norm(h, self.weight, self.bias, groups=self.num_groups, eps=self.eps)
             h = F.silu(h) if silu else h
@@ -138,9 +141,15 @@ class CastGroupNorm(nn.GroupNorm):
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
-    """Torch's own, written out for a compiler and [b, c, h, w] whose channels are last in memory.
+    """Group normalisation of x, [b, c, h, w], written out for a compiler; channels are last in memory.
 
-    The moments are each channel's, of which those of the groups are made: so memory is read in its order.
+    The moments of each channel are computed first, and those of the groups from them, so that memory is read in order.
+
+    Args:
+        x: [b, c, h, w].
+        weight, bias: [c]; the result has their dtype.
+        groups: number of groups; divides c.
+        eps: added to the variance.
     """
     wide = x.permute(0, 2, 3, 1).to(weight.dtype)
     variances, means = torch.var_mean(wide, dim=(1, 2), correction=0)
@@ -152,14 +161,17 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: flo
 
 
 class GroupNorm(CastGroupNorm):
-    """Group normalisation with the authors' epsilon and number of groups."""
+    """Group normalisation with the authors' number of groups (`networks.ncsnpp.groups`) and epsilon (1e-6)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(groups(channels), channels, eps=1e-6)
 
 
 def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Dot-product attention: [b, heads, n, d] each -> the same. The softmax is float32 at least."""
+    """Dot-product attention of queries, keys and values, [b, heads, n, d] each, in the same shape.
+
+    The softmax is computed at least in float32.
+    """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
     # On the CPU, torch's own is no faster in float32 and several times slower in bfloat16.
@@ -169,7 +181,7 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels, one head; [b, c, h, w] -> the same, with its residual connection."""
+    """Self-attention over the pixels with one head and the residual connection: [b, c, h, w] -> the same shape."""
 
     def __init__(self, channels: int, *, skip_rescale: bool) -> None:
         super().__init__()
@@ -189,52 +201,55 @@ class Attention(nn.Module):
 
 
 def call(module: nn.Module, *inputs: Tensor | None, checkpoint: bool) -> Tensor:
-    """What the module makes of the inputs; with `checkpoint`, the gradient's pass computes its inside again."""
+    """Call the module; with `checkpoint`, its inner results are not kept but computed again for the gradient."""
     if not checkpoint:
         return module(*inputs)
-    # Nothing in a module is random: its dropout mask is an input.
+    # Nothing in a module is random: the dropout mask is an input.
     return torch_checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def add(a: Tensor, b: Tensor, *, rescale: bool) -> Tensor:
-    """The sum of two branches, divided by sqrt 2 with `rescale`."""
+    """The sum of two branches of equal shape, divided by sqrt 2 with `rescale`."""
     return rescaled(a + b, rescale=rescale)
 
 
 def rescaled(x: Tensor, *, rescale: bool) -> Tensor:
-    """A sum of two branches, divided by sqrt 2 in place with `rescale`."""
+    """A sum of two branches, of any shape, divided by sqrt 2 in place with `rescale`."""
     return x.mul_(math.sqrt(0.5)) if rescale else x
 
 
 def fir_kernel(taps: Sequence[float], *, gain: float = 1.0, like: Tensor | None = None) -> Tensor:
-    """[n, n] outer product of the taps, of sum `gain`, in the dtype and on the device of `like`, or float64."""
+    """The FIR kernel, [n, n]: the outer product of the n taps, scaled to the sum `gain`.
+
+    It has the dtype and the device of `like`, by default float64 on the CPU.
+    """
     like = torch.empty(0, dtype=torch.float64) if like is None else like
-    # Filled there, not copied there: a copy would make the host wait for the device.
+    # Filled on the device, not copied to it: a copy would make the host wait.
     row = torch.stack([like.new_full((), tap) for tap in taps])
     return torch.outer(row, row) * (gain / sum(taps) ** 2)
 
 
 def filter2d(x: Tensor, taps: Sequence[float], *, stride: int, padding: int) -> Tensor:
-    """Convolve every channel of [b, c, h, w] with the same kernel, the outer product of the taps."""
+    """Convolve every channel of [b, c, h, w] with the same kernel, the outer product of the taps with sum 1."""
     wide = widened(x)
-    weight = fir_kernel(taps[::-1], like=wide).expand(x.shape[1], 1, -1, -1)  # turned, since torch's only correlates
+    weight = fir_kernel(taps[::-1], like=wide).expand(x.shape[1], 1, -1, -1)  # turned, since torch only correlates
     return F.conv2d(wide, weight, stride=stride, padding=padding, groups=x.shape[1]).to(x.dtype)
 
 
 def widened(x: Tensor) -> Tensor:
-    """In float32 at least: what torch does channel by channel is slow on the CPU in narrower types."""
+    """The tensor in float32 at least: torch's depthwise convolutions are slow on the CPU in narrower types."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def downsample(x: Tensor, taps: Sequence[float]) -> Tensor:
-    """Halve [b, c, h, w] by the FIR filter; the mean of 2x2 where there are no taps."""
+    """Halve images [b, c, h, w] by the FIR filter; without taps, by the mean of 2x2 pixels."""
     if not taps:
         return F.avg_pool2d(x, 2)
     return filter2d(x, taps, stride=2, padding=(len(taps) - 2) // 2)
 
 
 def upsample(x: Tensor, taps: Sequence[float]) -> Tensor:
-    """Double [b, c, h, w] by the FIR filter; repeat pixels where there are no taps."""
+    """Double images [b, c, h, w] by the FIR filter; without taps, by repeating each pixel 2x2."""
     if not taps:
         return F.interpolate(x, scale_factor=2, mode="nearest")
     wide = widened(x)
@@ -243,7 +258,7 @@ def upsample(x: Tensor, taps: Sequence[float]) -> Tensor:
 
 
 class PyramidDownsample(nn.Module):
-    """Halve [b, in, h, w] by the FIR filter and a strided 3x3 convolution to `out` channels."""
+    """Halve images [b, in, h, w] by the FIR filter and a strided 3x3 convolution: -> [b, out, h / 2, w / 2]."""
 
     def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float]) -> None:
         super().__init__()
@@ -253,7 +268,7 @@ class PyramidDownsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.taps:
             return self.conv(F.pad(x, (0, 1, 0, 1)))
-        # As wide a border as lets the unpadded convolution return exactly half.
+        # The border is so wide that the unpadded convolution returns exactly half.
         return self.conv(filter2d(x, self.taps, stride=1, padding=len(self.taps) // 2))
 
 
@@ -283,7 +298,7 @@ class ResidualBlock(nn.Module):
             h, x = upsample(h, self.taps), upsample(x, self.taps)
         elif self.down:
             h, x = downsample(h, self.taps), downsample(x, self.taps)
-        # The bias joins the shift, whose gradient is a sum over the pixels, cheaper than in the convolution's own.
+        # The bias joins the shift: its gradient there is a sum over the pixels, cheaper than in the convolution's own.
         shift = self.embed(F.silu(embedding)) + self.conv_0.bias
         h = self.norm_1.activated(self.conv_0.with_bias(h, None), shift, mask, rate=self.dropout)
         return sum_of_branches(self.conv_1, h, self.shortcut, x, rescale=self.skip_rescale)
@@ -304,8 +319,9 @@ class Middle(nn.Module):
 class NoiseEmbedding(nn.Module):
     """Features of c_noise and of the label through two dense layers: [b] -> [b, 4 channels].
 
-    Fourier: sin then cos of 2 pi W c_noise, with stored frequencies W ~ N(0, scale^2) that have no
-    gradient. Positional: sin then cos of scale c_noise at geometric frequencies from 1 to 1e-4.
+    Of kind "fourier", the features are sin, then cos, of 2 pi W c_noise, with stored frequencies W ~ N(0, scale^2) that
+    have no gradient. Of kind "positional", they are sin, then cos, of scale c_noise at geometric frequencies from 1 to
+    1e-4.
     """
 
     frequencies: Tensor

@@ -29,7 +29,7 @@ MakeAttention = Callable[[int], Attention]
 
 
 class DownLevel(nn.Module):
-    """One resolution on the way down: its blocks, attention after each, and the step to the next."""
+    """One resolution on the way down: its blocks, attention after each, and the step to the next resolution."""
 
     def __init__(self, spec: DownSpec, block: MakeBlock, attention: MakeAttention, taps: Sequence[float]) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """One resolution on the way up: its blocks, attention after the last, and the step to the next."""
+    """One resolution on the way up: its blocks, attention after the last, and the step to the next resolution."""
 
     def __init__(self, spec: UpSpec, block: MakeBlock, attention: MakeAttention) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class UpLevel(nn.Module):
 class NCSNpp(nn.Module):
     """The free network F of the consistency function.
 
-    A function of its arguments alone: there is no training mode. Dropout happens where masks are given, so
-    passes that must share their masks are given the same ones.
+    Its output depends only on the weights and the arguments: there is no training mode. Dropout happens where masks are
+    given, so that passes share their masks if they are given the same ones.
 
     Args:
         config: the network's settings.
@@ -94,11 +94,11 @@ class NCSNpp(nn.Module):
         labels: Tensor | None = None,
         masks: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """F(x_in, c_noise, labels).
+        """Evaluate F(x_in, c_noise, labels).
 
         Args:
             x_in: [b, c, h, w] scaled noisy images; the network computes in their dtype (see `train.precision`).
-            c_noise: [b] log(sigma) / 4.
+            c_noise: [b] log(sigma) / 4 of the noise levels.
             labels: [b] int64 in 0..num_classes-1; None for an unconditional network.
             masks: dropout masks, bool, one [b, *shape] for each of `mask_shapes`; None for no dropout.
 

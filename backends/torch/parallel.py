@@ -1,4 +1,4 @@
-"""Several torch processes that train together, as torchrun starts them: one copy of the weights each, or a part."""
+"""Several torch processes that train together, as torchrun starts them: each holds all weights, or a part of them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ _PATIENCE = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that train together, and which of them this is.
+    """The processes that train together, and the place of this one among them.
 
     Attributes:
-        device: this one's.
-        rank, world: the number of this one, and how many there are.
+        device: the device of this process.
+        rank: the number of this process, in 0..world-1.
+        world: the number of processes.
     """
 
     device: torch.device
@@ -38,11 +39,11 @@ class Processes:
     world: int = 1
 
     def share(self, network: nn.Module, *, shard: bool) -> nn.Module:
-        """What is evaluated in a step: the network, made to have the gradient of all processes' images.
+        """The network, or its DDP or FSDP wrapper, whose gradient is the mean over the images of all processes.
 
         Args:
-            shard: let each process hold a part of every array, which changes `network` itself (FSDP2), and not a
-                copy of the whole.
+            network: the network, on this process's device.
+            shard: let each process hold only a part of every array (FSDP2); this changes `network` itself.
         """
         if self.world == 1:
             return network
@@ -52,16 +53,19 @@ class Processes:
         """True in all processes alike if one of them has passed True; must be called by every process."""
         if self.world == 1:
             return flag
-        found = torch.tensor([flag], dtype=torch.int32)  # on the host: no device is waited for
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        return bool(found.item())
+        most = torch.tensor([flag], dtype=torch.int32)  # on the host: no device is waited for
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return bool(most.item())
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Return when every process has called this."""
         self.agree(False)
 
     def gather(self, losses: Tensor) -> np.ndarray:
-        """[k, b] of each process to [k, world b] on the host, in the order of the processes. All of them ask."""
+        """Join the losses, [k, b], of all processes to [k, world b] on the host, in the order of the ranks.
+
+        Must be called by every process.
+        """
         if self.world == 1:
             return losses.cpu().numpy()
         parts = [torch.empty_like(losses) for _ in range(self.world)]
@@ -70,46 +74,46 @@ class Processes:
 
 
 def copied(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network, wrapped so that its gradient is the mean over all processes, which have a copy each."""
+    """A DDP wrapper of the network, whose gradient is the mean over all processes; each has a copy of the weights."""
     ids = None if device.type == "cpu" else [device.index]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of the name of an option, which older versions do not know
+        warnings.simplefilter("ignore", FutureWarning)  # about the new name of an option, which older versions lack
         return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def sharded(network: nn.Module, device: torch.device, world: int) -> nn.Module:
-    """The network itself, of whose arrays each of `world` processes holds a part from now on (FSDP2)."""
-    for parameter in network.parameters():  # FSDP2 takes no other layout; convolutions make theirs anew
+    """Split every array of the network over `world` processes (FSDP2), and return the network itself."""
+    for parameter in network.parameters():  # FSDP2 takes no other layout; convolutions restore channels_last themselves
         parameter.data = parameter.data.contiguous()
     mesh = dist.device_mesh.init_device_mesh(device.type, (world,))
-    for block in _blocks(network):  # one after the other is made whole, used, and let go
+    for block in _blocks(network):  # each block is gathered, used and freed on its own
         fully_shard(block, mesh=mesh)
-    # By default, a root keeps its own arrays whole until a gradient has come: a teacher's would be those of its first
-    # pass for ever.
+    # By default, a root keeps its own arrays whole until there is a gradient: a teacher, which has none, would keep
+    # those of its first pass for ever.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """The modules in lists that are evaluated as wholes: residual blocks and attention."""
+    """The modules in lists that are called as a whole: residual blocks and attention."""
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
     return [block for blocks in lists for block in blocks if type(block).forward is not nn.Module.forward]
 
 
 @contextlib.contextmanager
 def joined(name: str) -> Iterator[Processes]:
-    """The processes that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell of, joined until this one ends.
+    """A context that yields the processes which RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe, joined.
 
-    They stay joined after the context: gloo's destructor waits, with Python's lock held, for threads that may want that
-    lock to let go of the last exchange's tensors, and neither ever ends.
+    The processes stay joined after the context, until this one ends. Else gloo's destructor would deadlock: it holds
+    Python's lock and waits for threads that may need this lock to free the tensors of the last exchange.
 
     Args:
-        name: of this process's device, as for `check_device`.
+        name: name of this process's device, as for `check_device`.
 
     Raises:
         UsageError: the variables are incomplete, or there is no such device.
-        UserError: they do not find each other.
-        LostProcessError: one of them ends before its time.
+        UserError: the processes do not find each other.
+        LostProcessError: another process ends before its time.
     """
     device = check_device(name)
     rank, world = share_of_work()
@@ -124,10 +128,10 @@ def joined(name: str) -> Iterator[Processes]:
         dist.init_process_group(engine, rank=rank, world_size=world, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"process {rank} of {world} cannot join the others at {where}: {_first_line(error)}") from error
-    leave_at_once()  # gloo was seen to hang at exit where the others had left
+    leave_at_once()  # gloo was seen to hang at exit after the other processes had left
     try:
         with warnings.catch_warnings():
-            # Arrays of 1x1 convolutions are in both memory layouts at once: copying either is not worth a warning.
+            # The arrays of 1x1 convolutions have both memory layouts at once: a copy of them is not worth a warning.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield Processes(device, rank, world)
     except RuntimeError as error:
@@ -146,24 +150,24 @@ def _first_line(error: Exception) -> str:
 
 
 def accumulating(student: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[object]:
-    """The context of one of several gradients that add up: processes exchange their sums with the last one."""
+    """The context for computing one of several gradients that add up; only in the last one, processes exchange sums."""
     if isinstance(student, DistributedDataParallel) and not last:
         return student.no_sync()
     return contextlib.nullcontext()
 
 
 def local(parameter: Tensor) -> Tensor:
-    """The part of a parameter that this process holds, without gradient."""
+    """The part of a parameter that this process holds (without FSDP2, the whole), without gradient."""
     return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor of which each process holds a part. All of them ask."""
+    """The whole of a tensor of which each process may hold only a part; must be called by every process then."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def fill(tensor: Tensor, values: Tensor) -> None:
-    """Copy whole values into a tensor, or this process's part of them."""
+    """Copy values, in the shape of the whole tensor, into the part of it that this process holds, or all of it."""
     with torch.no_grad():
         if isinstance(tensor, DTensor):
             values = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements)

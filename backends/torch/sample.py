@@ -27,8 +27,9 @@ class LoadedModel:
     """A trained model. Arrays are NumPy, NCHW, float32; labels are [b] integers, None for an unconditional model.
 
     Attributes:
+        config: the settings of the run that the model is from.
         module: the network.
-        replicas: copies of it on other devices, which take their parts of each batch.
+        replicas: copies of the network on other devices, each of which computes a part of every batch.
     """
 
     config: Config
@@ -36,11 +37,29 @@ class LoadedModel:
     replicas: tuple[UNet, ...] = ()
 
     def network(self, x_in: np.ndarray, c_noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """The free network F: [b, c, h, w] scaled images and [b] log(sigma) / 4 -> [b, c, h, w]."""
+        """Evaluate the free network F.
+
+        Args:
+            x_in: [b, c, h, w] noisy images, scaled to the network's input.
+            c_noise: [b] log(sigma) / 4 of their levels.
+            labels: [b] classes for a conditional model.
+
+        Returns:
+            [b, c, h, w] float32.
+        """
         return self._run(lambda module, x, c, y: module(x, c, y), x_in, c_noise, labels)
 
     def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """The consistency function f: [b, c, h, w] noisy images and their [b] levels -> [b, c, h, w] clean ones."""
+        """Evaluate the consistency function f, which turns noisy images into clean ones.
+
+        Args:
+            x: [b, c, h, w] noisy images.
+            sigma: [b] their noise levels.
+            labels: [b] classes for a conditional model.
+
+        Returns:
+            [b, c, h, w] float32.
+        """
 
         def clean(module: UNet, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
             return consistency_function(module, self.config, labels)(x, sigma)
@@ -48,9 +67,18 @@ class LoadedModel:
         return self._run(clean, x, sigma, labels)
 
     def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None = None) -> np.ndarray:
-        """Multi-step sampling from given noise: [steps, b, c, h, w] -> [b, c, h, w] in [-1, 1].
+        """Sample images from given noise, in one step or several.
 
-        Raises OutOfMemoryError where the device cannot hold so many.
+        Args:
+            noises: [steps, b, c, h, w] standard normal noise.
+            sigmas: [steps] falling noise levels.
+            labels: [b] classes for a conditional model.
+
+        Returns:
+            [b, c, h, w] float32 in [-1, 1].
+
+        Raises:
+            OutOfMemoryError: the device cannot hold so many images.
         """
 
         def draw(module: UNet, noises: Tensor, labels: Tensor | None) -> Tensor:
@@ -60,7 +88,10 @@ class LoadedModel:
         return self._run(draw, np.moveaxis(np.asarray(noises), 0, 1), labels)
 
     def _run(self, function: Callable[..., Tensor], *arrays: np.ndarray | None) -> np.ndarray:
-        """`function` of a network and [b, ...] arrays, the last one labels or None; each device takes a part of b."""
+        """Call `function` with a network and arrays [b, ...], the last one labels or None.
+
+        Each device computes a part of the b rows; the results are joined.
+        """
         floats = [np.asarray(a, dtype=np.float32) for a in arrays[:-1]]
         labels = None if arrays[-1] is None else np.asarray(arrays[-1], dtype=np.int64)
         batch = len(floats[0])
@@ -69,7 +100,7 @@ class LoadedModel:
             floats, labels = [padded(a, size) for a in floats], padded(labels, size)
         modules = (self.module, *self.replicas)[:batch]
         rows = np.array_split(np.arange(len(floats[0])), len(modules))
-        # Nothing waits for a device until all have their work.
+        # The host waits for a device only after all devices have their work.
         shortage = f"{batch} images at a time are more than fit into memory"
         with out_of_memory(shortage), torch.inference_mode(), float32_as(self.config.train.precision):
             parts = [
@@ -80,20 +111,21 @@ class LoadedModel:
 
 
 def _to_device(array: np.ndarray | None, rows: np.ndarray, module: UNet) -> Tensor | None:
-    """Rows of an array on a network's device."""
+    """Some rows of an array [b, ...], on a network's device."""
     return None if array is None else torch.tensor(array[rows], device=module.conv_in.weight.device)
 
 
 def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") -> LoadedModel:
-    """The model of a run's newest checkpoint.
+    """Load the model of a run.
 
     Args:
         path: the run's folder.
-        weights: "ema", "raw", or "best": the averaged ones of the best evaluation during training.
-        device: "auto" for all GPUs, or the CPU; or a torch device such as "cpu" or "cuda:1".
+        weights: "ema" or "raw", for the averaged or the last weights of the newest checkpoint; or "best", for the
+            averaged weights of the best evaluation during training.
+        device: "auto" for all GPUs, or the CPU if there are none; or a torch device such as "cpu" or "cuda:1".
 
     Raises:
-        CheckpointError, UsageError: in one line, what is missing, damaged or does not fit.
+        CheckpointError, UsageError: something is missing, damaged or does not fit.
     """
     run = RunDir(Path(path))
     config, where = run.load_config(), check_device(device)

@@ -1,4 +1,4 @@
-"""What training changes, in torch: the weights and their averages, and the optimiser's moments."""
+"""The state that training changes, in torch: the weights, their averages, and the optimiser's moments."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _Array = TypeVar("_Array", bound=Tensor)
 
 @dataclass(frozen=True)
 class Weights(Generic[_Array]):
-    """A network, and its weights as an optimiser or an average sees them.
+    """A network, and its weights in the form that an optimiser or an average takes.
 
     Attributes:
-        network: whose weights they are.
-        arrays: all weights as one vector, which those of the network are views of. Where processes hold parts of the
-            arrays: this process's part of each.
+        network: the network.
+        arrays: a list of one vector, [n], of all weights; the weights of `network` are views of it. If each process
+            holds only a part of every weight: the list of this process's parts.
     """
 
     network: UNet
@@ -39,13 +39,13 @@ class TrainState:
     """Everything that training changes.
 
     Attributes:
-        step: steps done; the next one to do, counted from 0.
+        step: number of steps done, which is also the number of the next step, counted from 0.
         params: the weights in training.
-        forward: what a step evaluates: the network of `params`, or its DDP or FSDP wrapper.
-        ema: the moving average of the weights, for sampling only.
-        teacher: the teacher's weights, where they are not the student's own.
+        forward: the network that a step evaluates: that of `params`, or its DDP or FSDP wrapper.
+        ema: the moving average of the weights, used only for sampling.
+        teacher: the teacher's weights; None if they are the student's own.
         optimizer: RAdam over the arrays of `params`.
-        loss_scale: where the network computes in float16; on the host.
+        loss_scale: the scale of the loss, on the host, if the network computes in float16, else None.
     """
 
     step: int
@@ -57,7 +57,11 @@ class TrainState:
     loss_scale: LossScale | None
 
     def optimizer_moments(self, key: str) -> Mapping[str, Tensor]:
-        """The optimiser's "exp_avg" or "exp_avg_sq" by name of the parameter; what is written into them changes it."""
+        """The optimiser's moments, by name and in the shapes of the weights; writing into them changes the optimiser's.
+
+        Args:
+            key: "exp_avg" or "exp_avg_sq".
+        """
         moments = [self.optimizer.state[p][key] for p in self.params.arrays]
         if isinstance(self.params.arrays[0], DTensor):
             names = (name for name, _ in self.params.network.named_parameters())
@@ -66,14 +70,14 @@ class TrainState:
 
 
 def init_state(config: Config, processes: Processes) -> TrainState:
-    """The state before the first step: weights from the seed, and averages equal to them."""
+    """The state before the first step: weights drawn by `train.seed`, and averages equal to them."""
     network = init_network(config)
     teacher = copy.deepcopy(network) if config.teacher.averaged else None
     return make_state(config, 0, network, copy.deepcopy(network), processes, teacher)
 
 
 def init_network(config: Config) -> UNet:
-    """A network with the weights of `train.seed`, on the CPU."""
+    """A new network on the CPU, with weights drawn by `train.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         return make_network(config)
@@ -82,12 +86,13 @@ def init_network(config: Config) -> UNet:
 def make_state(
     config: Config, step: int, student: UNet, ema: UNet, processes: Processes, teacher: UNet | None = None
 ) -> TrainState:
-    """The state after `step` steps that led to these networks' weights, with all moments zero.
+    """The state after `step` steps that have led to these weights, except that all moments of the optimiser are zero.
 
     Args:
-        step: >= 0.
-        student, ema: the networks of the weights and of their average; both are moved to the process's device.
-        teacher: the teacher's network where its weights are not the student's (`teacher.decay` > 0).
+        step: number of steps done, >= 0.
+        student, ema: networks with the weights and with their average; both are moved to the process's device.
+        processes: the processes that train together.
+        teacher: a network with the teacher's weights, if they are not the student's (`teacher.decay` > 0).
     """
     sharded = config.train.shard_weights and processes.world > 1
     student.to(processes.device).requires_grad_(True)
@@ -110,7 +115,7 @@ def make_state(
 
 
 def _following(network: UNet, processes: Processes, *, shard: bool) -> Weights[Tensor]:
-    """The weights of a network that is not trained but follows the one that is, on the process's device."""
+    """The weights of a network that is not trained but follows the trained one, moved to the process's device."""
     network.to(processes.device).requires_grad_(False)
     if not shard:
         return Weights(network, [flatten(network)])

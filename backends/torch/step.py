@@ -19,11 +19,11 @@ from ict_core.loss import ConsistencyFunction
 
 
 class StepResult(NamedTuple):
-    """What a step leaves for the log, on the device.
+    """The results of a step for the log, on the device.
 
     Attributes:
-        losses: [b] weighted losses of this process's images.
-        grad_norm: [] norm of the gradient of all processes.
+        losses: [b] float32 weighted losses of this process's images.
+        grad_norm: [] norm of the gradient of the images of all processes.
     """
 
     losses: Tensor
@@ -33,12 +33,24 @@ class StepResult(NamedTuple):
 def consistency_function(
     network: nn.Module, config: Config, labels: Tensor | None = None, masks: Sequence[Tensor] | None = None
 ) -> ConsistencyFunction:
-    """f(x, sigma) of a network that computes in `train.precision`, for given labels and dropout masks."""
+    """The consistency function f(x, sigma) of a network that computes in `train.precision`.
+
+    Args:
+        network: the free network F.
+        labels: [b] integers; None for an unconditional network.
+        masks: dropout masks, as the network takes them; None for no dropout.
+    """
     return objective.consistency_function(in_precision(network, config), config.noise, labels, masks, xp=xp)
 
 
 def batch_loss(network: nn.Module, config: Config, batch: Batch, teacher: nn.Module | None = None) -> ConsistencyLoss:
-    """The objective of a batch; `teacher` is the network of a teacher with weights of its own."""
+    """The objective of a batch of b images: its mean, and [b] weighted losses.
+
+    Args:
+        network: the student's network, and the teacher's unless there is a `teacher`.
+        batch: the images, noise, levels, weights, labels and masks.
+        teacher: the network of a teacher that has weights of its own.
+    """
     return objective.batch_loss(
         in_precision(network, config),
         config,
@@ -52,13 +64,15 @@ def batch_loss(network: nn.Module, config: Config, batch: Batch, teacher: nn.Mod
 def train_step(
     state: TrainState, config: Config, batches: Iterable[Batch], *, parts: int = 1, teacher_decay: float = 0.0
 ) -> StepResult:
-    """Advance `state` in place by one step over `parts` equally large batches, whose gradients add up.
+    """Advance `state` in place by one step over batches whose gradients add up.
 
-    Nothing waits for the device, unless `train.on_nonfinite` is "skip" or the loss is scaled: then the weights stay as
-    they are where a loss or the gradient is not finite.
+    Nothing waits for the device, unless `train.on_nonfinite` is "skip" or the loss is scaled. In these two cases, the
+    weights stay as they are if a loss or the gradient is not finite.
 
     Args:
-        teacher_decay: by which the teacher's weights, where it has its own, follow the student's.
+        batches: the micro-batches of the step, of equal size; their images are [b / parts, c, h, w].
+        parts: number of `batches`.
+        teacher_decay: the decay of the teacher's weights as an average of the student's, if it has weights of its own.
     """
     state.params.network.zero_grad(set_to_none=True)
     losses, scale = [], state.loss_scale
@@ -77,7 +91,7 @@ def train_step(
         if state.teacher is not None:
             update_ema(state.teacher, state.params, teacher_decay)
     else:
-        for moments in state.optimizer.state.values():  # a step it is all the same
+        for moments in state.optimizer.state.values():  # a skipped step counts as a step
             moments["step"] += 1
     if scale is not None:
         state.loss_scale = next_loss_scale(scale, torch.tensor(finite), xp=xp)
@@ -86,9 +100,9 @@ def train_step(
 
 
 def take_gradient(params: Weights[nn.Parameter], factor: float) -> Tensor:
-    """Hand the gradient, divided by the loss's factor, to the optimiser, and return its norm, [].
+    """Hand the gradient, divided by the loss's factor, to the optimiser, and return the gradient's norm, [].
 
-    A loss that is not finite makes the norm so, too.
+    If a loss is not finite, neither is the norm.
     """
     if not isinstance(params.arrays[0], DTensor):
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in params.network.parameters()]
@@ -100,5 +114,5 @@ def take_gradient(params: Weights[nn.Parameter], factor: float) -> Tensor:
 
 
 def update_ema(average: Weights[Tensor], params: Weights[nn.Parameter], decay: float) -> None:
-    """average <- decay average + (1 - decay) params, in place."""
+    """Update the average in place: average <- decay average + (1 - decay) params."""
     torch._foreach_lerp_(average.arrays, [local(p) for p in params.arrays], 1.0 - decay)

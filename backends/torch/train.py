@@ -40,14 +40,17 @@ def train(
     """Train to `config.train.total_steps`, leaving metrics, sample pictures and checkpoints in the run's folder.
 
     Args:
-        dataset: images of `config.data.shape`; labels where the network is conditional.
-        processes: those that `joined` gave; by default they are joined here, on `device`.
+        dataset: images [n, c, h, w] uint8 with [c, h, w] = `config.data.shape`, and labels [n] if the network is
+            conditional.
+        run: the run's folder.
+        processes: the processes that `joined` yielded; by default they are joined here, on `device`.
+        device: name of the device, as for `check_device`.
         resume: continue from the newest checkpoint, to the state that an uninterrupted run reaches (bit-equal on
             the CPU, with as many threads).
 
     Raises:
-        StoppedError: Ctrl-C or SIGTERM came, and the state is kept.
-        UsageError, CheckpointError, NonFiniteError: in one line, with the last good checkpoint kept.
+        StoppedError: a Ctrl-C or SIGTERM arrived; the state is saved.
+        UsageError, CheckpointError, NonFiniteError: with a message of one line; the last good checkpoint is kept.
     """
     if processes is None:
         with joined(device) as those:
@@ -84,11 +87,11 @@ def _restore(config: Config, run: RunDir, processes: Processes) -> TrainState:
 def _feed(
     config: Config, dataset: Dataset, first: int, processes: Processes, parts: int
 ) -> Iterator[tuple[StepPlan, Iterator[Batch]]]:
-    """The plan of each step, and the batches that this process does of it."""
+    """The plan of each step, and this process's part of the step as batches [b / world / parts, c, h, w]."""
     device = processes.device
     dataset_labels = dataset.labels if config.network.num_classes else None
     held = fits_on_device(config, dataset.images, free_bytes(device))
-    # Copied where it cannot be written, as a map of a file, of which torch would warn.
+    # Read-only arrays, such as maps of files, are copied: torch would warn of them.
     images = torch.from_numpy(np.require(dataset.images, requirements="W")).to(device) if held else None
     labels = None if dataset_labels is None or not held else torch.from_numpy(dataset_labels).to(device)
 
@@ -99,7 +102,7 @@ def _feed(
         own = mine(plan)
         if images is not None:
             draw, source, classes = to_device(own, device), images, labels
-        else:  # the rows that were gathered are the batch already
+        else:  # the gathered rows are already the batch
             assert gathered is not None
             draw = to_device(own._replace(indices=np.arange(len(gathered))), device)
             source = upload(gathered, device)

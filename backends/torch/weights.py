@@ -1,4 +1,4 @@
-"""Between torch's training state and checkpoints."""
+"""Conversion between torch's training state and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,32 +19,38 @@ from ict_core import Config, LossScale
 
 
 def to_arrays(network: UNet) -> Arrays:
-    """Every stored array of a network, as a copy on the host; must be called by every process where they hold parts."""
+    """Every stored array of a network, by its name in checkpoints, as a copy on the host.
+
+    Must be called by every process if each holds only a part of the arrays.
+    """
     return {name: to_numpy(value) for name, value in network.state_dict().items()}
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A copy of a tensor as a NumPy array."""
+    """A copy of a tensor, of any shape, as a NumPy array of the same dtype."""
     return full(tensor.detach()).cpu().contiguous().numpy().copy()
 
 
 def load_arrays(network: UNet, arrays: Arrays, what: str) -> None:
-    """Fill a network. Raises CheckpointError, naming `what`, where names or shapes differ."""
+    """Fill a network with arrays, by their names in checkpoints.
+
+    Raises CheckpointError, naming `what`, if names or shapes differ.
+    """
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     check_arrays(what, expected, arrays)
     network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def read_arrays(path: Path) -> Arrays:
-    """The arrays of a file that torch has written, whatever module they are of. Code in the file is never executed.
+    """Read the arrays of a file that torch has written, by name, as float32. Code in the file is never executed.
 
     Raises:
-        CheckpointError: in one line, that it cannot be read, or holds anything else than named arrays.
+        CheckpointError: the file cannot be read, or holds anything else than named arrays.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of what it then refuses
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            warnings.simplefilter("ignore")  # torch warns of files that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -53,13 +59,16 @@ def read_arrays(path: Path) -> Arrays:
         raise CheckpointError(
             f"{path} is no whole file of torch's: {' '.join(str(error).split()) or type(error).__name__}"
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise CheckpointError(f"{path} is no state dict: it must hold arrays by name and nothing else")
-    return {name: value.float().numpy() for name, value in found.items()}
+    return {name: value.float().numpy() for name, value in content.items()}
 
 
 def to_checkpoint(state: TrainState) -> Checkpoint:
-    """The whole training state, on the host."""
+    """A copy of the whole training state on the host, as a checkpoint.
+
+    Must be called by every process if each holds only a part of the arrays.
+    """
     first, second = (
         {name: to_numpy(moment) for name, moment in state.optimizer_moments(key).items()}
         for key in ("exp_avg", "exp_avg_sq")
@@ -71,7 +80,10 @@ def to_checkpoint(state: TrainState) -> Checkpoint:
 
 
 def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes, what: str) -> TrainState:
-    """The training state that a checkpoint holds. Raises CheckpointError, naming `what`, where it does not fit."""
+    """The training state that a checkpoint holds.
+
+    Raises CheckpointError, naming `what`, if the checkpoint does not fit the configuration.
+    """
     params, ema = make_network(config), make_network(config)
     teacher = make_network(config) if config.teacher.averaged else None
     load_arrays(params, checkpoint.params, f"{what}: params")
@@ -91,7 +103,10 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes
 
 
 def averaged_network(config: Config, state: TrainState) -> UNet:
-    """The network with the averaged weights, whole; must be called by every process where they hold parts of it."""
+    """The network with the averaged weights, whole.
+
+    Must be called by every process if each holds only a part of the weights.
+    """
     average = state.ema.network
     if not any(isinstance(value, DTensor) for value in average.parameters()):
         return average

@@ -21,10 +21,14 @@ from ict_core import Config
 
 
 def evaluation_size(config: Config, images: int) -> int:
-    """How many samples an evaluation takes.
+    """The number of samples of an evaluation.
+
+    Args:
+        config: the settings; `eval.num` = 0 takes 1000 samples, or more if the metric needs more.
+        images: number of the data's images.
 
     Raises:
-        DataError: they, or the data's images, are too few for the metric.
+        DataError: the samples, or the data's images, are too few for the metric.
     """
     settings, pixels = config.eval, config.data.dim
     needed = images_needed(settings.metric, None, pixels)
@@ -35,14 +39,16 @@ def evaluation_size(config: Config, images: int) -> int:
 
 
 class Evaluator:
-    """Measures one-step samples of the averaged weights every so many steps.
+    """Measures one-step samples of the averaged weights during training.
 
-    RUN/evals.jsonl gets a line each time, and RUN/best the checkpoint whose value is the smallest so far. What goes
-    wrong meanwhile is said and does not stop the training.
+    Each evaluation adds a line to RUN/evals.jsonl; RUN/best holds the checkpoint with the smallest value so far. An
+    evaluation that fails leads to a warning and does not stop the training.
 
     Args:
-        images: [n, c, h, w] uint8, what the samples are compared with.
-        first: the step that training starts from; what a run that was cut off has left of later steps is dropped.
+        run: the run's folder.
+        config: the run's settings.
+        images: [n, c, h, w] uint8, the images that samples are compared with.
+        first: the step that training starts from; results of later steps, left by an interrupted run, are dropped.
 
     Raises:
         DataError: there are too few images or samples for the metric.
@@ -63,15 +69,15 @@ class Evaluator:
                 remove_folder(best)
 
     def after(self, step: int, model: Model, checkpoint: Checkpoint) -> float | None:
-        """Measure the model after so many steps, and keep its checkpoint if it is the best.
+        """Measure the model after `step` steps, and keep its checkpoint if it is the best so far.
 
-        Returns the value, or None where nothing came of it, which is said.
+        Returns the value, or None with a warning if the evaluation failed.
         """
         try:
             value = self._measure(model)
             self._record(step, value, checkpoint)
             return value
-        # Whatever goes wrong here, the training is worth more: a RuntimeError is what the libraries make of a device.
+        # A failure here must not end the training. The libraries raise a RuntimeError for a device without memory.
         except (UserError, OSError, MemoryError, RuntimeError, np.linalg.LinAlgError) as error:
             warn(f"no evaluation after step {step}: {error}")
             return None
@@ -81,13 +87,13 @@ class Evaluator:
         labels = np.arange(self._num) % classes if classes else None
         levels = [self._config.noise.sigma_max]
         samples = to_uint8(sample_images(model, self._num, sigmas=levels, seed=0, labels=labels))
-        found = gather(in_batches(samples), [settings.metric], None)
-        return compare([settings.metric], found, self._reference)[0].value
+        gathered = gather(in_batches(samples), [settings.metric], None)
+        return compare([settings.metric], gathered, self._reference)[0].value
 
     def _record(self, step: int, value: float, checkpoint: Checkpoint) -> None:
         line = {"step": step, "metric": self._config.eval.metric, "num": self._num, "value": value}
         lines = [known for known in self._lines() if known["step"] < step]
-        # Distances between sets depend on their sizes, so that only those of as many samples compare.
+        # Distances between sets depend on their sizes: only values of the same number of samples are comparable.
         alike = [known["value"] for known in lines if (known["metric"], known["num"]) == (line["metric"], line["num"])]
         if value < min(alike, default=np.inf):
             write_checkpoint(self._run.best_folder(step), checkpoint)

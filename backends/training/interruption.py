@@ -1,4 +1,4 @@
-"""Being told to stop: by Ctrl-C, or by the SIGTERM that machines send before they go."""
+"""Stopping on request: by Ctrl-C, or by the SIGTERM that processes get before their machine shuts down."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 from ict_backends.errors import UserError
 
-# What Python has for a signal before ours.
+# The values that `signal.signal` returns: the handler before ours.
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StoppedError(UserError):
-    """Training was told to stop and has kept its state; the command line exits with 128 + the signal's number."""
+    """Training was told to stop and has saved its state; the command line exits with 128 + the signal's number."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -27,7 +27,13 @@ class StoppedError(UserError):
 
     @classmethod
     def after(cls, step: int, run: Path, number: int | None) -> StoppedError:
-        """The error of a run that was told to stop, itself or (no number) another of its processes."""
+        """The error of a run that has stopped.
+
+        Args:
+            step: number of steps done.
+            run: the run's folder.
+            number: the signal's number; None if the signal reached another process of the run.
+        """
         number = number or signal.SIGTERM
         name = signal.Signals(number).name
         return cls(f"stopped by {name} after step {step}; go on with: ict train --out {run} --resume", number)
@@ -37,7 +43,7 @@ class Interruption:
     """A context in which the first Ctrl-C or SIGTERM is only noted, and a second Ctrl-C ends the process at once.
 
     Attributes:
-        number: of the signal; None as long as none has come.
+        number: number of the first signal; None until one arrives.
     """
 
     def __init__(self) -> None:
@@ -45,7 +51,7 @@ class Interruption:
         self._before: dict[int, _Handler] = {}
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread have handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
@@ -55,7 +61,7 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.number == signal.SIGINT:
-            # Not an exception: that would wait for the checkpoint that is being written.
+            # No exception is raised: it would wait for the checkpoint that is being written.
             os.write(sys.stderr.fileno(), b"\nInterrupted.\n")
             os._exit(128 + signal.SIGINT)
         if self.number is None:

@@ -1,4 +1,4 @@
-"""What training shows and logs while it goes: the bar or lines, metrics.jsonl, and the watch over the losses."""
+"""The output of a training in progress: the progress bar or lines, metrics.jsonl, and the check of the losses."""
 
 from __future__ import annotations
 
@@ -18,33 +18,36 @@ from ict_backends.runs.folder import RunDir
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
 
-# One sees a consistency model fail at some levels before it fails at all of them.
+# Losses are logged in bands of noise levels: a consistency model fails at some levels before it fails at all.
 BANDS = 8
-# A step whose loss is so many times the middle one of its stretch of the log is a spike.
+# A step counts as a spike if its loss is more than so many times the median loss of the steps logged together with it.
 _SPIKE = 4.0
 
-# From the results of successive steps on the device to NumPy: [k, b] losses and [k] norms of the gradient.
+# Converts the results of k successive steps on the device to NumPy: losses [k, b], and norms of the gradient [k].
 ToNumpy = Callable[[Sequence[Any]], tuple[np.ndarray, np.ndarray]]
 
 
 def band_edges(config: Config) -> list[float]:
-    """[9] noise levels from sigma_min to sigma_max, by equal factors: the bands that losses are logged in."""
+    """The 9 noise levels, sigma_min to sigma_max in equal factors, between which losses are logged in 8 bands."""
     return [float(s) for s in np.geomspace(config.noise.sigma_min, config.noise.sigma_max, BANDS + 1)]
 
 
 class Progress:
-    """A context around the training loop.
+    """A context around the training loop that shows and logs its progress.
 
-    Losses stay on the device until `flush`, which is the only thing here that waits for it.
+    Losses stay on the device until `flush`, the only method that waits for it.
 
     Args:
-        run: where metrics.jsonl is written; lines of later steps, left by a run that was cut off, are dropped.
+        run: the run's folder. Lines of its metrics.jsonl after step `first`, left by an interrupted run, are dropped.
         config: the run's settings.
         first: the step that training starts from.
         to_numpy: see `ToNumpy`.
-        writes: whether this process is the one that shows and writes.
+        writes: True in the process that shows and writes.
         on_record: called with each line of the log.
-        last_good: the newest checkpoint's folder, or "none", for the message of a run that ends.
+        last_good: returns the newest checkpoint's folder, or "none", for the message of a run that fails.
+
+    Attributes:
+        skipped: number of steps that were skipped because a loss or gradient was not finite.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Progress:
         self._first, self._began = first, time.perf_counter()
         self._since, self.skipped = self._began, 0
         self._edges = band_edges(config)
-        # Without a terminal, a bar would fill a file: there, each record of the log is a line.
+        # Without a terminal, the bar would fill a file; it is disabled then, and each record of the log is a line.
         self._bar = progress_bar(config.train.total_steps, initial=first, unit="step", disable=not writes)
 
     def __enter__(self) -> Progress:
@@ -80,16 +83,25 @@ class Progress:
             warn(f"{self._run.metrics_file} lacks {len(self._unwritten)} lines, which could not be written")
 
     def add(self, step: int, plan: StepPlan, result: Any) -> None:
-        """Note a step that was done, counted from 0, and its result on the device; log every now and then."""
+        """Take in a step that was done, and log it with the steps before if a record is due.
+
+        Args:
+            step: the step's number, counted from 0.
+            plan: the step's plan.
+            result: the step's result, on the device.
+        """
         self._pending.append((step, plan, result))
         if (step + 1) % self._config.train.log_every == 0:
             self.flush()
 
     def flush(self) -> None:
-        """Log the steps since the last time.
+        """Log all steps since the last record as one record.
 
-        Raises NonFiniteError where a loss or a gradient was NaN or infinite, unless such steps are skipped. Where the
-        loss is scaled, gradients overflow now and then: such steps are always skipped, and logged as skipped.
+        If the loss is scaled (fp16), gradients overflow now and then: such steps are always skipped, and counted.
+
+        Raises:
+            NonFiniteError: with `train.on_nonfinite` = "stop", a loss, or the gradient of a loss that is not scaled,
+                was NaN or infinite.
         """
         if not self._pending:
             return
@@ -135,10 +147,10 @@ class Progress:
             say(f"step {done}/{total}: {text}, {tqdm.format_interval(left)} left")
 
     def _write(self, line: str) -> None:
-        """Add a line to metrics.jsonl, with those that could not be written before."""
+        """Append a line to metrics.jsonl, after those that could not be written before."""
         self._unwritten.append(line)
         try:
-            # Opened by its name each time: what has vanished meanwhile would take lines and keep none.
+            # Opened by its name each time: a file that was deleted meanwhile would take lines and keep none.
             with open(self._run.metrics_file, "a", encoding="utf-8") as file:
                 file.write("".join(self._unwritten))
             self._unwritten.clear()
@@ -146,7 +158,12 @@ class Progress:
             warn(f"{self._run.metrics_file} cannot be written: {error.strerror}; trying again at the next line")
 
     def _by_level(self, losses: np.ndarray, finite: np.ndarray) -> list[float | None]:
-        """The mean loss in each band of the student's level; None where no image was in it."""
+        """The mean loss in each of the 8 bands of the student's noise level; None for a band without images.
+
+        Args:
+            losses: [k, b].
+            finite: [k] bool, the steps that count.
+        """
         levels = np.stack([plan.levels.sigma_hi for _, plan, _ in self._pending])[finite]
         bands = np.clip(np.searchsorted(self._edges, levels, side="left") - 1, 0, BANDS - 1)
         chosen = losses[finite]

@@ -1,4 +1,4 @@
-"""The plan and the images of each step: the whole set lies on the device, or the host gathers them one step ahead."""
+"""The plan and the images of each step: the device holds the whole set, or the host gathers images one step ahead."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import numpy as np
 from ict_backends.training.step_plan import StepPlan, plan_step
 from ict_core import Config
 
-# The rest of a device's memory is for training.
+# The share of a device's free memory that a set may take; the rest is for training.
 _SHARE = 1 / 3
 
 
 def fits_on_device(config: Config, images: np.ndarray, free_bytes: int | None) -> bool:
-    """Whether the set is to be held on the device (`data.hold`).
+    """True if the whole set is to be held on the device (`data.hold`).
 
     Args:
-        free_bytes: of the device; None where it has the host's memory, in which sets are already, unless they are maps
-            of files, which would be copied.
+        config: the settings.
+        images: [n, c, h, w] uint8, the whole set.
+        free_bytes: free memory of the device; None if the device uses the host's memory. That memory holds a set
+            already, unless the set is a map of a file, which would be copied.
     """
     if config.data.hold != "auto":
         return config.data.hold == "device"
@@ -27,7 +29,7 @@ def fits_on_device(config: Config, images: np.ndarray, free_bytes: int | None) -
 
 
 def is_mapped(array: np.ndarray | None) -> bool:
-    """Whether an array is a map of a file."""
+    """True if an array, of any shape, is a map of a file, or a view of one."""
     while array is not None and not isinstance(array, np.memmap):
         array = array.base if isinstance(array.base, np.ndarray) else None
     return array is not None
@@ -42,15 +44,20 @@ def prefetched(
     mine: Callable[[StepPlan], StepPlan] = lambda plan: plan,
     gather: bool,
 ) -> Iterator[tuple[list[StepPlan], np.ndarray | None]]:
-    """The plans of the steps from `first` on, `stride` at a time, each with the images of this process's part.
+    """Yield the plans of `stride` steps at a time, from `first` on, with the images of this process's part of them.
 
     Args:
+        config: the settings.
         images: [n, c, h, w] uint8, the whole set.
         first: >= 0, the number of the first step.
-        stride: >= 1, steps of one dispatch.
-        mine: from the plan of a step to this process's part of it.
-        gather: whether to gather the images on the host, [stride b, c, h, w] uint8, which a thread does for the next
-            steps while these are computed; otherwise None takes their place.
+        stride: >= 1, number of steps of one dispatch.
+        mine: converts the plan of a step to this process's part of it.
+        gather: gather the images on the host; a thread does this for the next steps while the present ones are
+            computed.
+
+    Yields:
+        `stride` plans of whole steps, and images [stride b, c, h, w] uint8, where b is the size of this process's part;
+        None in place of images without `gather`.
     """
     total = config.train.total_steps
 
@@ -58,7 +65,7 @@ def prefetched(
         plans = [plan_step(config, s, len(images)) for s in range(step, min(step + stride, total))]
         if not gather:
             return plans, None
-        # An image that several of the steps take is gathered for each of them.
+        # An image that several of these steps take is gathered for each of them.
         return plans, images[np.concatenate([mine(plan).indices for plan in plans])]
 
     if not gather:

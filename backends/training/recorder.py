@@ -1,4 +1,4 @@
-"""What a training run leaves behind while it goes, the same for every backend."""
+"""The files that a training run writes in progress, the same for every backend."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ from ict_core import Config
 
 
 class Recorder:
-    """A context around the training loop: log, checkpoints, sample pictures, evaluations.
+    """A context around the training loop that writes the log, checkpoints, sample pictures and evaluations.
 
-    Nothing here but a number that is not finite ends the training; leaving the context says what is missing.
+    Errors here do not end the training, except a loss or gradient that is not finite; the end of the context warns of
+    what is missing.
 
     Args:
-        run: where it all goes.
-        images: [n, c, h, w] uint8, what evaluations compare with.
+        run: the run's folder.
+        config: the run's settings.
+        images: [n, c, h, w] uint8, the images that evaluations compare samples with.
         first: the step that training starts from.
-        to_numpy: see `Progress`.
-        writes: whether this process is the one that shows and writes; the others take part in what all must ask.
+        to_numpy: see `ToNumpy`.
+        writes: True in the process that shows and writes; the others only take part in calls that every process must
+            make.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Recorder:
             last_good=self._writer.describe_latest,
         )
         self._lost: list[str] = []
-        # What a run is known by, to be written again where its folder vanishes.
+        # The files that identify a run; they are written again if its folder vanishes.
         self._identity = {path: path.read_bytes() for path in (run.config_file, run.data_file) if path.is_file()}
         self._contexts = contextlib.ExitStack()
 
@@ -81,11 +84,14 @@ class Recorder:
         *,
         stopping: bool = False,
     ) -> None:
-        """Take in the results of successive steps, and do what is due after the last of them.
+        """Take in the results of successive steps, and write what is due after the last of them.
+
+        Must be called by every process.
 
         Args:
-            steps: number, counted from 0, plan and result of each.
-            model, checkpoint: what samples are drawn from, and the whole state; all processes ask for them alike.
+            steps: the number, counted from 0, the plan and the result of each step.
+            model: returns the model that samples are drawn from; called when samples or an evaluation are due.
+            checkpoint: returns the whole state; called when a checkpoint or an evaluation is due.
             stopping: no step follows.
         """
         for step in steps:
@@ -110,7 +116,7 @@ class Recorder:
         for path, content in self._identity.items():
             if not path.exists():
                 warn(f"{path} has vanished and is written again; so are later checkpoints and lines of the log")
-                with contextlib.suppress(OSError):  # the checkpoint meets the same, says so, and is tried again
+                with contextlib.suppress(OSError):  # the checkpoint meets the same error, reports it, and is retried
                     write_atomically(path, content)
 
     def _draw(self, step: int, model: Model) -> None:
@@ -119,7 +125,7 @@ class Recorder:
             save_grid(self._run.samples_file(step), images)
             if self._board:
                 self._board.add_picture(step, tile(images))
-        # A RuntimeError is what the libraries make of a device that has no memory left.
+        # The libraries raise a RuntimeError for a device that has no memory left.
         except (UserError, OSError, MemoryError, RuntimeError) as error:
             warn(f"no sample picture after step {step}: {error}")
             self._lost.append(self._run.samples_file(step).name)

@@ -1,4 +1,4 @@
-"""What a new or resumed run is to be: its settings, its data and its first weights, each checked before any work."""
+"""The settings, the data and the first weights of a new or resumed run, each checked before any work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ict_core import Config
 from ict_core.config import DataConfig
 from ict_core.settings import Tree, build_sections, merge, replace
 
-# What may differ when a run is resumed: it changes what is written or held in memory, not what is computed.
+# The settings that may change when a run is resumed: they decide what is written or held in memory, not what is
+# computed.
 FREE_ON_RESUME = {
     "data.hold",
     "data.source",
@@ -39,15 +40,27 @@ FREE_ON_RESUME = {
 
 
 def given_settings(*, data: str | None, size: int | None, crop: str | None, steps: int | None, **train: Any) -> Tree:
-    """The settings that options of their own give; an option that is None was not given."""
+    """The settings that the command line sets by their own options; None stands for an option that is not given.
+
+    Args:
+        data, size, crop: `data.source`, `data.size` and `data.crop`.
+        steps: `train.total_steps`.
+        train: other settings of the section `train`.
+    """
     given = {"data": {"source": data, "size": size, "crop": crop}, "train": {"total_steps": steps, **train}}
     return {section: {k: v for k, v in values.items() if v is not None} for section, values in given.items()}
 
 
 def resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
-    """The configuration and the data of a new run: what was asked for over the base, shaped by the data.
+    """The configuration and the data of a new run.
 
-    Raises ConfigError, UsageError, DataError: in one line.
+    Args:
+        base: the settings to start from, such as a preset.
+        asked: the user's settings, which win; `data.shape` is that of the data.
+
+    Raises:
+        ConfigError, UsageError: the settings are not allowed.
+        DataError: the data cannot be read, or have another shape than the user has asked for.
     """
     merged = merge([base, asked])
     dataset = load_data_of(build_sections(merged).get("data", DataConfig()))
@@ -55,9 +68,15 @@ def resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
 
 
 def fit_to_data(tree: Tree, asked: Tree, shape: tuple[int, ...]) -> Config:
-    """The configuration of a tree, with `data.shape` set to the [channels, height, width] of the data.
+    """The configuration of a tree of settings, with `data.shape` set to that of the data.
 
-    Raises DataError where the user has asked for another shape.
+    Args:
+        tree: all settings.
+        asked: those of them that the user has set.
+        shape: [channels, height, width] of the data's images.
+
+    Raises:
+        DataError: the user has asked for another shape.
     """
     sections = build_sections(tree)
     data = sections.get("data", DataConfig())
@@ -67,11 +86,16 @@ def fit_to_data(tree: Tree, asked: Tree, shape: tuple[int, ...]) -> Config:
 
 
 def resolve_resumed(run: RunDir, asked: Tree) -> tuple[Config, Dataset]:
-    """The configuration and the data of a run to continue, where they are those that it was started with.
+    """The configuration and the data of a run to continue, after a check that they are those it was started with.
+
+    Args:
+        run: the run's folder.
+        asked: the user's settings, which may differ from the run's only in `FREE_ON_RESUME`.
 
     Raises:
-        UsageError: something that was asked for contradicts the run.
-        CheckpointError, DataError: the run has no checkpoint, or its data are not the same.
+        UsageError: a setting that was asked for contradicts the run.
+        CheckpointError: the run has no checkpoint.
+        DataError: the data are not the same.
     """
     config = _resumed_config(run, asked)
     dataset = load_data_of(config.data)
@@ -110,9 +134,9 @@ def network_of(run: RunDir) -> Tree:
 
 
 def averaged_weights(run: RunDir, config: Config) -> Arrays:
-    """The averaged weights of a run's newest checkpoint, for a new run of this configuration.
+    """The averaged weights of a run's newest checkpoint, by name, for a new run of this configuration.
 
-    Raises CheckpointError, naming both shapes, where they do not fit.
+    Raises CheckpointError, naming both shapes, if they do not fit.
     """
     folder = run.latest_checkpoint()
     weights = load_checkpoint(folder).ema
@@ -121,10 +145,11 @@ def averaged_weights(run: RunDir, config: Config) -> Arrays:
 
 
 def check_data(config: Config, dataset: Dataset) -> None:
-    """Raise where a run cannot be trained on the data.
+    """Raise unless a run with these settings can be trained on the data.
 
     Raises:
-        DataError: there are no labels that the network needs, or too few images for the evaluations.
+        DataError: the network needs labels and the data have none or too large ones, or there are too few images for
+            the evaluations.
         UsageError: TensorBoard is asked for and not installed.
     """
     if config.train.tensorboard:

@@ -1,4 +1,4 @@
-"""How a batch is split over devices and micro-batches, and what to do where a part of it is too large."""
+"""Splitting a batch over devices and micro-batches, and advice if a part of it does not fit into memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from ict_backends.errors import UsageError
 
 
 def check_split(batch_size: int, micro_batch: int, devices: int, what: str) -> int:
-    """The number of parts that a batch is computed in on each of `devices`, called `what`.
+    """The number of micro-batches in which each device computes its share of a batch.
+
+    Args:
+        batch_size: number of images of a step.
+        micro_batch: number of images that a device computes at a time; 0 for its whole share.
+        devices: number of devices or processes.
+        what: what messages call them, "devices" or "processes".
 
     Raises:
-        UsageError: it cannot be split like that.
+        UsageError: the batch cannot be split into equal parts of these sizes.
     """
     if batch_size % devices:
         raise UsageError(
@@ -26,7 +32,7 @@ def check_split(batch_size: int, micro_batch: int, devices: int, what: str) -> i
 
 
 def describe_shortage(batch_size: int, micro_batch: int) -> str:
-    """What to do where a training step does not fit into memory."""
+    """A message for a training step that does not fit into memory, with advice."""
     return (
         f"train.batch_size = {batch_size} with train.micro_batch = {micro_batch} does not fit into memory: take a "
         "smaller train.micro_batch, or network.checkpoint = true; the result stays the same"

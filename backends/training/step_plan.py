@@ -1,4 +1,4 @@
-"""What one training step is going to do, decided on the host from (seed, step): the same for every backend."""
+"""The plan of a training step, made on the host from (seed, step): the same for every backend."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ict_core import Config, Grid, Levels, NoiseConfig, Stage, adaptive_decay, d
 
 
 class StepPlan(NamedTuple):
-    """The host's part of one training step.
+    """The random choices of one training step with b images.
 
     Attributes:
         n: number of noise levels, N(k).
-        indices: [b] images.
-        flips: [b] bool, mirror left to right.
-        levels: the drawn levels and weights, float64.
-        row_seeds: [b] uint64, the seeds of each image's noise and dropout masks (`ict_core.key_words`): so neither
-            depends on the backend, nor on how a batch is split over devices, processes and micro-batches.
-        teacher_decay: mu, of the teacher's average after the step.
+        indices: [b] int64, positions of the images in the data set.
+        flips: [b] bool, True to mirror the image left to right.
+        levels: the drawn levels and weights, [b] float64 each.
+        row_seeds: [b] uint64, the seed of each image's noise and dropout masks (`ict_core.key_words`). These depend
+            neither on the backend nor on how a batch is split over devices, processes and micro-batches.
+        teacher_decay: mu, the decay of the teacher's average after the step.
     """
 
     n: int
@@ -33,14 +33,14 @@ class StepPlan(NamedTuple):
     teacher_decay: float = 0.0
 
     def rows(self, chosen: slice) -> StepPlan:
-        """The plan of a part of the batch."""
+        """The plan of the chosen rows of the batch."""
         levels = Levels(*(values[chosen] for values in self.levels))
         return self._replace(
             indices=self.indices[chosen], flips=self.flips[chosen], levels=levels, row_seeds=self.row_seeds[chosen]
         )
 
     def parts(self, count: int) -> list[StepPlan]:
-        """The plans of `count` equal parts of the batch, which it divides by."""
+        """The plans of `count` equal parts of the batch; `count` divides b."""
         size = len(self.indices) // count
         return [self.rows(slice(i * size, (i + 1) * size)) for i in range(count)]
 
@@ -51,37 +51,37 @@ def _grid(n: int, noise: NoiseConfig, weighting: str) -> Grid:
 
 
 def grid_of(config: Config, n: int) -> Grid:
-    """The grid of a run's stage with n levels."""
+    """The grid of noise levels in the stage of a run with n levels."""
     return _grid(n, config.noise, config.loss.weighting)
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """The stages of a run."""
+    """The stages of a run, in order."""
     return stages(config.train.total_steps, **dataclasses.asdict(config.curriculum))
 
 
 def some_stages(config: Config, most: int) -> list[Stage]:
-    """Those of a run's stages that are shown: all, or `most` of them from the first to the last."""
-    found = stages_of(config)
-    if len(found) <= most:
-        return found
-    return [found[i * (len(found) - 1) // (most - 1)] for i in range(most)]
+    """The stages of a run to be shown: all, or else `most` (>= 2) of them, evenly from the first to the last."""
+    every = stages_of(config)
+    if len(every) <= most:
+        return every
+    return [every[i * (len(every) - 1) // (most - 1)] for i in range(most)]
 
 
 def teacher_decay(config: Config, n: int) -> float:
-    """mu, of the teacher's average after a step with n levels; 0 where the teacher is the student."""
+    """The decay mu of the teacher's average after a step with n levels; 0 if the teacher is the student."""
     if config.teacher.schedule == "constant":
         return config.teacher.decay
     return adaptive_decay(n, mu0=config.teacher.decay, s0=config.curriculum.s0)
 
 
 def is_due(step: int, every: int, total_steps: int) -> bool:
-    """Whether what happens every so many steps, and at the end, happens after `step` of them; 0 is never but then."""
+    """True if `step` is a multiple of `every`, or the last step; with `every` = 0 only for the last step."""
     return step == total_steps or (every > 0 and step % every == 0)
 
 
 def plan_step(config: Config, step: int, count: int) -> StepPlan:
-    """The plan of step `step` in 0..total_steps-1, over a data set of `count` images."""
+    """The plan of step number `step`, in 0..total_steps-1, for a data set of `count` images."""
     train = config.train
     rng = step_generator(train.seed, step)
     n = discretization_steps(step, train.total_steps, **dataclasses.asdict(config.curriculum))

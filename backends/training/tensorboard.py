@@ -13,7 +13,7 @@ from ict_backends.errors import UsageError
 
 
 def check_tensorboard() -> None:
-    """Raise UsageError where the package is not installed."""
+    """Raise UsageError if tensorboardX is not installed."""
     try:
         import tensorboardX  # noqa: F401
     except ImportError as error:
@@ -24,8 +24,8 @@ class TensorBoard:
     """A context that writes event files.
 
     Args:
-        folder: where to; a run that goes on adds a file.
-        first: the step that training starts from; what was written of later ones is hidden.
+        folder: the folder for them; a resumed run adds a file.
+        first: the step that training starts from; records of later steps, left by an interrupted run, are hidden.
     """
 
     def __init__(self, folder: Path, first: int) -> None:
@@ -41,14 +41,14 @@ class TensorBoard:
         self._writer.close()
 
     def add_record(self, record: dict[str, Any]) -> None:
-        """The numbers of a line of the log; lists by their places."""
+        """Write the numbers of a record of the log; each element of a list under its index."""
         step = record["step"]
         for name, value in record.items():
             for key, number in _flat(name, value):
                 self._writer.add_scalar(key if key.startswith("eval/") else f"train/{key}", number, step)
 
     def add_picture(self, step: int, picture: np.ndarray) -> None:
-        """[h, w, c] uint8."""
+        """Write a picture of samples, [h, w, c] uint8."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._writer.add_image("samples", picture, step, dataformats="HWC")
