@@ -112,7 +112,9 @@ def timed(function: Callable[[], Any], *, clock: Callable[[], float] = time.perf
 
 
 def random_arrays(config: Config) -> dict[str, np.ndarray]:
-    """Random weights, float32 by name, the same for every backend, with which no branch of the network is zero.
+    """Random float32 weights, the same for every backend, by name and in the layouts of checkpoints ([out, in, h, w]).
+
+    They make no branch of the network zero.
 
     The output of a fresh network is zero, which would hide a fault; and zeros cost a GPU less power than other numbers.
     """
@@ -142,7 +144,7 @@ def labels_of(config: Config, count: int) -> np.ndarray | None:
 
 
 def check_losses(losses: np.ndarray, what: str) -> float:
-    """The mean of losses of any shape. Raises UserError, naming `what` was done, if one is not finite."""
+    """The mean of losses of any shape. Raises UserError, naming `what` the losses are of, if one is not finite."""
     if not np.isfinite(losses).all():
         raise UserError(f"{what}: {np.count_nonzero(~np.isfinite(losses))} of {losses.size} losses are not finite")
     return float(np.mean(losses))

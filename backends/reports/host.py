@@ -23,7 +23,7 @@ _ENVIRONMENT = (
 )
 # The numbers that tell apart processors with the same name, and Linux's words for them.
 _KIND = {"family": "cpu family", "model": "model"}
-# Instructions that decide how fast products are.
+# Instruction sets that decide the speed of matrix products.
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
 
 

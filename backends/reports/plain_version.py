@@ -71,7 +71,7 @@ class PlainVersion:
             RuntimeError: an error of another kind was raised in it.
         """
         command, pipe = [sys.executable, "-P", "-m", "ict_backends.reports.plain_version"], subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # Ctrl-C is for ours
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # without Ctrl-C
         assert process.stdin is not None
         assert process.stdout is not None
         questions, answers = process.stdin, process.stdout
@@ -117,7 +117,7 @@ class PlainVersion:
 def main() -> None:
     """Answer the requests of `PlainVersion.in_own_process`, by pickles, until its pipe is closed."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # the output of the file's own prints goes elsewhere
+    os.dup2(2, 1)  # output that the file prints must not mix with the answers
     advance = None
     while True:
         try:
