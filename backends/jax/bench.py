@@ -90,7 +90,7 @@ def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, 
 
 
 def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> LoadedModel:
-    """The model with these weights, by name."""
+    """The model with these weights, by name and in the layouts of checkpoints ([out, in, h, w])."""
     mesh = worthwhile(check_device(device), config)
     params, constants = load_arrays(abstract_network(config)[1:], arrays, mesh, "weights")
     return LoadedModel(config, params, constants, mesh)

@@ -149,7 +149,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The sharding of an array of whose axis `axis` every device holds an equal part."""
+    """The sharding of an array that is split along one axis, an equal part on every device."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
 
 

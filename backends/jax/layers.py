@@ -38,7 +38,10 @@ class Linear(nnx.Linear):
 
 
 class CastConv(nnx.Conv):
-    """Flax's biased convolution of NHWC, computed in the dtype of its input, whatever the dtype of its weights."""
+    """Flax's biased convolution, [b, h, w, in] -> [b, h', w', out].
+
+    It is computed in the dtype of its input, whatever the dtype of its weights.
+    """
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]  # flax's takes an output sharding, too
         assert self.bias is not None
@@ -149,7 +152,7 @@ def dot_product_attention(q: Array, k: Array, v: Array) -> Array:
     The softmax is computed at least in float32.
     """
     # Not jax.nn.dot_product_attention, which rounds float64 scores to float32.
-    scores = widened(jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k))  # in this order, float16 holds them
+    scores = widened(jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k))  # in this order, no overflow in float16
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores).astype(q.dtype), v)
 
 

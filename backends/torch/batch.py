@@ -37,7 +37,7 @@ class Draw(NamedTuple):
     keys: Tensor
 
     def parts(self, count: int) -> list[Draw]:
-        """The draws of `count` equal parts of the batch; `count` divides b."""
+        """The draws of `count` equal parts of the batch, with [b / count] rows each; `count` divides b."""
         return [Draw(*rows) for rows in zip(*(a.chunk(count) for a in self), strict=True)]
 
 

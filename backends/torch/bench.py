@@ -78,7 +78,7 @@ def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, 
 
 
 def make_model(config: Config, arrays: dict[str, np.ndarray], device: str) -> LoadedModel:
-    """The model with these weights, by name, on one device."""
+    """The model with these weights, by name and in the layouts of checkpoints ([out, in, h, w]), on one device."""
     network = make_network(config)
     load_arrays(network, arrays, "weights")
     return LoadedModel(config, network.to(check_device(device)))

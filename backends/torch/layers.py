@@ -38,7 +38,10 @@ class Linear(nn.Linear):
 
 
 class CastConv(nn.Conv2d):
-    """Torch's biased convolution, computed in the dtype of its input, whatever the dtype of its weights."""
+    """Torch's biased convolution, [b, in, h, w] -> [b, out, h', w'].
+
+    It is computed in the dtype of its input, whatever the dtype of its weights.
+    """
 
     bias: nn.Parameter
 
@@ -46,7 +49,7 @@ class CastConv(nn.Conv2d):
         return self.with_bias(x, self.bias)
 
     def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The same with another bias, or none."""
+        """Convolve x, [b, in, h, w], with another bias, [out], or without one."""
         return self._conv_forward(x, self.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
@@ -69,7 +72,7 @@ class Conv(CastConv):
         nn.init.zeros_(self.bias)
 
     def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The same with another bias, or none."""
+        """Convolve x, [b, in, h, w], with another bias, [out], or without one."""
         if self.kernel_size != (1, 1) or self.in_channels % 16 == self.out_channels % 16 == 0:
             return super().with_bias(x, bias)
         # A matrix product over the pixels, both of whose views are free in channels_last. It beats the convolution
@@ -79,7 +82,7 @@ class Conv(CastConv):
 
 
 def sum_of_branches(conv: CastConv, h: Tensor, shortcut: CastConv | None, x: Tensor, *, rescale: bool) -> Tensor:
-    """conv(h) + shortcut(x), or conv(h) + x without a shortcut, divided by sqrt 2 with `rescale`."""
+    """conv(h) + shortcut(x), or conv(h) + x without a shortcut, divided by sqrt 2 with `rescale`: [b, out, h, w]."""
     # One bias is enough for both: in a convolution's own gradient, it costs the CPU a twentieth of the whole.
     bias = conv.bias if shortcut is None else conv.bias + shortcut.bias
     x = x if shortcut is None else shortcut.with_bias(x, None)
@@ -174,8 +177,8 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
-    # On the CPU, torch's own is no faster in float32 and several times slower in bfloat16.
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # in this order, float16 holds them
+    # On the CPU, torch's own attention is no faster in float32 and several times slower in bfloat16.
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # in this order, no overflow in float16
     wide = torch.promote_types(scores.dtype, torch.float32)
     return torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype) @ v
 

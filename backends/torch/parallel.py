@@ -157,7 +157,7 @@ def accumulating(student: nn.Module, *, last: bool) -> contextlib.AbstractContex
 
 
 def local(parameter: Tensor) -> Tensor:
-    """The part of a parameter that this process holds (without FSDP2, the whole), without gradient."""
+    """The part of a parameter that this process holds, without gradient; without FSDP2, the whole parameter."""
     return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()
 
 

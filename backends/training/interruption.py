@@ -13,7 +13,7 @@ from typing import Any
 
 from ict_backends.errors import UserError
 
-# The values that `signal.signal` returns: the handler before ours.
+# The type of what `signal.signal` returns, the handler before ours.
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -18,7 +18,7 @@ from ict_backends.runs.folder import RunDir
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
 
-# Losses are logged in bands of noise levels: a consistency model fails at some levels before it fails at all.
+# Losses are logged in bands of noise levels: a consistency model fails at some levels before it fails at all of them.
 BANDS = 8
 # A step counts as a spike if its loss is more than so many times the median loss of the steps logged together with it.
 _SPIKE = 4.0
