@@ -26,7 +26,7 @@ from ict_backends.exchange.diffusers_names import (
     unet_settings,
 )
 from ict_backends.files import whole_folder
-from ict_backends.runs.checkpoint import Arrays
+from ict_backends.protocols import Arrays
 from ict_core import Config
 
 _PIPELINE, _UNET, _SCHEDULER = "ConsistencyModelPipeline", "UNet2DModel", "CMStochasticIterativeScheduler"

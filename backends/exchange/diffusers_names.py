@@ -11,7 +11,8 @@ from ict_backends.errors import CheckpointError, UsageError
 from ict_backends.networks.adm import ADMLevelSpec, adm_spec
 from ict_backends.networks.families import network_layers, parameter_shapes
 from ict_backends.networks.layers import Kind
-from ict_backends.runs.checkpoint import Arrays, check_arrays, check_finite
+from ict_backends.protocols import Arrays
+from ict_backends.runs.checkpoint import check_arrays, check_finite
 from ict_core import ADMConfig, Config, ConfigError
 from ict_core.settings import Tree, build_config
 

@@ -11,7 +11,8 @@ from ict_backends.errors import CheckpointError
 from ict_backends.exchange import jcm
 from ict_backends.exchange.openai_adm import official_names as adm_names
 from ict_backends.networks.families import parameter_shapes, trained_shapes
-from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays, check_finite, save_checkpoint
+from ict_backends.protocols import Arrays
+from ict_backends.runs.checkpoint import Checkpoint, check_arrays, check_finite, save_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
 from ict_core import ADMConfig, Config, NCSNppConfig, karras_sigmas
 from ict_core.settings import Tree, build_config

@@ -25,7 +25,8 @@ from ict_backends.jax.state import (
     make_optimizer,
     state_shardings,
 )
-from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays
+from ict_backends.protocols import Arrays
+from ict_backends.runs.checkpoint import Checkpoint, check_arrays
 from ict_core import Config, LossScale
 
 # The name of a layer's array in flax -> its name in checkpoints.

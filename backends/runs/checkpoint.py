@@ -19,10 +19,10 @@ from safetensors.numpy import load_file, save_file
 
 from ict_backends.errors import CheckpointError, NonFiniteError
 from ict_backends.files import file_sha256, remove_folder, whole_folder
+from ict_backends.protocols import Arrays
 from ict_backends.runs.folder import RunDir, step_of
 
 # Arrays in the layout above, by the names of the parameters.
-Arrays = dict[str, np.ndarray]
 FORMAT = "ict-checkpoint-1"
 _TENSORS, _STATE = "state.safetensors", "state.json"
 

@@ -11,7 +11,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ict_backends.errors import CheckpointError
-from ict_backends.runs.checkpoint import Arrays, Checkpoint, check_arrays
+from ict_backends.protocols import Arrays
+from ict_backends.runs.checkpoint import Checkpoint, check_arrays
 from ict_backends.torch.networks import UNet, make_network
 from ict_backends.torch.parallel import Processes, fill, full
 from ict_backends.torch.state import TrainState, make_state

@@ -194,6 +194,9 @@ def test_an_outcome_is_kept_with_the_run(tmp_path: Path) -> None:
     assert read_outcome(tmp_path) is None
     write_outcome(tmp_path, Outcome("sw", 200, 0.5, 3.0))
     assert read_outcome(tmp_path) == Outcome("sw", 200, 0.5, 3.0)
+    # Whatever the fields are called, users' files keep these names.
+    stored = json.loads((tmp_path / "ablation.json").read_text())
+    assert stored == {"metric": "sw", "num": 200, "value": 0.5, "seconds": 3.0, "error": ""}
     (tmp_path / "ablation.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"ablation\.json cannot be read"):
         read_outcome(tmp_path)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ict_backends.errors import CheckpointError, NonFiniteError
 from ict_backends.runs.checkpoint import Checkpoint, check_arrays, load_checkpoint, save_checkpoint
 from ict_backends.runs.folder import RunDir
-from ict_core import Config
+from ict_core import Config, LossScale
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}
 
@@ -32,6 +32,23 @@ def test_round_trip(tmp_path: Path) -> None:
         for name, array in getattr(before, group).items():
             assert np.array_equal(getattr(after, group)[name], array)
             assert getattr(after, group)[name].dtype == array.dtype
+
+
+def test_the_names_in_the_file_are_the_formats(tmp_path: Path) -> None:
+    """Whatever a field of `Checkpoint` or `LossScale` is called, users' files keep these names."""
+    scale = {name: np.asarray(a) for name, a in LossScale(np.float32(2.0), np.int32(1))._asdict().items()}
+    only = {"a": np.float32([1.0])}
+    folder = save_checkpoint(RunDir(tmp_path), Checkpoint(3, only, only, only, only, scale, only), keep=0)
+    assert set(load_file(folder / "state.safetensors")) == {
+        "params/a",
+        "ema/a",
+        "first_moment/a",
+        "second_moment/a",
+        "loss_scale/factor",
+        "loss_scale/good_steps",
+        "teacher/a",
+    }
+    assert json.loads((folder / "state.json").read_text()).keys() == {"format", "step", "sha256"}
 
 
 def test_arrays_of_any_strides_round_trip(tmp_path: Path) -> None:
