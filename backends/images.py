@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from ict_backends.errors import NonFiniteError
 from ict_backends.files import whole_file, write_atomically
 
 # In grids, small images are enlarged up to this height in pixels, so that a person can see them.
@@ -29,7 +30,12 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     """Convert images of any shape in [-1, 1] to uint8, rounded to the nearest: the inverse of `to_float`.
 
     Values outside of [-1, 1] are clipped.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite; rounding would make it black or white, as if nothing were wrong.
     """
+    if not np.isfinite(images).all():
+        raise NonFiniteError("an image has values that are NaN or infinite: the weights, or their precision, fail")
     return np.clip(np.rint((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 

@@ -212,7 +212,7 @@ def _memory_stats(device: str) -> dict[str, int] | None:
 def _random(shapes: list[tuple[int, ...]], precision: str, device: str) -> list[Array]:
     """An array of normal numbers for each shape, on the first of the devices."""
     first, dtype = check_device(device).devices.flat[0], PRECISIONS[precision] or jnp.float32
-    keys = jax.random.split(jax.random.key(0), len(shapes))
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(shapes))
     return [jax.device_put(jax.random.normal(k, s, dtype), first) for k, s in zip(keys, shapes, strict=True)]
 
 

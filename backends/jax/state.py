@@ -80,7 +80,7 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
     """The state before the first step, on the devices: weights drawn by `train.seed`, and averages equal to them."""
 
     def init(seed: Array) -> TrainState:
-        network = make_network(config, nnx.Rngs(params=jax.random.wrap_key_data(seed)))
+        network = make_network(config, nnx.Rngs(params=jax.random.wrap_key_data(seed, impl="threefry2x32")))
         _, params, constants = split_network(network)
         optimizer = make_optimizer(config).init(params)
         ema, scale = jax.tree.map(jnp.copy, params), first_loss_scale(config)

@@ -62,11 +62,14 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Frechet distance between two Gaussians; for Inception features, it is the FID.
 
     |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2))                    Heusel et al. 2017
+
+    Returns:
+        >= 0; between equal Gaussians, rounding leaves about 1e-12 of the traces.
     """
     root = _sqrt_psd(a.cov)
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ b.cov @ root), 0.0, None)).sum()
     mean_term = np.sum((a.mean - b.mean) ** 2)
-    return float(mean_term + np.trace(a.cov) + np.trace(b.cov) - 2.0 * cross)
+    return max(0.0, float(mean_term + np.trace(a.cov) + np.trace(b.cov) - 2.0 * cross))
 
 
 def _sqrt_psd(matrix: np.ndarray) -> np.ndarray:

@@ -54,6 +54,9 @@ def gather(
         metrics: names of `METRICS`.
         network: the feature network; without one, the features are the pixels.
         on_batch: called with the number of images of each batch.
+
+    Raises:
+        DataError: the network gives a NaN or an infinity.
     """
     needs = {METRICS[name].need for name in metrics}
     moments, pixel_moments = MomentsSum(), MomentsSum()
@@ -64,13 +67,13 @@ def gather(
         pixels_needed = needs & (_PIXELS if network is not None else _PIXELS | _FEATURES)
         pixels = to_float(images).reshape(len(images), -1) if pixels_needed else np.empty(0)
         if needs & _FEATURES:
-            features = pixels if network is None else network.features(images)
+            features = pixels if network is None else _finite(network, network.features(images), "features")
             if Need.MOMENTS in needs:
                 moments.add(features)
             if Need.FEATURES in needs:
                 held[Need.FEATURES].append(features)
         if Need.PROBABILITIES in needs and network is not None:
-            held[Need.PROBABILITIES].append(network.probabilities(images))
+            held[Need.PROBABILITIES].append(_finite(network, network.probabilities(images), "probabilities"))
         if Need.PIXEL_MOMENTS in needs:
             pixel_moments.add(pixels)
         if Need.PIXELS in needs:
@@ -85,6 +88,13 @@ def gather(
         pixel_moments.result() if Need.PIXEL_MOMENTS in needs else None,
         whole[Need.PIXELS],
     )
+
+
+def _finite(network: FeatureNetwork, values: np.ndarray, what: str) -> np.ndarray:
+    """The values of a network, [b, d]. Raises DataError unless all of them are finite."""
+    if not np.isfinite(values).all():
+        raise DataError(f"--features {network.name} gives {what} that are NaN or infinite")
+    return values
 
 
 def in_batches(images: np.ndarray, size: int = _BATCH) -> Iterator[np.ndarray]:

@@ -220,8 +220,8 @@ def _dimensions(network: FeatureNetwork | None, shape: tuple[int, ...]) -> int |
 def read_moments(path: Path) -> Moments | None:
     """Read moments from an .npz with `mu` [d] and `sigma` [d, d], as in ADM's reference batches and in our cache.
 
-    Returns None if the file has no moments. Raises DataError if it cannot be read, or the moments are not finite or
-    their shapes do not match.
+    Returns None if the file has no moments. Raises DataError if it cannot be read, the moments are not finite, their
+    shapes do not match, or `sigma` is no covariance (not symmetric, or with a negative eigenvalue).
     """
     try:
         names = npz_names(path)
@@ -237,7 +237,22 @@ def read_moments(path: Path) -> Moments | None:
         or not (np.isfinite(mean).all() and np.isfinite(cov).all())
     ):
         raise DataError(f"data {path}: mu and sigma must be finite, [d] and [d, d], not {mean.shape} and {cov.shape}")
+    if not _is_covariance(cov):
+        raise DataError(f"data {path}: sigma must be a covariance: symmetric, without negative eigenvalues")
     return Moments(count, mean, cov)
+
+
+def _is_covariance(matrix: np.ndarray) -> bool:
+    """True if a matrix, [d, d], is symmetric and has no negative eigenvalue, to the rounding of float32."""
+    slack = 1e-6 * float(np.abs(np.diag(matrix)).sum())
+    if not np.allclose(matrix, matrix.T, rtol=0.0, atol=slack):
+        return False
+    # The factorisation fails at a negative eigenvalue; for 2,048 features, to compute the eigenvalues takes seconds.
+    try:
+        np.linalg.cholesky(matrix + (slack or 1e-300) * np.eye(len(matrix)))
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def cached_moments(images: np.ndarray, kind: str, compute: Callable[[], Moments]) -> Moments:

@@ -71,13 +71,18 @@ class Picky(torch.nn.Module):
         return x.float().mean(dim=[2, 3])
 
 
+class Broken(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float().mean(dim=[2, 3]) / 0.0
+
+
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Feature networks as files."""
     folder = tmp_path_factory.mktemp("networks")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript's own of its age
-        for module in (Means, Inception, Wrong, Picky):
+        for module in (Means, Inception, Wrong, Picky, Broken):
             torch.jit.script(module()).save(folder / f"{module.__name__.lower()}.pt")
     batch = torch.export.Dim("batch")
     exported = torch.export.export(Means(), (torch.zeros(3, 3, 8, 8, dtype=torch.uint8),), dynamic_shapes=({0: batch},))
@@ -249,6 +254,8 @@ def places(tmp_path: Path, networks: Path, sets: Path, digits_run: Path) -> dict
     np.savez(tmp_path / "stats.npz", mu=np.zeros(7), sigma=np.eye(7))
     np.savez(tmp_path / "odd.npz", mu=np.zeros(7), sigma=np.eye(6))
     np.savez(tmp_path / "nan.npz", mu=np.full(4, np.nan), sigma=np.eye(4))
+    np.savez(tmp_path / "indefinite.npz", mu=np.zeros(4), sigma=np.diag([1.0, 1.0, 1.0, -0.1]))
+    np.savez(tmp_path / "askew.npz", mu=np.zeros(4), sigma=np.triu(np.ones((4, 4))))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "stats.npz").read_bytes()[:300])
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
@@ -280,6 +287,9 @@ def places(tmp_path: Path, networks: Path, sets: Path, digits_run: Path) -> dict
         (1, "statistics of 7 values; pixel-fd needs 192", "{b} --data {here}/stats.npz"),
         (1, "mu and sigma must be finite, [d] and [d, d]", "{b} --data {here}/odd.npz"),
         (1, "mu and sigma must be finite", "{b} --data {here}/nan.npz"),
+        (1, "sigma must be a covariance", "{b} --data {here}/indefinite.npz --features {nets}/means.pt --metrics fid"),
+        (1, "sigma must be a covariance", "{b} --data {here}/askew.npz --features {nets}/means.pt --metrics fid"),
+        (1, "features that are NaN or infinite", "{b} --data {a} --features {nets}/broken.pt"),
         (1, "holds no images", "{here}/empty --data {a}"),
         (1, "holds no image that can be read", "{here}/bad --data {a}"),
         (1, "the model's images are 8x8 grey, but those of the data 8x8 RGB", "{digits} --data {a}"),

@@ -12,6 +12,7 @@ from command_line import Ict, Refused, Result
 from tiny import TINY
 
 from ict_backends import load_backend
+from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
 from ict_backends.training.evaluator import evaluation_size
@@ -86,6 +87,19 @@ def test_what_goes_wrong_is_said_and_training_goes_on(
     assert "no evaluation after step 2" in done.err
     assert "No space left on device" in done.err
     assert not (tmp_path / "run" / "evals.jsonl").exists()
+
+
+def test_a_model_whose_samples_are_no_numbers_is_not_the_best(
+    ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: Model, num: int, **options: object) -> np.ndarray:
+        return np.full((num, *model.config.data.shape), np.nan, dtype=np.float32)
+
+    monkeypatch.setattr("ict_backends.training.evaluator.sample_images", broken)
+    done = train(ict, tmp_path / "run", *EVAL)
+    assert done.code == 0
+    assert "no evaluation after step 2: an image has values that are NaN or infinite" in done.err
+    assert not (tmp_path / "run" / "best").exists()
 
 
 def test_lines_of_other_numbers_of_samples_are_not_compared(ict: Ict, refused: Refused, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ict_backends.errors import NonFiniteError
 from ict_backends.files import write_atomically
 from ict_backends.images import encode_png, save_folder, save_npz, tile, to_float, to_uint8
 
@@ -25,6 +26,14 @@ def test_uint8_and_floats_are_inverse() -> None:
     assert (floats.min(), floats.max()) == (-1.0, 1.0)
     assert np.array_equal(to_uint8(floats), values)
     assert np.array_equal(to_uint8(np.float32([-2, 2])), [0, 255])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_become_no_picture(value: float) -> None:
+    images = np.zeros((2, 1, 4, 4), dtype=np.float32)
+    images[1, 0, 2, 2] = value
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        to_uint8(images)
 
 
 def test_a_grid_shows_every_image_enlarged_in_rows() -> None:

@@ -32,6 +32,7 @@ from twins import (
 
 from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
+from ict_backends.jax.state import init_state
 from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
 from ict_backends.jax.weights import to_arrays as jax_to_arrays
 from ict_backends.jax.weights import to_checkpoint as jax_to_checkpoint
@@ -49,6 +50,15 @@ DROPOUT = 0.4
 CHANGE_TOLERANCE = 3e-3
 GRADIENT_TOLERANCES = {"float64": 1e-10, "float32": 1e-4}
 advance = jax.jit(jax_step.train_step, static_argnums=1)
+
+
+def test_the_initial_weights_do_not_depend_on_jaxs_default_generator() -> None:
+    """JAX_DEFAULT_PRNG_IMPL may name another one, whose keys have another size."""
+    config, mesh = small_config(), jax_devices("cpu")
+    first = jax_to_checkpoint(config, init_state(config, mesh), mesh).params
+    with jax.default_prng_impl("rbg"):
+        again = jax_to_checkpoint(config, init_state(config, mesh), mesh).params
+    assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
 def change(after: Arrays, before: Arrays) -> dict[str, np.ndarray]:
