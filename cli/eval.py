@@ -131,7 +131,7 @@ def _kind(levels: Sequence[float]) -> str:
 
 def _line(result: Result, count: int, kind: str, reference: Reference, network: FeatureNetwork | None) -> str:
     features = "pixels" if network is None else f"features of {network.name}"
-    against = "" if result.metric.of_samples_only else f" against {reference.describe()}"
+    against = "" if result.metric.of_samples_only else f" against {reference.describe(result.metric)}"
     if result.recall is not None:  # the amount names the metric
         return f"{result.amount()}, of the {features} of {count} {kind}{against}"
     return f"{result.metric.describe(features)}, {count} {kind}{against}: {result.amount()}"

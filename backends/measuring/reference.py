@@ -20,18 +20,18 @@ from ict_backends.files import cache_folder, write_atomically
 from ict_backends.images import encode_npz
 from ict_backends.measuring.distances import Moments, moments
 from ict_backends.measuring.evaluation import check_counts, gather, images_needed, in_batches
-from ict_backends.measuring.metrics import METRICS, Gathered, Need
+from ict_backends.measuring.metrics import METRICS, Gathered, Metric, Need
 from ict_backends.protocols import FeatureNetwork
 from ict_core import Config, DataConfig
 
 
 class Reference(NamedTuple):
-    """The reference that samples are compared with: images, or only their moments.
+    """The reference that samples are compared with: images, their moments, or both.
 
     Attributes:
         source: the data's source, as in `data.source`.
-        images: [n, c, h, w] uint8, or None.
-        moments: the moments of features or pixels, if there are no images.
+        images: [n, c, h, w] uint8, or None if no metric needs them.
+        moments: the moments that the source holds, of features or pixels; None if it holds none.
     """
 
     source: str
@@ -50,15 +50,31 @@ class Reference(NamedTuple):
         """[channels, height, width] of the images; None if there are none."""
         return None if self.images is None else self.images.shape[1:]
 
-    def describe(self) -> str:
-        """The reference in words."""
-        return f"{self.num} images" if self.num else f"the statistics of {self.source}"
+    def known(self, metric: Metric) -> Moments | None:
+        """The moments that a metric takes as they are; None if it is computed from the images.
+
+        Those of pixels are told from those of features by their size where there are images to compute them from.
+        """
+        if self.moments is None or not metric.of_covariance:
+            return None
+        of_pixels = self.shape is None or len(self.moments.mean) == int(np.prod(self.shape))
+        return self.moments if metric.need is Need.MOMENTS or of_pixels else None
+
+    def describe(self, metric: Metric) -> str:
+        """What a metric compares with, in words."""
+        known = self.known(metric)
+        num = self.num if known is None else known.num
+        return f"{num} images" if num else f"the statistics of {self.source}"
 
     def gather(self, metrics: Sequence[str], network: FeatureNetwork | None) -> Gathered:
-        """The input that metrics, given by their names, need of the reference; known moments come from the cache."""
+        """The input that metrics, given by their names, need of the reference.
+
+        Moments are those that the source holds, or come from the cache.
+        """
         if self.images is None:
             return Gathered(self.num, moments=self.moments, pixel_moments=self.moments)
         images, needs = self.images, {METRICS[name].need for name in metrics}
+        fid, pixel_fd = (self.known(METRICS[name]) for name in ("fid", "pixel-fd"))
         held = [name for name in metrics if not METRICS[name].of_covariance and not METRICS[name].of_samples_only]
         gathered = gather(in_batches(images), held, network) if held else Gathered(self.num)
 
@@ -71,9 +87,9 @@ class Reference(NamedTuple):
             return _only(gather(in_batches(images), ["pixel-fd"], None).pixel_moments)
 
         if Need.MOMENTS in needs and network is not None:
-            gathered = gathered._replace(moments=cached_moments(images, network.digest, of_features))
+            gathered = gathered._replace(moments=fid or cached_moments(images, network.digest, of_features))
         if Need.PIXEL_MOMENTS in needs:
-            gathered = gathered._replace(pixel_moments=cached_moments(images, "pixels", of_pixels))
+            gathered = gathered._replace(pixel_moments=pixel_fd or cached_moments(images, "pixels", of_pixels))
         return gathered
 
 
@@ -105,7 +121,7 @@ def data_of(config: Config | None, source: str | None) -> DataConfig:
 
 
 def read_reference(data: DataConfig, metrics: Sequence[str], *, shape: tuple[int, ...] | None = None) -> Reference:
-    """Read the reference: the moments of a source that has them, if these are enough, else its images.
+    """Read the reference: the moments of a source that has them, and its images if a metric needs them.
 
     Args:
         data: the source, and how its images are prepared.
@@ -120,13 +136,15 @@ def read_reference(data: DataConfig, metrics: Sequence[str], *, shape: tuple[int
     if known is None:
         return Reference(data.source, load_images(data, shape), None)
     metric = next((m for name in metrics if not ((m := METRICS[name]).of_covariance or m.of_samples_only)), None)
-    if metric is None:
+    if metric is None and "pixel-fd" not in metrics:
         return Reference(data.source, None, known)
     try:
         images = load_data_of(data).images  # ADM's reference batches hold both
     except DataError as error:
+        if metric is None:
+            return Reference(data.source, None, known)
         raise DataError(f"data {data.source} holds mu and sigma only; {metric.describe()} needs images") from error
-    return Reference(data.source, images, None)
+    return Reference(data.source, images, known)
 
 
 def load_images(data: DataConfig, shape: tuple[int, ...] | None) -> np.ndarray:
@@ -201,14 +219,12 @@ def check_sizes(metrics: Sequence[str], samples: Samples, reference: Reference, 
     """Raise DataError if the comparison would fail after all work: too few images, or moments of another size."""
     pixels, features = int(np.prod(samples.shape)), _dimensions(network, samples.shape)
     check_counts(metrics, samples.num, features, pixels, samples.name)
-    if reference.images is not None:
-        compared = [name for name in metrics if not METRICS[name].of_samples_only]
-        check_counts(compared, reference.num, features, pixels, f"data {reference.source}")
-        return
-    size = len(_only(reference.moments).mean)
-    for need, needed in ((Need.PIXEL_MOMENTS, pixels), (Need.MOMENTS, features)):
-        name = next((name for name in metrics if METRICS[name].need is need), None)
-        if name is not None and size != needed:
+    for name in metrics:
+        known, needed = reference.known(METRICS[name]), features if METRICS[name].need is Need.MOMENTS else pixels
+        if known is None and not METRICS[name].of_samples_only:
+            check_counts([name], reference.num, features, pixels, f"data {reference.source}")
+        elif known is not None and len(known.mean) != needed:
+            size = len(known.mean)
             raise DataError(f"data {reference.source} has statistics of {size} values; {name} needs {needed}")
 
 

@@ -217,6 +217,30 @@ def test_a_reference_batch_of_adm_gives_statistics_or_images(
     assert found["kid"] == pytest.approx(direct["kid"])
 
 
+@pytest.mark.parametrize("metrics", ["fid", "fid,kid", "kid,pr,fid", "fid,pixel-fd"])
+def test_statistics_beside_images_are_used_whatever_else_is_asked(
+    ict: Ict, tmp_path: Path, networks: Path, sets: Path, metrics: str
+) -> None:
+    """They may be of other images: the field's are of the whole training set, its images of a part."""
+    stored = moments(means(sets / "a.npz"))
+    with np.load(sets / "a.npz") as file:
+        np.savez(tmp_path / "ref.npz", arr_0=file["arr_0"], mu=stored.mean + 3.0, sigma=stored.cov)
+    options = ("--data", tmp_path / "ref.npz", "--features", networks / "means.pt", "--no-halves", "--metrics", metrics)
+    expected = frechet_distance(stored._replace(mean=stored.mean + 3.0), moments(means(sets / "b.npz")))
+    assert figures(ict, tmp_path, sets / "b.npz", *options)["fid"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_statistics_of_features_are_not_taken_for_those_of_pixels(
+    ict: Ict, tmp_path: Path, networks: Path, sets: Path
+) -> None:
+    stored = moments(means(sets / "a.npz"))
+    with np.load(sets / "a.npz") as file:
+        np.savez(tmp_path / "ref.npz", arr_0=file["arr_0"], mu=stored.mean, sigma=stored.cov)
+    options = ("--metrics", "pixel-fd", "--no-halves")
+    direct = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz", *options)
+    assert figures(ict, tmp_path, sets / "b.npz", "--data", tmp_path / "ref.npz", *options) == direct
+
+
 def test_unreadable_images_are_named_and_left_out(ict: Ict, tmp_path: Path, sets: Path) -> None:
     save_folder(tmp_path / "folder", load_data(str(sets / "b.npz")).images)
     (tmp_path / "folder" / "000100a.png").write_bytes(b"no picture")
