@@ -161,6 +161,27 @@ def test_only_load_backend_knows_the_backends_names() -> None:
     assert found == []
 
 
+def test_only_some_modules_start_processes() -> None:
+    starting = {module for module, text in modules() if imported(text) & {"subprocess", "multiprocessing"}}
+    assert starting == {
+        "ict_backends.data.decode_pool",
+        "ict_backends.reports.host",
+        "ict_backends.reports.plain_version",
+        "ict_cli.ablate",
+    }
+
+
+def test_only_commands_print() -> None:
+    """Library code logs by way of ict_backends.console, whose handler a command installs."""
+    printing = set()
+    for module, text in modules():
+        calls = (node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+        names = {function.id for function in calls if isinstance(function, ast.Name)}
+        if "print" in names or "click" in imported(text):
+            printing.add(module.partition(".")[0])
+    assert printing == {"ict_cli"}
+
+
 @pytest.mark.parametrize(
     ("statement", "allowed"),
     [
