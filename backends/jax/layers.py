@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from ict_backends.networks.layers import BlockSpec
-from ict_backends.networks.ncsnpp import groups, ncsnpp_frequencies
+from ict_backends.networks.ncsnpp import PROJECTION_SCALE, groups, ncsnpp_frequencies
 
 Initializer = jax.nn.initializers.Initializer
 # The layouts of the images, the kernels and the results of convolutions.
@@ -166,9 +166,9 @@ class Attention(nnx.Module):
 
     def __init__(self, channels: int, *, skip_rescale: bool, rngs: nnx.Rngs) -> None:
         self.norm = GroupNorm(channels, rngs=rngs)
-        self.query = Conv(channels, channels, 1, rngs=rngs)
-        self.key = Conv(channels, channels, 1, rngs=rngs)
-        self.value = Conv(channels, channels, 1, rngs=rngs)
+        self.query = Conv(channels, channels, 1, scale=PROJECTION_SCALE, rngs=rngs)
+        self.key = Conv(channels, channels, 1, scale=PROJECTION_SCALE, rngs=rngs)
+        self.value = Conv(channels, channels, 1, scale=PROJECTION_SCALE, rngs=rngs)
         self.out = Conv(channels, channels, 1, scale=0.0, rngs=rngs)
         self.skip_rescale = skip_rescale
 

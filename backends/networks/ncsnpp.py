@@ -62,6 +62,11 @@ class NCSNppSpec(NamedTuple):
         return [block.mask_shape for _, block in self.blocks()]
 
 
+# The variance scale of the initial queries, keys and values: the default of the authors' NIN layer, where all their
+# other layers have 1, or 0 for those that end a branch.
+PROJECTION_SCALE = 0.1
+
+
 def ncsnpp_frequencies(channels: int) -> np.ndarray:
     """The frequencies of NCSN++'s positional features, [half] float32: 10000^(-i / (half - 1)), half = channels // 2.
 

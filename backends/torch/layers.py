@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from ict_backends.networks.layers import BlockSpec
-from ict_backends.networks.ncsnpp import groups, ncsnpp_frequencies
+from ict_backends.networks.ncsnpp import PROJECTION_SCALE, groups, ncsnpp_frequencies
 
 
 def variance_scaling_(weight: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -189,9 +189,9 @@ class Attention(nn.Module):
     def __init__(self, channels: int, *, skip_rescale: bool) -> None:
         super().__init__()
         self.norm = GroupNorm(channels)
-        self.query = Conv(channels, channels, 1)
-        self.key = Conv(channels, channels, 1)
-        self.value = Conv(channels, channels, 1)
+        self.query = Conv(channels, channels, 1, scale=PROJECTION_SCALE)
+        self.key = Conv(channels, channels, 1, scale=PROJECTION_SCALE)
+        self.value = Conv(channels, channels, 1, scale=PROJECTION_SCALE)
         self.out = Conv(channels, channels, 1, scale=0.0)
         self.skip_rescale = skip_rescale
 
