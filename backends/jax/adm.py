@@ -24,7 +24,7 @@ from ict_backends.jax.layers import (
     upsample,
 )
 from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_spec
-from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_core import ADMConfig
 
 
@@ -82,7 +82,7 @@ class ADMBlock(nnx.Module):
         self.conv_1 = conv(spec.out_channels, spec.out_channels, zero=True, rngs=rngs)
         self.shortcut = conv(spec.in_channels, spec.out_channels, 1, rngs=rngs) if spec.has_shortcut else None
         self.up, self.down, self.takes_mask = spec.up, spec.down, spec.dropout
-        self.scale_shift, self.dropout = scale_shift, dropout
+        self.scale_shift, self.kept = scale_shift, kept_share(dropout)
 
     def __call__(self, x: Array, embedding: Array, mask: Array | None) -> Array:
         """The block's output, [b, h', w', out], in the dtype of x."""
@@ -98,7 +98,7 @@ class ADMBlock(nnx.Module):
         else:
             h = jax.nn.silu(self.norm_1(h + e.astype(x.dtype))).astype(x.dtype)
         if mask is not None:
-            h = h * mask / (1.0 - self.dropout)
+            h = h * mask / self.kept
         h = self.conv_1(h)
         return h + (x if self.shortcut is None else self.shortcut(x))
 

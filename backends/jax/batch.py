@@ -12,7 +12,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ict_backends.jax.device import put, replicated, split
-from ict_backends.networks.families import dropped_numbers, mask_shapes
+from ict_backends.networks.families import mask_shapes
+from ict_backends.networks.layers import dropped_numbers
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Batch, Config, dropout_bytes, key_words, normal_noise
 

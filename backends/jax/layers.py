@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_backends.networks.ncsnpp import PROJECTION_SCALE, groups, ncsnpp_frequencies
 
 Initializer = jax.nn.initializers.Initializer
@@ -302,7 +302,7 @@ class ResidualBlock(nnx.Module):
         self.conv_1 = Conv(spec.out_channels, spec.out_channels, scale=0.0, rngs=rngs)
         self.shortcut = Conv(spec.in_channels, spec.out_channels, 1, rngs=rngs) if spec.has_shortcut else None
         self.up, self.down, self.taps = spec.up, spec.down, tuple(taps)
-        self.dropout, self.skip_rescale = dropout, skip_rescale
+        self.kept, self.skip_rescale = kept_share(dropout), skip_rescale
 
     def __call__(self, x: Array, embedding: Array, mask: Array | None) -> Array:
         h = jax.nn.silu(self.norm_0(x)).astype(x.dtype)
@@ -313,7 +313,7 @@ class ResidualBlock(nnx.Module):
         h = self.conv_0(h) + self.embed(jax.nn.silu(embedding)).astype(x.dtype)[:, None, None, :]
         h = jax.nn.silu(self.norm_1(h)).astype(x.dtype)
         if mask is not None:
-            h = h * mask / (1.0 - self.dropout)
+            h = h * mask / self.kept
         h = self.conv_1(h)
         if self.shortcut is not None:
             x = self.shortcut(x)

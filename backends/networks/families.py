@@ -30,11 +30,6 @@ def mask_shapes(config: Config) -> tuple[tuple[int, int, int], ...]:
     return tuple(ncsnpp_spec(config.network, config.data.shape).mask_shapes())
 
 
-def dropped_numbers(rate: float) -> int:
-    """The count of 2^16 equally likely numbers that drop an element of a mask: nearest to the rate, but never all."""
-    return min(round(rate * 2**16), 2**16 - 1)
-
-
 def parameter_shapes(config: Config) -> Shapes:
     """The shape of every stored array of a configuration's network, by the array's name in checkpoints.
 

@@ -160,3 +160,16 @@ def embedding_layers(features: int, width: int, num_classes: int) -> Iterator[La
     yield Layer("embedding.dense_1", Kind.DENSE, width, width)
     if num_classes:
         yield Layer("embedding.labels", Kind.TABLE, num_classes, width)
+
+
+def dropped_numbers(rate: float) -> int:
+    """The count of 2^16 equally likely numbers that drop an element of a mask: nearest to the rate, but never all."""
+    return min(round(rate * 2**16), 2**16 - 1)
+
+
+def kept_share(rate: float) -> float:
+    """The share of elements that dropout with this rate keeps, in (0, 1]: what the kept ones are divided by.
+
+    It is a multiple of 2^-16, as `dropped_numbers` is of 1, so that the mean stays the same exactly.
+    """
+    return 1.0 - dropped_numbers(rate) / 2**16

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_spec
-from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_backends.torch.layers import (
     CastConv,
     CastGroupNorm,
@@ -57,7 +57,7 @@ class ADMBlock(nn.Module):
         self.conv_1 = conv(spec.out_channels, spec.out_channels, zero=True)
         self.shortcut = conv(spec.in_channels, spec.out_channels, 1) if spec.has_shortcut else None
         self.up, self.down, self.takes_mask = spec.up, spec.down, spec.dropout
-        self.scale_shift, self.dropout = scale_shift, dropout
+        self.scale_shift, self.kept = scale_shift, kept_share(dropout)
 
     def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
         """The block's output, [b, out, h', w'], in the dtype of x."""
@@ -70,10 +70,10 @@ class ADMBlock(nn.Module):
         if self.scale_shift:
             scale, shift = e[:, :, None, None].chunk(2, dim=1)
             h = F.silu(self.norm_1(self.conv_0(h)) * (1 + scale) + shift).to(x.dtype)
-            h = h if mask is None else h.mul_(mask).div_(1.0 - self.dropout)
+            h = h if mask is None else h.mul_(mask).div_(self.kept)
         else:  # the convolution's bias joins the shift
             shift = e + self.conv_0.bias
-            h = self.norm_1.activated(self.conv_0.with_bias(h, None), shift, mask, rate=self.dropout)
+            h = self.norm_1.activated(self.conv_0.with_bias(h, None), shift, mask, kept=self.kept)
         return sum_of_branches(self.conv_1, h, self.shortcut, x, rescale=False)
 
 

@@ -9,7 +9,8 @@ import torch
 from array_api_compat import torch as xp
 from torch import Tensor
 
-from ict_backends.networks.families import dropped_numbers, mask_shapes
+from ict_backends.networks.families import mask_shapes
+from ict_backends.networks.layers import dropped_numbers
 from ict_backends.torch.device import compiled_on_gpu, upload
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Batch, Config, dropout_bytes, key_words, normal_noise

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_backends.networks.ncsnpp import PROJECTION_SCALE, groups, ncsnpp_frequencies
 
 
@@ -106,7 +106,7 @@ class CastGroupNorm(nn.GroupNorm):
         shift: Tensor | None = None,
         mask: Tensor | None = None,
         *,
-        rate: float = 0.0,
+        kept: float = 1.0,
         to: torch.dtype | None = None,
     ) -> Tensor:
         """silu of the normalised x + shift, with dropout, [b, c, h, w], rounded once.
@@ -114,11 +114,11 @@ class CastGroupNorm(nn.GroupNorm):
         Args:
             x: [b, c, h, w]; with a shift, it may be overwritten.
             shift: [b, c]; None for 0.
-            mask: bool [b, c, h, w], True for the elements that dropout keeps and divides by 1 - `rate`; None keeps all.
-            rate: the rate of dropout.
+            mask: bool [b, c, h, w], True for the elements that dropout keeps and divides by `kept`; None keeps all.
+            kept: the share of elements that dropout keeps.
             to: the dtype of the result; by default that of x.
         """
-        return self._normalized(x, shift, mask, to=to or x.dtype, silu=True, rate=rate)
+        return self._normalized(x, shift, mask, to=to or x.dtype, silu=True, kept=kept)
 
     def _normalized(
         self,
@@ -128,19 +128,19 @@ class CastGroupNorm(nn.GroupNorm):
         *,
         to: torch.dtype,
         silu: bool,
-        rate: float = 0.0,
+        kept: float = 1.0,
     ) -> Tensor:
         """Do everything between two convolutions: add the shift, normalise, activate, drop out."""
         if torch.compiler.is_compiling():  # the compiler fuses what is written out; in place would add a pass
             h = x if shift is None else x + shift.to(x.dtype)[:, :, None, None]
             h = group_norm(h, self.weight, self.bias, groups=self.num_groups, eps=self.eps)
             h = F.silu(h) if silu else h
-            return (h if mask is None else torch.where(mask, h / (1.0 - rate), 0.0)).to(to)
+            return (h if mask is None else torch.where(mask, h / kept, 0.0)).to(to)
         if shift is not None:
             x = x.add_(shift.to(x.dtype)[:, :, None, None])
         h = super().forward(x.to(self.weight.dtype))
         h = (F.silu(h) if silu else h).to(to)
-        return h if mask is None else h.mul_(mask).div_(1.0 - rate)
+        return h if mask is None else h.mul_(mask).div_(kept)
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
@@ -293,7 +293,7 @@ class ResidualBlock(nn.Module):
         self.conv_1 = Conv(spec.out_channels, spec.out_channels, scale=0.0)
         self.shortcut = Conv(spec.in_channels, spec.out_channels, 1) if spec.has_shortcut else None
         self.up, self.down, self.taps = spec.up, spec.down, tuple(taps)
-        self.dropout, self.skip_rescale = dropout, skip_rescale
+        self.kept, self.skip_rescale = kept_share(dropout), skip_rescale
 
     def forward(self, x: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
         h = self.norm_0.activated(x)
@@ -303,7 +303,7 @@ class ResidualBlock(nn.Module):
             h, x = downsample(h, self.taps), downsample(x, self.taps)
         # The bias joins the shift: its gradient there is a sum over the pixels, cheaper than in the convolution's own.
         shift = self.embed(F.silu(embedding)) + self.conv_0.bias
-        h = self.norm_1.activated(self.conv_0.with_bias(h, None), shift, mask, rate=self.dropout)
+        h = self.norm_1.activated(self.conv_0.with_bias(h, None), shift, mask, kept=self.kept)
         return sum_of_branches(self.conv_1, h, self.shortcut, x, rescale=self.skip_rescale)
 
 

@@ -23,6 +23,7 @@ ASYMMETRIES = {
     ("device.py", "torch", "other_devices"): "a network has one device; in JAX an array may be on many",
     ("layers.py", "jax", "Initializer"): "flax takes initialisers as functions",
     ("layers.py", "jax", "variance_scaling"): "flax takes initialisers as functions",
+    ("state.py", "jax", "radam_factors"): "torch.optim.RAdam has them",
     ("layers.py", "torch", "variance_scaling_"): "torch fills weights in place",
     ("adm.py", "jax", "dense"): "torch's layers initialise themselves as the authors have it",
     ("adm.py", "jax", "torch_uniform"): "torch's layers initialise themselves as the authors have it",

@@ -44,7 +44,7 @@ def test_a_bias_that_joins_the_shift_is_the_same(channels: tuple[int, int], kern
     for dropped, factor in ((None, 1.0), (mask, mask.double() / 0.7)):
         plain = torch.nn.functional.group_norm(layer(x) + shift[:, :, None, None], 2, norm.weight, norm.bias, 1e-5)
         expected = gradients(torch.nn.functional.silu(plain) * factor, *inputs)
-        found = norm.activated(layer.with_bias(x, None), shift + layer.bias, dropped, rate=0.3)
+        found = norm.activated(layer.with_bias(x, None), shift + layer.bias, dropped, kept=0.7)
         assert_all_close(gradients(found, *inputs), expected)
 
 
