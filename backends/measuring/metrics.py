@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple, TypeVar
@@ -101,7 +102,7 @@ def _known(part: _Part | None) -> _Part:
 
 
 def _value(estimate: Estimate) -> Value:
-    return Value(estimate.value, estimate.error)
+    return Value(estimate.value, None if math.isnan(estimate.error) else estimate.error)
 
 
 def _fid(samples: Gathered, reference: Gathered) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 import warnings
 from collections.abc import Callable
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 from ict_backends.measuring.distances import (
     MomentsSum,
     frechet_distance,
-    halves_distances,
     inception_score,
     kernel_distance,
     moments,
+    perfect_distance,
     precision_recall,
     sliced_wasserstein,
 )
@@ -76,11 +77,21 @@ def test_frechet_distance_of_rotated_gaussians_matches_the_matrix_root(seed: int
     assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
-def test_frechet_distance_handles_constant_pixels_and_halves_repeat() -> None:
+def test_frechet_distance_handles_constant_pixels() -> None:
     data = normal(2, 50, 4) * [1, 0, 1, 0]
     assert np.isfinite(frechet_distance(moments(data), moments(data[:10])))
-    assert halves_distances(data) == halves_distances(data)
-    assert len(halves_distances(data, 3)) == 3
+
+
+@pytest.mark.parametrize(("num", "count"), [(400, 600), (600, 400), (3000, 600), (300, 1201)])
+def test_a_perfect_model_is_as_far_from_the_data_as_is_said(num: int, count: int) -> None:
+    """Samples and data are of one Gaussian; the halves alone would say up to four times as much."""
+    scale = np.linspace(0.1, 2.0, 8)
+    sets = [(normal(2 * i, num, 8) * scale, normal(2 * i + 1, count, 8) * scale) for i in range(60)]
+    found = np.mean([frechet_distance(moments(data), moments(samples)) for samples, data in sets])
+    said = [perfect_distance(data, num) for _, data in sets]
+    assert np.mean([each.value for each in said]) == pytest.approx(found, rel=0.06)
+    assert said[0] == perfect_distance(sets[0][1], num)
+    assert said[0] != perfect_distance(sets[0][1], num, splits=3)
 
 
 class Flat(torch.nn.Module):
@@ -142,22 +153,44 @@ def test_subsets_depend_on_the_seed_alone() -> None:
     assert first == kernel_distance(a, b, subsets=5, subset_size=50)
     assert first != kernel_distance(a, b, subsets=5, subset_size=50, seed=1)
     assert np.isfinite(kernel_distance(a[:9], b, subsets=2).value)  # fewer than a subset
-    assert np.isnan(kernel_distance(a, b, subsets=1).error)
+    assert np.isnan(kernel_distance(a[:3], b).error)  # which three vectors do not tell
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(
+    ("n", "m", "subsets", "size"), [(200, 200, 1, 200), (200, 400, 20, 60), (200, 300, 1, 60), (100, 300, 9, 1000)]
+)
+def test_the_error_of_the_kernel_distance_is_its_spread_over_fresh_draws(
+    shift: float, n: int, m: int, subsets: int, size: int
+) -> None:
+    """Of equal distributions, of nearly equal ones and of others, with subsets that are everything or a part."""
+    draws = [
+        kernel_distance(normal(2 * i, n, 16), normal(2 * i + 1, m, 16, shift=shift), subsets=subsets, subset_size=size)
+        for i in range(150)
+    ]
+    spread = np.std([draw.value for draw in draws])  # itself uncertain by a seventeenth
+    assert 0.85 < np.sqrt(np.mean([draw.error**2 for draw in draws])) / spread < 1.3
 
 
 def test_inception_score_of_known_classes() -> None:
     """One class: 1. k classes in equal shares, each sure: k. All classes equally likely for each image: 1."""
     sure = np.eye(5)[np.arange(100) % 5]
-    assert inception_score(sure).value == pytest.approx(5)
-    assert inception_score(sure).error == pytest.approx(0, abs=1e-12)
+    assert inception_score(sure, splits=1) == pytest.approx((5, 0))
     assert inception_score(np.eye(5)[np.zeros(100, int)]).value == pytest.approx(1)
     assert inception_score(np.full((100, 5), 0.2)).value == pytest.approx(1)
     p = np.array([[0.9, 0.1], [0.4, 0.6]])
     marginal = p.mean(0)
     expected = np.exp(np.mean([np.sum(row * np.log(row / marginal)) for row in p]))
     assert inception_score(p, splits=1).value == pytest.approx(expected)
-    # Two parts of one class each: each scores 1, together they would score 2.
-    assert inception_score(np.eye(2)[np.arange(100) // 50], splits=2).value == pytest.approx(1)
+
+
+def test_the_inception_score_does_not_depend_on_the_order_of_the_images() -> None:
+    """Sorted by class, consecutive parts would have a class each and score 1."""
+    sure = np.eye(10)[np.repeat(np.arange(10), 500)]
+    shuffled = sure[np.random.default_rng(0).permutation(5000)]
+    for found in (inception_score(sure), inception_score(shuffled), inception_score(sure[::-1])):
+        assert found.value == pytest.approx(10, rel=0.03)
+        assert 0 < found.error < 0.1
 
 
 def brute_force(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
@@ -198,6 +231,15 @@ def test_sliced_wasserstein_of_known_sets() -> None:
     assert sliced_wasserstein(line, line[::-1] * 2) == pytest.approx(np.sqrt(np.mean(np.arange(8.0) ** 2)))
     assert sliced_wasserstein(line, np.repeat(line, 3, axis=0)) == 0  # other numbers of the same distribution
     assert sliced_wasserstein(x, x + v, seed=1) != sliced_wasserstein(x, x + v)
+
+
+@given(seed=seeds, n=st.integers(1, 12), m=st.integers(1, 12))
+def test_sliced_wasserstein_of_sets_of_unequal_size_is_exact(seed: int, n: int, m: int) -> None:
+    """As if each vector were repeated until both sets had the same size."""
+    a, b = normal(seed, n, 3), normal(seed + 1, m, 3)
+    size = math.lcm(n, m)
+    expected = sliced_wasserstein(np.repeat(a, size // n, axis=0), np.repeat(b, size // m, axis=0), directions=4)
+    assert sliced_wasserstein(a, b, directions=4) == pytest.approx(expected, rel=1e-9)
 
 
 @given(seed=seeds, function=st.sampled_from([kernel_distance, precision_recall, sliced_wasserstein]))
