@@ -26,17 +26,22 @@ def to_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
-def to_uint8(images: np.ndarray) -> np.ndarray:
+def to_uint8(images: np.ndarray, *, truncate: bool = False) -> np.ndarray:
     """Convert images of any shape in [-1, 1] to uint8, rounded to the nearest: the inverse of `to_float`.
 
     Values outside of [-1, 1] are clipped.
+
+    Args:
+        images: of any shape.
+        truncate: cut the fraction off instead, as released samplers do: half a level darker on average.
 
     Raises:
         NonFiniteError: a value is NaN or infinite; rounding would make it black or white, as if nothing were wrong.
     """
     if not np.isfinite(images).all():
         raise NonFiniteError("an image has values that are NaN or infinite: the weights, or their precision, fail")
-    return np.clip(np.rint((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    scaled = (images + 1.0) * 127.5
+    return np.clip(scaled if truncate else np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def tile(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:

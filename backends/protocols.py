@@ -60,13 +60,21 @@ class Model(Protocol):
         """
         ...
 
-    def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None = None) -> np.ndarray:
+    def sample(
+        self,
+        noises: np.ndarray,
+        sigmas: Sequence[float],
+        labels: np.ndarray | None = None,
+        *,
+        clip_steps: bool = False,
+    ) -> np.ndarray:
         """Sample images from given noise, in one step or several.
 
         Args:
             noises: [steps, b, c, h, w] standard normal noise.
             sigmas: [steps] falling noise levels.
             labels: [b] classes for a conditional model.
+            clip_steps: clip to [-1, 1] after each step, and not only at the end.
 
         Returns:
             [b, c, h, w] float32 in [-1, 1].

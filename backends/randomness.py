@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 # The streams of one seed; the number goes into the Philox counter, so that streams never overlap.
-_STEP, _EPOCH, _IMAGE, _LABEL = 1, 2, 3, 4
+_STEP, _EPOCH, _IMAGE, _LABEL, _SUBSET = 1, 2, 3, 4, 5
 
 
 def _philox(stream: int, seed: int, index: int) -> np.random.Generator:
@@ -48,3 +48,11 @@ def image_noises(seed: int, indices: Sequence[int], steps: int, shape: Sequence[
 def image_labels(seed: int, indices: Sequence[int], classes: int) -> np.ndarray:
     """Random classes in 0..classes-1, [b] int64: that of each image is a function of (seed, its index) only."""
     return np.array([_philox(_LABEL, seed, i).integers(classes) for i in indices], dtype=np.int64)
+
+
+def random_subset(count: int, size: int) -> np.ndarray:
+    """Which of `count` images to measure if only `size` are: their numbers, [size] int64, rising; always the same.
+
+    The first ones would be of the first classes where the images are sorted by class.
+    """
+    return np.sort(_philox(_SUBSET, 0, 0).choice(count, size, replace=False))

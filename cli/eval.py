@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from ict_cli.options import (
     debug_option,
     device_option,
     open_backend,
+    released_options,
     resolve_labels,
     resolve_sigmas,
     seed_option,
@@ -28,7 +29,7 @@ from ict_core import Config
 if TYPE_CHECKING:
     from ict_backends.measuring.metrics import Result
     from ict_backends.measuring.reference import Reference, Samples
-    from ict_backends.protocols import FeatureNetwork, Model
+    from ict_backends.protocols import FeatureNetwork
 
 
 @click.command("eval")
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 @click.option(
     "--num",
     type=click.IntRange(min=2),
-    help="Images to measure; published figures use 50,000.  [default: 2000 of a run, or more if a metric needs them; "
-    "all of a folder or file]",
+    help="Images to measure; published figures use 50,000. Of a folder or file, a random subset, always the same.  "
+    "[default: 2000 of a run, or more if a metric needs them; all of a folder or file]",
 )
 @click.option(
     "--resize",
@@ -60,10 +61,16 @@ if TYPE_CHECKING:
     "--halves/--no-halves",
     default=True,
     show_default=True,
-    help="With pixel-fd, print the distances between random halves of the data: minutes for thousands of pixels.",
+    help="With pixel-fd, print what a perfect model would show, from random halves of the data: minutes for thousands "
+    "of pixels.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures into this file.")
+@click.option(
+    "--labels",
+    help="Classes to draw, as for `ict sample`.  [default: in the proportions of the data, or in turn]",
+)
 @steps_options
+@released_options
 @seed_option
 @weights_option
 @backend_option
@@ -79,8 +86,11 @@ def eval_command(
     resize: bool,
     halves: bool,
     json_file: Path | None,
+    labels: str | None,
     steps: int | None,
     sigmas: str | None,
+    clip_steps: bool,
+    truncate: bool,
     seed: int,
     weights: str,
     backend: str,
@@ -90,14 +100,16 @@ def eval_command(
     """Measure how far images are from the data: those of a model, a folder or an .npz file.
 
     Images are rounded to uint8 first, as in files. Without --features, kid and pr compare pixels. pixel-fd is the
-    Frechet distance in pixel space, of values in [-1, 1]; after it come the distances between random halves of the
-    data, which no model can be expected to beat by much.
+    Frechet distance in pixel space, of values in [-1, 1]; below it is what a perfect model with as many samples would
+    show, since a distance of finite sets is never 0.
     """
     from ict_backends.console import progress_bar
+    from ict_backends.images import to_uint8
     from ict_backends.measuring.evaluation import compare, gather, read_metrics
     from ict_backends.measuring.inception import feature_network
     from ict_backends.measuring.reference import check_sizes, data_of, read_reference
     from ict_backends.runs.folder import RunDir
+    from ict_backends.sampling.batches import sample_batches
 
     config = RunDir(what).load_config() if (what / "config.toml").is_file() else None
     levels = resolve_sigmas(config, steps, sigmas, run=what) if config else None
@@ -110,8 +122,18 @@ def eval_command(
     check_sizes(names, samples, reference, network)
     batches = samples.batches
     if config is not None and levels is not None:
+        classes = _labels(what, config, reference, labels, samples.num, seed)
         model = open_backend(backend, device).load_model(what, weights=weights, device=device)
-        batches = _draw(model, samples.num, levels, seed, batch_size)
+        drawn = sample_batches(
+            model,
+            range(samples.num),
+            sigmas=levels,
+            seed=seed,
+            labels=classes,
+            batch=batch_size,
+            clip_steps=clip_steps,
+        )
+        batches = (to_uint8(images, truncate=truncate) for images in drawn)
     assert batches is not None
     with progress_bar(samples.num, unit="image", leave=False) as bar:
         gathered = gather(batches, names, network, on_batch=bar.update)
@@ -120,7 +142,7 @@ def eval_command(
     for result in results:
         click.echo(_line(result, samples.num, kind, reference, network))
         if halves and result.metric.name == "pixel-fd" and reference.images is not None:
-            click.echo(_halves(reference.images))
+            click.echo(_perfect(reference.images, samples.num))
     if json_file is not None:
         _write_json(json_file, results, samples.num, reference.num, levels, network)
 
@@ -138,7 +160,7 @@ def _line(result: Result, count: int, kind: str, reference: Reference, network: 
 
 
 # Options that only say how a model draws its samples.
-_OF_RUNS = ("steps", "sigmas", "seed", "weights", "backend", "batch_size")
+_OF_RUNS = ("labels", "steps", "sigmas", "clip_steps", "truncate", "seed", "weights", "backend", "batch_size")
 
 
 def _check_source(what: Path, config: Config | None, data: str | None) -> None:
@@ -175,24 +197,26 @@ def _find_samples(
     return samples_of_model(config, num, names, network)
 
 
-def _draw(model: Model, num: int, levels: Sequence[float], seed: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Batches of samples that the model draws, [n, c, h, w] uint8."""
-    from ict_backends.images import to_uint8
-    from ict_backends.sampling.batches import sample_batches
+def _labels(
+    run: Path, config: Config, reference: Reference, labels: str | None, num: int, seed: int
+) -> np.ndarray | None:
+    """The classes of the samples, [num], as --labels says or in the proportions of the data; None without classes."""
+    from ict_backends.measuring.reference import class_counts_of
+    from ict_backends.runs.folder import RunDir
 
-    labels = resolve_labels(model.config, None, num)
-    batches = sample_batches(model, range(num), sigmas=levels, seed=seed, labels=labels, batch=batch_size)
-    return (to_uint8(images) for images in batches)
+    counts = class_counts_of(reference, RunDir(run), config)
+    chosen = labels if labels is not None or counts is None else "data"
+    return resolve_labels(config, chosen, num, seed=seed, counts=counts)
 
 
-def _halves(images: np.ndarray) -> str:
+def _perfect(images: np.ndarray, num: int) -> str:
     from ict_backends.images import to_float
-    from ict_backends.measuring.distances import halves_distances
+    from ict_backends.measuring.distances import perfect_distance
 
     flat = to_float(images).reshape(len(images), -1)
     # Each distance takes the root of a matrix with a row per pixel: many seconds for thousands of pixels.
-    halves = halves_distances(flat, 8 if flat.shape[1] <= 256 else 2)
-    return f"  between two random halves of the data: {min(halves):.2f} to {max(halves):.2f}"
+    perfect = perfect_distance(flat, num, splits=8 if flat.shape[1] <= 256 else 2)
+    return f"  a perfect model would show about {perfect.value:.2g} with as many samples"
 
 
 def _write_json(

@@ -77,6 +77,18 @@ def steps_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def released_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --clip-steps and --truncate to a command: what released samplers do differently."""
+    command = click.option(
+        "--truncate", is_flag=True, help="Cut values off to 8 bits, as released samplers do, instead of rounding them."
+    )(command)
+    return click.option(
+        "--clip-steps",
+        is_flag=True,
+        help="Clip to [-1, 1] after each step, as released samplers do, and not only at the end.",
+    )(command)
+
+
 def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run: Path | None = None) -> list[float]:
     """The falling noise levels to sample at, one per step: those of --sigmas, or the first --steps known levels.
 
@@ -112,12 +124,16 @@ def _searched_sigmas(run: Path | None) -> list[float]:
     return load_sigmas(RunDir(run)) if run else []
 
 
-def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 0) -> np.ndarray | None:
+def resolve_labels(
+    config: Config, labels: str | None, num: int, *, seed: int = 0, counts: np.ndarray | None = None
+) -> np.ndarray | None:
     """The classes of images 0..num-1, [num] int64; None for an unconditional model.
 
     Args:
         labels: the value of --labels: classes that take turns, such as "3" or "0,1,2"; "balanced" or None for all
-            classes in turn; or "random", where the class of image i depends only on the seed and i.
+            classes in turn; "data" for the proportions of the data; or "random", where the class of image i depends
+            only on the seed and i.
+        counts: how many images of each class the data have, [num_classes]; None if that is not known.
 
     Raises:
         UsageError: the value is not allowed; the message says what is.
@@ -131,10 +147,18 @@ def resolve_labels(config: Config, labels: str | None, num: int, *, seed: int = 
         from ict_backends.randomness import image_labels
 
         return image_labels(seed, range(num), classes)
+    if labels == "data":
+        from ict_backends.sampling.batches import proportional_labels
+
+        if counts is None:
+            raise UsageError("--labels data: the run does not say how many images of each class its data have")
+        return proportional_labels(counts, num)
     try:
         asked = list(range(classes)) if labels in (None, "balanced") else [int(text) for text in labels.split(",")]
     except ValueError:
-        raise UsageError(f'--labels {labels} must be integers such as 3 or 0,1,2, "balanced" or "random"') from None
+        raise UsageError(
+            f'--labels {labels} must be integers such as 3 or 0,1,2, "balanced", "data" or "random"'
+        ) from None
     bad = [label for label in asked if not 0 <= label < classes]
     if bad:
         raise UsageError(f"--labels {labels}: {bad[0]} is not in 0..{classes - 1}")

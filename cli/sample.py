@@ -17,6 +17,7 @@ from ict_cli.options import (
     debug_option,
     device_option,
     open_backend,
+    released_options,
     resolve_labels,
     resolve_sigmas,
     seed_option,
@@ -43,8 +44,11 @@ if TYPE_CHECKING:
 @steps_options
 @seed_option
 @click.option(
-    "--labels", help="Classes to draw in turn, such as 3 or 0,1,2; or balanced; or random.  [default: balanced]"
+    "--labels",
+    help="Classes to draw in turn, such as 3 or 0,1,2; balanced: all in turn; data: in the proportions of the training "
+    "data; or random.  [default: balanced]",
 )
+@released_options
 @click.option("--trajectory", is_flag=True, help="Show the input and output of each step instead (x.png only).")
 @weights_option
 @batch_option
@@ -60,6 +64,8 @@ def sample_command(
     sigmas: str | None,
     seed: int,
     labels: str | None,
+    clip_steps: bool,
+    truncate: bool,
     trajectory: bool,
     weights: str,
     batch_size: int,
@@ -73,12 +79,12 @@ def sample_command(
     or wherever RANK and WORLD_SIZE are set, processes share the work.
     """
     from ict_backends.environment import share_of_work
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import RunDir, class_counts
 
     config = RunDir(run).load_config()
     levels = resolve_sigmas(config, steps, sigmas, run=run)
-    classes = resolve_labels(config, labels, num, seed=seed)
-    drawing = _Drawing(out, num, levels, seed, classes, batch_size, *share_of_work())
+    classes = resolve_labels(config, labels, num, seed=seed, counts=class_counts(RunDir(run), config))
+    drawing = _Drawing(out, num, levels, seed, classes, clip_steps, truncate, batch_size, *share_of_work())
     recipe = _recipe(run, weights, drawing, labels)
     _check_output(out, recipe, trajectory, create=not dry_run)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
@@ -103,6 +109,8 @@ class _Drawing(NamedTuple):
         num: the number of samples.
         sigmas: falling noise levels, one per step.
         labels: the classes, [num] int64, or None for an unconditional model.
+        clip_steps: clip after each step, and not only at the end.
+        truncate: cut values off to 8 bits instead of rounding them.
         batch: images computed at a time.
         rank: the number of this process, from 0.
         world: the number of processes.
@@ -113,6 +121,8 @@ class _Drawing(NamedTuple):
     sigmas: list[float]
     seed: int
     labels: np.ndarray | None
+    clip_steps: bool
+    truncate: bool
     batch: int
     rank: int
     world: int
@@ -134,6 +144,8 @@ def _recipe(run: Path, weights: str, drawing: _Drawing, labels: str | None) -> d
         "sigmas": drawing.sigmas,
         "seed": drawing.seed,
         "labels": labels,
+        "clip_steps": drawing.clip_steps,
+        "truncate": drawing.truncate,
     }
 
 
@@ -163,9 +175,10 @@ def _write_grid(model: Model, drawing: _Drawing) -> None:
             seed=drawing.seed,
             labels=drawing.labels,
             batch=drawing.batch,
+            clip_steps=drawing.clip_steps,
             on_batch=bar.update,
         )
-    save_grid(drawing.out, to_uint8(images))
+    save_grid(drawing.out, to_uint8(images, truncate=drawing.truncate))
 
 
 def _write_trajectory(model: Model, drawing: _Drawing) -> None:
@@ -177,12 +190,19 @@ def _write_trajectory(model: Model, drawing: _Drawing) -> None:
 
     sigmas = drawing.sigmas
     pictures = trajectory(
-        model, drawing.num, sigmas=sigmas, seed=drawing.seed, labels=drawing.labels, batch=drawing.batch
+        model,
+        drawing.num,
+        sigmas=sigmas,
+        seed=drawing.seed,
+        labels=drawing.labels,
+        batch=drawing.batch,
+        clip_steps=drawing.clip_steps,
     )
     for i, sigma in enumerate(sigmas):
         # Images in [-1, 1] with noise of standard deviation sigma are scaled back to about that range.
         pictures[2 * i] /= np.sqrt(sigma**2 + 1)
-    save_grid(drawing.out, to_uint8(rearrange(pictures, "k n c h w -> (n k) c h w")), columns=2 * len(sigmas))
+    rows = rearrange(pictures, "k n c h w -> (n k) c h w")
+    save_grid(drawing.out, to_uint8(rows, truncate=drawing.truncate), columns=2 * len(sigmas))
 
 
 def _write_many(model: Model, drawing: _Drawing, recipe: dict[str, object]) -> None:
@@ -190,15 +210,23 @@ def _write_many(model: Model, drawing: _Drawing, recipe: dict[str, object]) -> N
     from ict_backends.sampling.batches import sample_batches
     from ict_backends.sampling.files import draw_into, open_sink, share
 
-    sigmas, seed, labels = drawing.sigmas, drawing.seed, drawing.labels
-    batch, rank, world = drawing.batch, drawing.rank, drawing.world
+    labels, batch, rank, world = drawing.labels, drawing.batch, drawing.rank, drawing.world
     sink = open_sink(drawing.out, drawing.num, recipe, rank=rank)
     if sink is None:
         return
 
     def draw(indices: Sequence[int]) -> Iterator[np.ndarray]:
-        for images in sample_batches(model, indices, sigmas=sigmas, seed=seed, labels=labels, batch=batch):
-            yield to_uint8(images)
+        batches = sample_batches(
+            model,
+            indices,
+            sigmas=drawing.sigmas,
+            seed=drawing.seed,
+            labels=labels,
+            batch=batch,
+            clip_steps=drawing.clip_steps,
+        )
+        for images in batches:
+            yield to_uint8(images, truncate=drawing.truncate)
 
     with _bar(len(share(sink.missing(), batch, rank, world))) as bar:
         draw_into(sink, draw, labels, batch=batch, rank=rank, world=world, on_batch=bar.update)

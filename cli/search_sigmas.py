@@ -23,7 +23,7 @@ from ict_cli.options import (
 from ict_core import Config, DataConfig
 
 if TYPE_CHECKING:
-    from ict_backends.measuring.reference import Samples
+    from ict_backends.measuring.reference import Reference, Samples
     from ict_backends.protocols import FeatureNetwork
     from ict_backends.sampling.search_sigmas import Point, Step
 
@@ -75,7 +75,7 @@ def search_sigmas_command(
     """
     from ict_backends.measuring.evaluation import read_metrics
     from ict_backends.measuring.inception import feature_network
-    from ict_backends.measuring.reference import data_of, samples_of_model
+    from ict_backends.measuring.reference import class_counts_of, data_of, samples_of_model
     from ict_backends.runs.folder import RunDir
     from ict_backends.sampling.search_sigmas import save_search, search_sigmas
 
@@ -85,9 +85,11 @@ def search_sigmas_command(
     network = feature_network(features, device)
     name = metric or ("fid" if network else "pixel-fd")
     samples = samples_of_model(config, num, read_metrics(name, network), network)
-    num, measure = samples.num, _measure(name, network, data_of(config, data), samples, config)
+    reference = _read_reference(name, network, data_of(config, data), samples, config)
+    num, measure = samples.num, _measure(name, network, reference)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
-    labels = resolve_labels(config, None, num)
+    counts = class_counts_of(reference, RunDir(run), config)
+    labels = resolve_labels(config, None if counts is None else "data", num, counts=counts)
 
     def show(step: int, point: Point) -> None:
         click.echo(f"step {step}: sigma {point.sigma:<10.4g} {name} {point.value:.5g}")
@@ -102,11 +104,11 @@ def search_sigmas_command(
         click.echo(f"plot: {plot}")
 
 
-def _measure(
+def _read_reference(
     name: str, network: FeatureNetwork | None, data: DataConfig, samples: Samples, config: Config
-) -> Callable[[np.ndarray], float]:
-    """A function that returns the metric of images, [n, c, h, w] uint8, against the data."""
-    from ict_backends.measuring.evaluation import compare, gather, in_batches, read_metrics
+) -> Reference:
+    """The data to compare with, which fit the metric with this name and the model's images."""
+    from ict_backends.measuring.evaluation import read_metrics
     from ict_backends.measuring.metrics import METRICS
     from ict_backends.measuring.reference import check_shape, check_sizes, read_reference
 
@@ -118,8 +120,15 @@ def _measure(
     reference = read_reference(data, names)
     check_shape(config, reference.shape)
     check_sizes(names, samples, reference, network)
-    gathered = reference.gather(names, network)
-    return lambda images: compare(names, gather(in_batches(images), names, network), gathered)[0].value
+    return reference
+
+
+def _measure(name: str, network: FeatureNetwork | None, reference: Reference) -> Callable[[np.ndarray], float]:
+    """A function that returns the metric of images, [n, c, h, w] uint8, against the reference."""
+    from ict_backends.measuring.evaluation import compare, gather, in_batches
+
+    gathered = reference.gather([name], network)
+    return lambda images: compare([name], gather(in_batches(images), [name], network), gathered)[0].value
 
 
 def _plot(steps: Sequence[Step], name: str, path: Path) -> None:

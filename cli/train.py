@@ -146,7 +146,7 @@ def _prepare(out: Path, config: Config, dataset: Dataset, weights: Arrays | None
 
     if resume:
         remove_leftovers(RunDir(out))
-        remember_data(RunDir(out), dataset)
+        remember_data(RunDir(out), config, dataset)
     else:
         create_run(out, config, dataset)
     if weights is not None:

@@ -27,6 +27,7 @@ def multistep_sample(
     *,
     sigma_min: float = 0.002,
     clip: bool = True,
+    clip_steps: bool = False,
     xp: Namespace | None = None,
 ) -> Array:
     """Sample in len(sigmas) evaluations of f; one level is one-step sampling.
@@ -39,6 +40,7 @@ def multistep_sample(
         sigmas: falling levels smax > t_1 > ... >= sigma_min, the first one the model's sigma_max.
         sigma_min: > 0.
         clip: clip the result to [-1, 1].
+        clip_steps: also clip what each step but the last returns before noise is added, as released samplers do.
         xp: array namespace; inferred from the noise when omitted.
 
     Returns:
@@ -67,9 +69,12 @@ def multistep_sample(
     x = f(levels[0] * z, full_batch(levels[0], z, xp))
     for j in range(1, len(levels)):
         noise_std = math.sqrt(levels[j] ** 2 - sigma_min**2)
+        x = _clip(x, xp) if clip_steps else x
         x = f(x + noise_std * zs[j], full_batch(levels[j], z, xp))
-    if not clip:
-        return x
+    return _clip(x, xp) if clip else x
+
+
+def _clip(x: Array, xp: Namespace) -> Array:
     return xp.clip(x, constant(-1.0, x, xp), constant(1.0, x, xp))
 
 

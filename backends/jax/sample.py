@@ -65,13 +65,21 @@ class LoadedModel:
         """
         return self._run(_consistency, len(x), _nhwc(x), _float(sigma), labels)
 
-    def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None = None) -> np.ndarray:
+    def sample(
+        self,
+        noises: np.ndarray,
+        sigmas: Sequence[float],
+        labels: np.ndarray | None = None,
+        *,
+        clip_steps: bool = False,
+    ) -> np.ndarray:
         """Sample images from given noise, in one step or several.
 
         Args:
             noises: [steps, b, c, h, w] standard normal noise.
             sigmas: [steps] falling noise levels.
             labels: [b] classes for a conditional model.
+            clip_steps: clip to [-1, 1] after each step, and not only at the end.
 
         Returns:
             [b, c, h, w] float32 in [-1, 1].
@@ -79,7 +87,7 @@ class LoadedModel:
         Raises:
             OutOfMemoryError: the devices cannot hold so many images.
         """
-        function = partial(_sample, sigmas=tuple(float(s) for s in sigmas))
+        function = partial(_sample, sigmas=tuple(float(s) for s in sigmas), clip_steps=clip_steps)
         batch_first = np.moveaxis(_nhwc(noises), 0, 1)
         return self._run(function, len(batch_first), batch_first, labels)
 
@@ -110,7 +118,7 @@ def _consistency(
     return consistency_function(merge_network(config, params, constants), config, labels)(x, sigma)
 
 
-@partial(jax.jit, static_argnames=("config", "sigmas"))
+@partial(jax.jit, static_argnames=("config", "sigmas", "clip_steps"))
 def _sample(
     config: Config,
     params: nnx.State,
@@ -119,9 +127,12 @@ def _sample(
     labels: Array | None,
     *,
     sigmas: tuple[float, ...],
+    clip_steps: bool,
 ) -> Array:
     f = consistency_function(merge_network(config, params, constants), config, labels)
-    return multistep_sample(f, jnp.moveaxis(noises, 1, 0), sigmas, sigma_min=config.noise.sigma_min, xp=jnp)
+    return multistep_sample(
+        f, jnp.moveaxis(noises, 1, 0), sigmas, sigma_min=config.noise.sigma_min, clip_steps=clip_steps, xp=jnp
+    )
 
 
 def _float(array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ict_backends.console import warn
-from ict_backends.data.dataset import load_data, load_data_of
+from ict_backends.data.dataset import Dataset, load_data, load_data_of
 from ict_backends.data.decode import describe_shape, fit_image
 from ict_backends.data.npz import npz_names, read_member
 from ict_backends.errors import DataError, UsageError
@@ -22,6 +22,8 @@ from ict_backends.measuring.distances import Moments, moments
 from ict_backends.measuring.evaluation import check_counts, gather, images_needed, in_batches
 from ict_backends.measuring.metrics import METRICS, Gathered, Metric, Need
 from ict_backends.protocols import FeatureNetwork
+from ict_backends.randomness import random_subset
+from ict_backends.runs.folder import RunDir, class_counts
 from ict_core import Config, DataConfig
 
 
@@ -32,11 +34,13 @@ class Reference(NamedTuple):
         source: the data's source, as in `data.source`.
         images: [n, c, h, w] uint8, or None if no metric needs them.
         moments: the moments that the source holds, of features or pixels; None if it holds none.
+        labels: [n] the classes of the images, or None.
     """
 
     source: str
     images: np.ndarray | None
     moments: Moments | None
+    labels: np.ndarray | None = None
 
     @property
     def num(self) -> int:
@@ -134,21 +138,33 @@ def read_reference(data: DataConfig, metrics: Sequence[str], *, shape: tuple[int
     path = Path(data.source)
     known = read_moments(path) if path.suffix == ".npz" and path.is_file() else None
     if known is None:
-        return Reference(data.source, load_images(data, shape), None)
+        dataset = load_whole(data, shape)
+        return Reference(data.source, dataset.images, None, dataset.labels)
     metric = next((m for name in metrics if not ((m := METRICS[name]).of_covariance or m.of_samples_only)), None)
     if metric is None and "pixel-fd" not in metrics:
         return Reference(data.source, None, known)
     try:
-        images = load_data_of(data).images  # ADM's reference batches hold both
+        dataset = load_data_of(data)  # ADM's reference batches hold both
     except DataError as error:
         if metric is None:
             return Reference(data.source, None, known)
         raise DataError(f"data {data.source} holds mu and sigma only; {metric.describe()} needs images") from error
-    return Reference(data.source, images, known)
+    return Reference(data.source, dataset.images, known, dataset.labels)
 
 
-def load_images(data: DataConfig, shape: tuple[int, ...] | None) -> np.ndarray:
-    """Read the images of a source, [n, c, h, w] uint8, resampled to `shape`, [channels, height, width], if given.
+def class_counts_of(reference: Reference, run: RunDir, config: Config) -> np.ndarray | None:
+    """How many images of each class the reference has, [num_classes]; if it has no labels, those of the training data.
+
+    None where neither is known, or the reference has other classes.
+    """
+    classes, labels = config.network.num_classes, reference.labels
+    if not classes or labels is None or not len(labels):
+        return class_counts(run, config)
+    return np.bincount(labels, minlength=classes) if labels.max() < classes else class_counts(run, config)
+
+
+def load_whole(data: DataConfig, shape: tuple[int, ...] | None) -> Dataset:
+    """Read the data set of a source, with its images resampled to `shape`, [channels, height, width], if given.
 
     Files that cannot be read are left out, with a warning that names them.
     """
@@ -158,13 +174,11 @@ def load_images(data: DataConfig, shape: tuple[int, ...] | None) -> np.ndarray:
         return fit_image(image, shape, resize=True, what=data.source)
 
     unreadable: list[str] = []
-    images = load_data(
-        data.source, size=data.size, crop=data.crop, unreadable=unreadable, fit=fit if shape else None
-    ).images
+    dataset = load_data(data.source, size=data.size, crop=data.crop, unreadable=unreadable, fit=fit if shape else None)
     if unreadable:
         names = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
         warn(f"{len(unreadable)} files of {data.source} are no images and are left out: {names}")
-    return images
+    return dataset
 
 
 def find_samples(path: Path, num: int | None, shape: tuple[int, ...] | None, *, resize: bool) -> Samples:
@@ -172,7 +186,7 @@ def find_samples(path: Path, num: int | None, shape: tuple[int, ...] | None, *, 
 
     Args:
         path: the folder or file.
-        num: number of images, from the first one on; None for all.
+        num: number of images, a random subset (`random_subset`); None for all.
         shape: [channels, height, width] of the reference; None if not known.
         resize: resample the images to `shape`.
 
@@ -180,9 +194,11 @@ def find_samples(path: Path, num: int | None, shape: tuple[int, ...] | None, *, 
         UsageError: there are fewer than `num` images.
         DataError: the images have another shape, and are not resampled.
     """
-    images = load_images(DataConfig(source=str(path)), shape if resize else None)[:num]
+    images = load_whole(DataConfig(source=str(path)), shape if resize else None).images
     if num is not None and num > len(images):
         raise UsageError(f"--num {num} is more than the {len(images)} images of {path}")
+    if num is not None:
+        images = images[random_subset(len(images), num)]
     if shape is not None and images.shape[1:] != shape:
         raise DataError(
             f"the images of {path} are {describe_shape(images.shape[1:])}, but those of the data "

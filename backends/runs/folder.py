@@ -1,7 +1,7 @@
 """A run's folder and the files in it.
 
 RUN/config.toml                     the resolved configuration
-RUN/data.json                       count and sha256 of the images
+RUN/data.json                       count and sha256 of the images, and the images of each class
 RUN/metrics.jsonl                   one JSON object a logged step
 RUN/tensorboard/                    the same for TensorBoard, on request
 RUN/evals.jsonl                     one JSON object an evaluation, where training evaluates
@@ -157,14 +157,33 @@ def create_run(path: Path, config: Config, dataset: Dataset | None) -> RunDir:
         raise UsageError(f"--out {path} holds another run; continue it with --resume or choose another folder")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"--out {path} is not an empty folder; choose another one")
-    remember_data(run, dataset)
+    remember_data(run, config, dataset)
     write_atomically(run.config_file, config.to_toml().encode())
     return run
 
 
-def remember_data(run: RunDir, dataset: Dataset | None) -> None:
-    """Write the number and the sha256 of the images that the run is trained on, for `check_same_data`."""
-    write_atomically(run.data_file, (json.dumps(_describe_data(dataset)) + "\n").encode())
+def remember_data(run: RunDir, config: Config, dataset: Dataset | None) -> None:
+    """Write the number and the sha256 of the images that the run is trained on, for `check_same_data`.
+
+    For a conditional network also the number of images of each class, which samples are drawn in the proportions of.
+    """
+    record, classes = _describe_data(dataset), config.network.num_classes
+    if dataset is not None and dataset.labels is not None and classes:
+        record["class_counts"] = np.bincount(dataset.labels, minlength=classes).tolist()
+    write_atomically(run.data_file, (json.dumps(record) + "\n").encode())
+
+
+def class_counts(run: RunDir, config: Config) -> np.ndarray | None:
+    """The number of training images of each class, [num_classes] int64.
+
+    None for an unconditional network, and where the run does not say it: it was imported, or is of an earlier version.
+    """
+    try:
+        counts = np.array(json.loads(run.data_file.read_text())["class_counts"], dtype=np.int64)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    classes = config.network.num_classes
+    return counts if classes and counts.shape == (classes,) and (counts >= 0).all() and counts.any() else None
 
 
 def check_same_data(run: RunDir, dataset: Dataset) -> None:
@@ -173,7 +192,8 @@ def check_same_data(run: RunDir, dataset: Dataset) -> None:
         known = json.loads(run.data_file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"run {run.path}: {run.data_file.name} cannot be read ({error})") from error
-    if known["sha256"] is not None and known != _describe_data(dataset):
+    told = _describe_data(dataset)
+    if known["sha256"] is not None and any(known[key] != told[key] for key in told):
         raise CheckpointError(
             f"run {run.path} was started on other data; resuming needs the same images in the same order"
         )

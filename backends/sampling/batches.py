@@ -22,6 +22,7 @@ def sample_images(
     seed: int,
     labels: np.ndarray | None = None,
     batch: int = 256,
+    clip_steps: bool = False,
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """Sample images 0..num-1 of a seed: [num, c, h, w] float32 in [-1, 1].
@@ -35,13 +36,17 @@ def sample_images(
         seed: of the noise.
         labels: [num] classes for a conditional model.
         batch: images that are computed at a time, >= 1; halved where so many do not fit into the device's memory.
+        clip_steps: clip to [-1, 1] after each step, as released samplers do, and not only at the end.
         on_batch: called after each batch with the number of its images.
 
     Raises:
         OutOfMemoryError: the device cannot hold even one image.
     """
     parts = []
-    for images in sample_batches(model, range(num), sigmas=sigmas, seed=seed, labels=labels, batch=batch):
+    drawn = sample_batches(
+        model, range(num), sigmas=sigmas, seed=seed, labels=labels, batch=batch, clip_steps=clip_steps
+    )
+    for images in drawn:
         parts.append(images)
         on_batch(len(images))
     return np.concatenate(parts)
@@ -55,6 +60,7 @@ def sample_batches(
     seed: int,
     labels: np.ndarray | None = None,
     batch: int = 256,
+    clip_steps: bool = False,
 ) -> Iterator[np.ndarray]:
     """Sample the images of a seed that have these numbers, and yield batches [b, c, h, w] float32 in [-1, 1].
 
@@ -62,15 +68,34 @@ def sample_batches(
         model: the trained model.
         indices: numbers of images, >= 0.
         labels: classes for a conditional model, [n] with n > max(indices): image i has class labels[i].
-        sigmas, seed, batch: as for `sample_images`, whose errors are raised here, too.
+        sigmas, seed, batch, clip_steps: as for `sample_images`, whose errors are raised here, too.
     """
 
     def draw(rows: slice) -> np.ndarray:
         chosen = indices[rows]
         noises = image_noises(seed, chosen, len(sigmas), model.config.data.shape)
-        return model.sample(noises, sigmas, None if labels is None else np.asarray(labels)[list(chosen)])
+        classes = None if labels is None else np.asarray(labels)[list(chosen)]
+        return model.sample(noises, sigmas, classes, clip_steps=clip_steps)
 
     return fitting_batches(draw, len(indices), batch)
+
+
+def proportional_labels(counts: np.ndarray, num: int) -> np.ndarray:
+    """Classes of images 0..num-1, [num] int64, in the proportions of a data set.
+
+    The first n of them are in these proportions to within an image, for every n; classes of equal frequency take turns.
+
+    Args:
+        counts: [classes] integers >= 0, how many images of each class the data set has; not all 0.
+        num: >= 1.
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    credit, labels = np.zeros(len(counts), np.int64), np.empty(num, np.int64)
+    for i in range(num):
+        credit += counts
+        labels[i] = chosen = credit.argmax()
+        credit[chosen] -= counts.sum()
+    return labels
 
 
 def fitting_batches(compute: Callable[[slice], np.ndarray], count: int, batch: int) -> Iterator[np.ndarray]:
@@ -155,14 +180,15 @@ def trajectory(
     seed: int,
     labels: np.ndarray | None = None,
     batch: int = 256,
+    clip_steps: bool = False,
 ) -> np.ndarray:
     """Sample images, and return the input and the output of each step in turn.
 
     Args:
-        model, num, sigmas, seed, labels, batch: as for `sample_images`.
+        model, num, sigmas, seed, labels, batch, clip_steps: as for `sample_images`.
 
     Returns:
-        [2 * steps, num, c, h, w] float32, not clipped to [-1, 1].
+        [2 * steps, num, c, h, w] float32; the outputs are not clipped yet.
     """
     inputs_and_outputs: list[np.ndarray] = []
 
@@ -172,7 +198,7 @@ def trajectory(
         return clean
 
     noises = image_noises(seed, range(num), len(sigmas), model.config.data.shape)
-    multistep_sample(f, noises, sigmas, sigma_min=model.config.noise.sigma_min)
+    multistep_sample(f, noises, sigmas, sigma_min=model.config.noise.sigma_min, clip_steps=clip_steps)
     return np.stack(inputs_and_outputs)
 
 

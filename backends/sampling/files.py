@@ -26,6 +26,8 @@ from ict_backends.files import write_atomically
 from ict_backends.images import save_folder, save_npz
 
 _MANIFEST = ".ict-sample.json"
+# What earlier versions did, whose recipes do not say it.
+_EARLIER: dict[str, object] = {"clip_steps": False, "truncate": False}
 # How long the first process waits for new images of the other processes before it draws them itself.
 _PATIENCE_SECONDS = 120.0
 
@@ -95,7 +97,10 @@ def check_sink(out: Path, recipe: Mapping[str, object]) -> None:
         if any(not name.startswith(f".{_MANIFEST}.") for name in names):
             raise UsageError(f"--out {out} is not an empty folder; choose another one")
         return
-    differ = [f"{key} is {known.get(key)} and not {value}" for key, value in recipe.items() if known.get(key) != value]
+    stored = _EARLIER | known
+    differ = [
+        f"{key} is {stored.get(key)} and not {value}" for key, value in recipe.items() if stored.get(key) != value
+    ]
     if differ:
         raise UsageError(f"--out {out} holds other samples ({'; '.join(differ)}); choose another one")
 

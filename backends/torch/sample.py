@@ -66,13 +66,21 @@ class LoadedModel:
 
         return self._run(clean, x, sigma, labels)
 
-    def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None = None) -> np.ndarray:
+    def sample(
+        self,
+        noises: np.ndarray,
+        sigmas: Sequence[float],
+        labels: np.ndarray | None = None,
+        *,
+        clip_steps: bool = False,
+    ) -> np.ndarray:
         """Sample images from given noise, in one step or several.
 
         Args:
             noises: [steps, b, c, h, w] standard normal noise.
             sigmas: [steps] falling noise levels.
             labels: [b] classes for a conditional model.
+            clip_steps: clip to [-1, 1] after each step, and not only at the end.
 
         Returns:
             [b, c, h, w] float32 in [-1, 1].
@@ -83,7 +91,8 @@ class LoadedModel:
 
         def draw(module: UNet, noises: Tensor, labels: Tensor | None) -> Tensor:
             f = consistency_function(module, self.config, labels)
-            return multistep_sample(f, noises.movedim(1, 0), sigmas, sigma_min=self.config.noise.sigma_min, xp=xp)
+            sigma_min = self.config.noise.sigma_min
+            return multistep_sample(f, noises.movedim(1, 0), sigmas, sigma_min=sigma_min, clip_steps=clip_steps, xp=xp)
 
         return self._run(draw, np.moveaxis(np.asarray(noises), 0, 1), labels)
 

@@ -15,8 +15,8 @@ from ict_backends.measuring.evaluation import check_counts, compare, gather, ima
 from ict_backends.measuring.metrics import Gathered
 from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import Checkpoint, write_checkpoint
-from ict_backends.runs.folder import RunDir, step_of
-from ict_backends.sampling.batches import sample_images
+from ict_backends.runs.folder import RunDir, class_counts, step_of
+from ict_backends.sampling.batches import proportional_labels, sample_images
 from ict_core import Config
 
 
@@ -83,8 +83,10 @@ class Evaluator:
             return None
 
     def _measure(self, model: Model) -> float:
-        settings, classes = self._config.eval, self._config.network.num_classes
-        labels = np.arange(self._num) % classes if classes else None
+        settings, counts = self._config.eval, class_counts(self._run, self._config)
+        if counts is None:
+            counts = np.ones(self._config.network.num_classes)
+        labels = proportional_labels(counts, self._num) if len(counts) else None
         levels = [self._config.noise.sigma_max]
         samples = to_uint8(sample_images(model, self._num, sigmas=levels, seed=0, labels=labels))
         gathered = gather(in_batches(samples), [settings.metric], None)

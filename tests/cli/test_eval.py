@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from ict_backends.measuring.distances import (
 )
 from ict_backends.measuring.evaluation import in_batches
 from ict_backends.measuring.reference import samples_of_model
+from ict_backends.randomness import random_subset
+from ict_backends.sampling.batches import proportional_labels
 from ict_core import load_preset
 
 
@@ -239,6 +242,51 @@ def test_statistics_of_features_are_not_taken_for_those_of_pixels(
     options = ("--metrics", "pixel-fd", "--no-halves")
     direct = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz", *options)
     assert figures(ict, tmp_path, sets / "b.npz", "--data", tmp_path / "ref.npz", *options) == direct
+
+
+def test_a_part_of_a_folder_is_a_random_one(ict: Ict, tmp_path: Path, sets: Path) -> None:
+    """The same one always. Its first files would be those of its first classes."""
+    images = load_data(str(sets / "b.npz")).images
+    images = images[np.argsort(images.reshape(250, -1).mean(axis=1))]
+    save_folder(tmp_path / "sorted", images)
+    options = ("--data", sets / "a.npz", "--metrics", "sw")
+    found = figures(ict, tmp_path, tmp_path / "sorted", *options, "--num", 40)
+    assert found == figures(ict, tmp_path, tmp_path / "sorted", *options, "--num", 40)
+    chosen = random_subset(250, 40)
+    assert len(set(chosen.tolist())) == 40
+    assert 100 < np.mean(chosen) < 150
+    np.savez(tmp_path / "chosen.npz", images[chosen].transpose(0, 2, 3, 1))
+    assert found["sw"] == figures(ict, tmp_path, tmp_path / "chosen.npz", *options)["sw"]
+
+
+def test_a_conditional_model_is_measured_in_the_proportions_of_the_data(
+    ict: Ict, refused: Refused, tmp_path: Path, labelled_run: Path, images_file: Path, sets: Path
+) -> None:
+    """Those of the images that it is compared with; or, if these have no labels, of its training images."""
+    run = tmp_path / "run"
+    shutil.copytree(labelled_run, run)
+    record = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(record | {"class_counts": [1, 7, 0]}))
+    with np.load(images_file) as file:
+        images = file["arr_0"]
+    np.savez(tmp_path / "mostly2.npz", images, np.minimum(np.arange(12), 2))
+    common = ("--num", 40, "--metrics", "sw")
+
+    def drawn(counts: list[int], data: Path) -> float:
+        """The figure of samples in these proportions, from their file."""
+        labels = ",".join(map(str, proportional_labels(np.array(counts), 40)))
+        out = tmp_path / f"{counts}.npz"
+        assert ict("sample", labelled_run, "--num", 40, "--labels", labels, "--out", out, "--device", "cpu").code == 0
+        return figures(ict, tmp_path, out, "--data", data, "--metrics", "sw")["sw"]
+
+    of_training = figures(ict, tmp_path, run, "--data", sets / "a.npz", *common)["sw"]
+    assert of_training == drawn([1, 7, 0], sets / "a.npz")
+    of_reference = figures(ict, tmp_path, run, "--data", tmp_path / "mostly2.npz", *common)["sw"]
+    assert of_reference == drawn([1, 1, 10], tmp_path / "mostly2.npz")
+    chosen = figures(ict, tmp_path, run, "--data", sets / "a.npz", *common, "--labels", "balanced")["sw"]
+    assert chosen == drawn([1, 1, 1], sets / "a.npz")
+    assert chosen != of_training
+    refused(2, "--labels is of samples", "eval", sets / "b.npz", "--data", sets / "a.npz", "--labels", 1)
 
 
 def test_unreadable_images_are_named_and_left_out(ict: Ict, tmp_path: Path, sets: Path) -> None:

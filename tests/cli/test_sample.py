@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Ict, Refused, contents
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from ict_backends import load_backend
 from ict_backends.environment import local_rank, share_of_work
 from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.protocols import Model
-from ict_backends.randomness import image_labels
+from ict_backends.randomness import image_labels, image_noises
 from ict_backends.runs.checkpoint import read_digest
 from ict_backends.runs.folder import RunDir
 from ict_backends.sampling import files
-from ict_backends.sampling.batches import sample_batches, trajectory
+from ict_backends.sampling.batches import proportional_labels, sample_batches, trajectory
 from ict_core import multistep_sample
 
 FAST = ("--num", 10, "--batch-size", 3, "--device", "cpu")
@@ -198,9 +201,11 @@ class Small:
     def __init__(self, model: Model) -> None:
         self.config, self._model, self.batches = model.config, model, []
 
-    def sample(self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None) -> np.ndarray:
+    def sample(
+        self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None, *, clip_steps: bool
+    ) -> np.ndarray:
         self._hold(noises.shape[1])
-        return self._model.sample(noises, sigmas, labels)
+        return self._model.sample(noises, sigmas, labels, clip_steps=clip_steps)
 
     def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         self._hold(len(x))
@@ -269,7 +274,66 @@ def test_classes_can_be_balanced_chosen_or_random(
     assert found["random"] == image_labels(4, range(10), 3).tolist()
     assert image_labels(4, [7], 3)[0] == found["random"][7]
     assert np.bincount(image_labels(0, range(3000), 3)).min() > 900
-    refused(2, '"balanced" or "random"', "sample", labelled_run, "--out", tmp_path / "x.npz", "--labels", "both")
+    refused(2, '"data" or "random"', "sample", labelled_run, "--out", tmp_path / "x.npz", "--labels", "both")
+
+
+def test_classes_can_be_in_the_proportions_of_the_data(
+    ict: Ict, refused: Refused, tmp_path: Path, labelled_run: Path
+) -> None:
+    """Which the run's folder knows, unless an earlier version wrote it."""
+    run = tmp_path / "run"
+    shutil.copytree(labelled_run, run)
+    record = json.loads((run / "data.json").read_text())
+    assert record["class_counts"] == [4, 4, 4]
+    (run / "data.json").write_text(json.dumps(record | {"class_counts": [1, 0, 3]}))
+    out = tmp_path / "x.npz"
+    assert ict("sample", run, "--out", out, "--num", 9, "--labels", "data", "--device", "cpu").code == 0
+    with np.load(out) as file:
+        assert file["arr_1"].tolist() == [2, 0, 2, 2, 2, 0, 2, 2, 2]
+    del record["class_counts"]
+    (run / "data.json").write_text(json.dumps(record))
+    refused(2, "--labels data: the run does not say", "sample", run, "--out", tmp_path / "y.npz", "--labels", "data")
+
+
+@given(counts=st.lists(st.integers(0, 50), min_size=1, max_size=6).filter(any), num=st.integers(1, 60))
+def test_labels_are_in_proportion_from_the_first_to_the_last(counts: list[int], num: int) -> None:
+    labels = proportional_labels(np.array(counts), num)
+    for n in range(1, num + 1):
+        share = np.array(counts) / sum(counts)
+        assert np.abs(np.bincount(labels[:n], minlength=len(counts)) - n * share).max() < len(counts)
+    if len({c for c in counts if c}) == 1:  # equal classes take turns
+        assert labels.tolist() == [np.flatnonzero(counts)[i % np.count_nonzero(counts)] for i in range(num)]
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_released_samplers_can_be_imitated(ict: Ict, tmp_path: Path, digits_run: Path, backend: str) -> None:
+    """Each option changes what it says; together they are the released sampler, written out."""
+    model, found = load_backend(backend).load_model(digits_run, device="cpu"), {}
+    options = ("sample", digits_run, "--backend", backend, "--device", "cpu", "--num", 6, "--sigmas", "80,20")
+    for flags in ((), ("--clip-steps",), ("--truncate",), ("--clip-steps", "--truncate")):
+        assert ict(*options, *flags, "--out", tmp_path / f"{len(found)}.npz").code == 0
+        with np.load(tmp_path / f"{len(found)}.npz") as file:
+            found[flags] = file["arr_0"][..., 0]
+    assert len({images.tobytes() for images in found.values()}) == 4
+    noises = image_noises(0, range(6), 2, model.config.data.shape)
+    first = np.clip(model.consistency(80.0 * noises[0], np.full(6, 80.0)), -1, 1)
+    second = model.consistency(first + np.sqrt(20.0**2 - 0.002**2) * noises[1], np.full(6, 20.0))
+    expected = ((second.clip(-1, 1) + 1) * 127.5).clip(0, 255).astype(np.uint8)[:, 0]
+    differ = found["--clip-steps", "--truncate"].astype(int) - expected
+    assert np.abs(differ).max() <= 1  # where the float is an integer but for rounding
+    assert np.mean(differ != 0) < 0.01
+
+
+def test_a_folder_goes_on_by_the_same_recipe_only(ict: Ict, refused: Refused, tmp_path: Path, digits_run: Path) -> None:
+    """Recipes of earlier versions say nothing of clipping and truncating, which these did not do."""
+    options = ("sample", digits_run, "--num", 5, "--device", "cpu", "--out", tmp_path / "x")
+    assert ict(*options, "--dry-run").code == 0
+    recipe = {"weights": "ema", "sha256": read_digest(RunDir(digits_run).latest_checkpoint()), "num": 5}
+    recipe |= {"sigmas": [80.0], "seed": 0, "labels": None}
+    (tmp_path / "x").mkdir(exist_ok=True)
+    (tmp_path / "x" / ".ict-sample.json").write_text(json.dumps(recipe))
+    refused(2, "truncate is False and not True", *options, "--truncate")
+    assert ict(*options).code == 0
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

@@ -120,6 +120,20 @@ def test_result_is_clipped_unless_told_otherwise(lib: Library, dtype: str, shape
         assert_same(x, y)
 
 
+@given(shape=batch_shapes, seed=seeds)
+def test_each_step_may_be_clipped(lib: Library, dtype: str, shape: tuple[int, ...], seed: int) -> None:
+    """As released samplers do: f is fed the clipped result and new noise; the last one is clipped in any case."""
+    z = [lib.normal(seed + j, shape, dtype) for j in range(2)]
+    f = Recorder()
+    found = multistep_sample(f, z, [80.0, 1.0], clip_steps=True)
+    (x, _), (y, _) = f.calls
+    first = lib.asarray(np.clip(to_numpy(0.125 * x), -1.0, 1.0), dtype)
+    assert_same(y, first + math.sqrt(1.0 - 0.002**2) * z[1])
+    assert_same(found, lib.asarray(np.clip(to_numpy(0.125 * y), -1.0, 1.0), dtype))
+    raw = multistep_sample(Recorder(), z, [80.0, 1.0], clip=False, clip_steps=True)
+    assert_same(raw, 0.125 * y)
+
+
 def test_clipping_changes_what_is_outside_and_nothing_else(lib: Library, dtype: str) -> None:
     values = lib.asarray([[-1.5, -1.0, -0.3, 0.0, 0.3, 1.0, 1.5]], dtype)
     z = lib.asarray(np.zeros((1, 7)), dtype)

@@ -26,6 +26,8 @@ def test_uint8_and_floats_are_inverse() -> None:
     assert (floats.min(), floats.max()) == (-1.0, 1.0)
     assert np.array_equal(to_uint8(floats), values)
     assert np.array_equal(to_uint8(np.float32([-2, 2])), [0, 255])
+    between = np.float32([-2.0, -1.0, -0.999, 0.0, 0.999, 1.0, 2.0])
+    assert np.array_equal(to_uint8(between, truncate=True), [0, 0, 0, 127, 254, 255, 255])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
