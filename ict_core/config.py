@@ -11,7 +11,7 @@ import json
 import math
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, NamedTuple
 
 from ict_core.curriculum import SCHEDULES
@@ -325,7 +325,8 @@ class TrainConfig:
     """The optimisation, and what a run logs and keeps.
 
     Attributes:
-        seed: all randomness of a run is a function of the seed and the step.
+        seed: all randomness of a run is a function of the seed and the step. Torch draws the initial weights by the
+            lower 32 bits alone.
         total_steps: K, the number of training steps, over which the curriculum is spread.
         batch_size: images a step, over all devices and processes.
         micro_batch: images that a device computes at a time, a divisor of `batch_size`; 0 takes all of its share. The
@@ -334,6 +335,10 @@ class TrainConfig:
             device; "tf32" lets tensor cores, where there are any, round the factors of products and convolutions;
             "fp16" is for GPUs without "bf16", and scales the loss. With "bf16" and "fp16", norms, embeddings, the last
             layer, the affine part and the distance stay float32.
+        late_above: in stages with more levels than this, the network computes in `late_precision`; 0 keeps `precision`
+            throughout. The difference of student and teacher shrinks like 1 / N, until the rounding of "bf16" hides it
+            (docs/performance.md).
+        late_precision: what the network computes in then. Samples are always drawn in `precision`.
         compile: compile the network with torch, which takes a minute or two; JAX always compiles. Cannot be combined
             with `shard_weights`.
         shard_weights: divide the weights, their average and the optimiser's moments among the devices, instead of
@@ -356,6 +361,8 @@ class TrainConfig:
     batch_size: Annotated[int, at_least(1)] = 1024
     micro_batch: int = 0
     precision: Annotated[str, one_of(("float32", "tf32", "bf16", "fp16"))] = "float32"
+    late_above: Annotated[int, at_least(0, zero="never")] = 0
+    late_precision: Annotated[str, one_of(("float32", "tf32"))] = "tf32"
     compile: bool = False
     shard_weights: bool = False
     learning_rate: Annotated[float, above(0)] = 1e-4
@@ -437,6 +444,13 @@ class Config:
         require(
             lo <= self.sample.second_sigma < hi, "sample.second_sigma", self.sample.second_sigma, f"in [{lo:g}, {hi:g})"
         )
+
+    def in_stage(self, n: int) -> Config:
+        """The settings of a stage with n levels: `train.precision` is what its steps compute in."""
+        train = self.train
+        if not train.late_above or n <= train.late_above:
+            return self
+        return replace(self, train=replace(train, precision=train.late_precision, late_above=0))
 
     def to_toml(self) -> str:
         """The configuration as a TOML document that `load_config` reads back to an equal one."""

@@ -16,6 +16,7 @@ from ict_backends.jax.batch import Draw, make_batch
 from ict_backends.jax.device import on_cpu, replicated
 from ict_backends.jax.state import TrainState, state_shardings
 from ict_backends.jax.step import StepResult, apply_gradient, loss_gradient, train_step
+from ict_backends.training.step_plan import late_step
 from ict_core import Batch, Config
 
 # More steps in one dispatch would delay the log and gain nothing measurable. On the CPU, where a dispatch costs a
@@ -31,12 +32,18 @@ def steps_per_dispatch(config: Config, mesh: Mesh, first: int = 0) -> int:
     """The number of steps of one dispatch: at most 8, and 1 on the CPU.
 
     It is the largest number that divides all intervals between logs, checkpoints, samples and evaluations, the total
-    number of steps, and `first`, the step that training starts from.
+    number of steps, `first`, the step that training starts from, and the first step in `train.late_precision`.
     """
     train = config.train
     most = _MOST_STEPS_ON_CPU if on_cpu(mesh) else _MOST_STEPS
     common = math.gcd(
-        first, train.total_steps, train.log_every, train.checkpoint_every, train.sample_every, config.eval.every
+        first,
+        train.total_steps,
+        train.log_every,
+        train.checkpoint_every,
+        train.sample_every,
+        config.eval.every,
+        late_step(config),
     )
     return max(n for n in range(1, most + 1) if common % n == 0)
 

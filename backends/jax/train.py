@@ -113,13 +113,14 @@ def _advance(config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: 
     def advance(
         state: TrainState, plans: Sequence[StepPlan], gathered: np.ndarray | None
     ) -> tuple[TrainState, StepResult]:
+        stage = config.in_stage(plans[0].n)  # no dispatch has steps of two precisions
         if images is not None:
-            return steps(state, config, to_device(plans, mesh, parts), images, whole, mesh)
+            return steps(state, stage, to_device(plans, mesh, parts), images, whole, mesh)
         assert gathered is not None
         chosen = None if labels is None else put(labels[np.concatenate([p.indices for p in plans])], replicated(mesh))
         places = np.split(np.arange(len(gathered)), len(plans))  # of each step's images among the gathered ones
         draws = to_device([p._replace(indices=i) for p, i in zip(plans, places, strict=True)], mesh, parts)
-        return steps(state, config, draws, _on_devices(gathered, mesh), chosen, mesh)
+        return steps(state, stage, draws, _on_devices(gathered, mesh), chosen, mesh)
 
     return advance
 

@@ -56,7 +56,7 @@ def train(
         with joined(device) as those:
             return train(config, dataset, run, processes=those, resume=resume)
     shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
-    with out_of_memory(shortage), float32_as(config.train.precision), Interruption() as interruption:
+    with out_of_memory(shortage), Interruption() as interruption:
         parts = check_split(config.train.batch_size, config.train.micro_batch, processes.world, "processes")
         state = _restore(config, run, processes) if resume else init_state(config, processes)
         feed, to_numpy, stopping = _feed(config, dataset, state.step, processes, parts), _to_numpy(processes), False
@@ -64,7 +64,9 @@ def train(
             run, config, dataset.images, first=state.step, to_numpy=to_numpy, writes=processes.rank == 0
         ) as recorder:
             for plan, batches in feed:
-                result = train_step(state, config, batches, parts=parts, teacher_decay=plan.teacher_decay)
+                stage = config.in_stage(plan.n)
+                with float32_as(stage.train.precision):
+                    result = train_step(state, stage, batches, parts=parts, teacher_decay=plan.teacher_decay)
                 stopping = processes.agree(interruption.number is not None)
                 recorder.after(
                     [(state.step - 1, plan, result)],

@@ -60,6 +60,11 @@ def stages_of(config: Config) -> list[Stage]:
     return stages(config.train.total_steps, **dataclasses.asdict(config.curriculum))
 
 
+def late_step(config: Config) -> int:
+    """The first step that is computed in `train.late_precision`; 0 if there is none."""
+    return next((stage.first for stage in stages_of(config) if config.in_stage(stage.n) is not config), 0)
+
+
 def some_stages(config: Config, most: int) -> list[Stage]:
     """The stages of a run to be shown: all, or else `most` (>= 2) of them, evenly from the first to the last."""
     every = stages_of(config)
