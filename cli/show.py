@@ -64,14 +64,16 @@ def _describe_cost(what: str, config: Config) -> str:
         OFFICIAL_PARAMETERS,
         forward_flops,
         forward_passes,
+        mask_memory,
         step_flops,
         training_memory,
+        update_memory,
     )
     from ict_backends.networks.families import count_parameters
 
     official = OFFICIAL_PARAMETERS.get(what)
     beside = f"; the authors' network of these sizes: {official:,}" if official else ""
-    memory = training_memory(config)
+    memory, images = training_memory(config), config.train.micro_batch or config.train.batch_size
     parts = (f"{name} {_mebibytes(size)}" for name, size in zip(_MEMORY, memory, strict=True))
     return "\n".join(
         [
@@ -80,6 +82,8 @@ def _describe_cost(what: str, config: Config) -> str:
             f"one training step: {_amount(step_flops(config))}FLOP, {config.train.batch_size} images of "
             f"{forward_passes(config)} forward passes each",
             f"memory: {', '.join(parts)}; in all {_mebibytes(sum(memory))}, beside activations and images",
+            f"        torch's update: for a moment {_mebibytes(update_memory(config))} more, without activations",
+            f"        dropout masks: {_mebibytes(mask_memory(config, images))} for {images} images at a time",
         ]
     )
 

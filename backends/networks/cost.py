@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
-from ict_backends.networks.families import count_parameters, network_layers, trained_shapes
+from ict_backends.networks.families import count_parameters, mask_shapes, network_layers, trained_shapes
 from ict_backends.networks.layers import Kind
 from ict_core import Config
 
@@ -89,7 +89,7 @@ def model_flops(config: Config) -> int:
 
 
 class Memory(NamedTuple):
-    """The bytes that training keeps in float32; activations and images need more."""
+    """The bytes that training keeps in float32, on each device; activations, masks and images need more."""
 
     weights: int
     gradients: int
@@ -105,3 +105,20 @@ def training_memory(config: Config) -> Memory:
     stored = _FLOAT32 * count_parameters(config)
     trained = _FLOAT32 * sum(math.prod(shape) for shape in trained_shapes(config).values())
     return Memory(stored, trained, 2 * trained, stored * (1 + config.teacher.averaged))
+
+
+def update_memory(config: Config) -> int:
+    """The bytes that torch needs beside `training_memory` for a moment, while it updates the weights.
+
+    First the gradient is there twice, in its own arrays and as one vector; then RAdam has an intermediate result of its
+    size. There are no activations by then. JAX updates in place.
+    """
+    return training_memory(config).gradients
+
+
+def mask_memory(config: Config, images: int) -> int:
+    """The bytes of the dropout masks of `images` images at a time: one for each element."""
+    if not config.network.dropout:
+        return 0
+    elements = sum(math.prod(shape) for shape in mask_shapes(config))
+    return images * elements * (1 if config.teacher.share_dropout else 2)

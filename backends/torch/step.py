@@ -74,7 +74,6 @@ def train_step(
         parts: number of `batches`.
         teacher_decay: the decay of the teacher's weights as an average of the student's, if it has weights of its own.
     """
-    state.params.network.zero_grad(set_to_none=True)
     losses, scale = [], state.loss_scale
     factor = 1.0 if scale is None else float(scale.factor)
     teacher = None if state.teacher is None else state.teacher.network
@@ -93,6 +92,7 @@ def train_step(
     else:
         for moments in state.optimizer.state.values():  # a skipped step counts as a step
             moments["step"] += 1
+    state.optimizer.zero_grad()  # the next forward pass needs the memory
     if scale is not None:
         state.loss_scale = next_loss_scale(scale, torch.tensor(finite), xp=xp)
     state.step += 1
@@ -105,12 +105,18 @@ def take_gradient(params: Weights[nn.Parameter], factor: float) -> Tensor:
     If a loss is not finite, neither is the norm.
     """
     if not isinstance(params.arrays[0], DTensor):
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in params.network.parameters()]
-        params.arrays[0].grad = torch.cat([in_memory_order(g) for g in gradients])
+        params.arrays[0].grad = _as_vector(params.network)
+        params.network.zero_grad()
     gradients = [p.grad for p in params.arrays if p.grad is not None]
     if factor != 1.0:
         torch._foreach_div_(gradients, factor)
     return full(nn.utils.get_total_norm(gradients))
+
+
+def _as_vector(network: nn.Module) -> Tensor:
+    """The gradient of all weights, [n], in the order of `flatten`."""
+    gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters())
+    return torch.cat([in_memory_order(g) for g in gradients])
 
 
 def update_ema(average: Weights[Tensor], params: Weights[nn.Parameter], decay: float) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from tiny import smallest
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 from twins import configs
 
@@ -21,16 +26,20 @@ from ict_backends.networks.cost import (
     Convolution,
     forward_flops,
     heaviest_convolutions,
+    mask_memory,
     model_flops,
     step_flops,
     training_memory,
+    update_memory,
 )
 from ict_backends.networks.families import count_parameters, parameter_shapes
 from ict_backends.networks.layers import array_shapes
 from ict_backends.networks.ncsnpp import ncsnpp_layers
+from ict_backends.torch.batch import draw_noise
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.state import init_state
+from ict_backends.torch.step import take_gradient
 from ict_core import Config, NCSNppConfig, load_preset, preset_names
 from ict_core.settings import build_config, replace
 
@@ -225,6 +234,51 @@ def test_memory_is_what_training_holds(preset: str) -> None:
     state.optimizer.step()
     moments = [a for s in state.optimizer.state.values() for key, a in s.items() if key != "step"]
     assert memory.optimizer == sum(a.nbytes for a in moments)
+
+
+class Allocated(TorchDispatchMode):
+    """The most bytes that results of torch's operations held at a time, counted by storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor) and id(storage := tensor.untyped_storage()) not in self.held:
+                self.held[id(storage)] = storage.nbytes()
+                weakref.finalize(storage, self.held.pop, id(storage))
+        self.peak = max(self.peak, sum(self.held.values()))
+        return result
+
+
+def test_an_update_in_torch_needs_no_more_than_is_said() -> None:
+    """The gradient once more as a vector, while the network has its own; then RAdam's intermediate results."""
+    config = build_config(smallest(network={"channels": 64}))
+    state, told = init_state(config, Processes(torch.device("cpu"))), training_memory(config)
+    for _ in range(6):  # the sixth step is the first that is rectified
+        for p in state.params.network.parameters():
+            p.grad = torch.ones_like(p)
+        with Allocated() as allocated:
+            take_gradient(state.params, 1.0)
+            state.optimizer.step()
+        assert all(p.grad is None for p in state.params.network.parameters())
+        assert allocated.peak == pytest.approx(told.gradients + update_memory(config), rel=0.01)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_masks_take_a_byte_an_element(share: bool) -> None:
+    config = build_config(smallest(network={"dropout": 0.2}, teacher={"share_dropout": share}))
+    _, masks, teachers = draw_noise(config, torch.arange(10, dtype=torch.int32).reshape(5, 2))
+    drawn = [*masks, *([] if share else teachers)]
+    assert mask_memory(config, 5) == sum(m.nbytes for m in drawn)
+    assert mask_memory(build_config(smallest()), 5) == 0
+
+
+def test_the_masks_of_the_papers_model_are_what_the_docs_say() -> None:
+    assert mask_memory(load_preset("cifar10"), 1024) == pytest.approx(3.6e9, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_the_plans_that_come_along_are_whole(path: Path) -> None:
 
 def test_the_plans_of_the_papers_claims_come_along() -> None:
     names = {path.stem for path in PLANS.glob("*.toml")}
-    assert names == {"five-changes", "huber-c", "curriculum", "noise-law", "embedding-scale", "dropout"}
+    assert names == {"five-changes", "huber-c", "curriculum", "noise-law", "embedding-scale", "dropout", "precision"}
 
 
 def test_the_original_method_is_the_preset_of_it() -> None:
