@@ -202,9 +202,9 @@ def _labels(
 ) -> np.ndarray | None:
     """The classes of the samples, [num], as --labels says or in the proportions of the data; None without classes."""
     from ict_backends.measuring.reference import class_counts_of
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import RunDir, class_counts
 
-    counts = class_counts_of(reference, RunDir(run), config)
+    counts = class_counts_of(reference, config.network.num_classes, class_counts(RunDir(run), config))
     chosen = labels if labels is not None or counts is None else "data"
     return resolve_labels(config, chosen, num, seed=seed, counts=counts)
 

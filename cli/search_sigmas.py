@@ -76,7 +76,7 @@ def search_sigmas_command(
     from ict_backends.measuring.evaluation import read_metrics
     from ict_backends.measuring.inception import feature_network
     from ict_backends.measuring.reference import class_counts_of, data_of, samples_of_model
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import RunDir, class_counts
     from ict_backends.sampling.search_sigmas import save_search, search_sigmas
 
     config = RunDir(run).load_config()
@@ -88,7 +88,7 @@ def search_sigmas_command(
     reference = _read_reference(name, network, data_of(config, data), samples, config)
     num, measure = samples.num, _measure(name, network, reference)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
-    counts = class_counts_of(reference, RunDir(run), config)
+    counts = class_counts_of(reference, config.network.num_classes, class_counts(RunDir(run), config))
     labels = resolve_labels(config, None if counts is None else "data", num, counts=counts)
 
     def show(step: int, point: Point) -> None:

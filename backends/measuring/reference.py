@@ -23,7 +23,6 @@ from ict_backends.measuring.evaluation import check_counts, gather, images_neede
 from ict_backends.measuring.metrics import METRICS, Gathered, Metric, Need
 from ict_backends.protocols import FeatureNetwork
 from ict_backends.randomness import random_subset
-from ict_backends.runs.folder import RunDir, class_counts
 from ict_core import Config, DataConfig
 
 
@@ -152,15 +151,18 @@ def read_reference(data: DataConfig, metrics: Sequence[str], *, shape: tuple[int
     return Reference(data.source, dataset.images, known, dataset.labels)
 
 
-def class_counts_of(reference: Reference, run: RunDir, config: Config) -> np.ndarray | None:
-    """How many images of each class the reference has, [num_classes]; if it has no labels, those of the training data.
+def class_counts_of(reference: Reference, classes: int, of_training: np.ndarray | None) -> np.ndarray | None:
+    """How many images of each class the reference has, [classes].
 
-    None where neither is known, or the reference has other classes.
+    Args:
+        classes: the number of the model's classes; 0 for an unconditional model.
+        of_training: how many images of each class the model's training data have, which is returned if the reference
+            has no labels, or other classes; None if that is not known.
     """
-    classes, labels = config.network.num_classes, reference.labels
-    if not classes or labels is None or not len(labels):
-        return class_counts(run, config)
-    return np.bincount(labels, minlength=classes) if labels.max() < classes else class_counts(run, config)
+    labels = reference.labels
+    if not classes or labels is None or not len(labels) or labels.max() >= classes:
+        return of_training
+    return np.bincount(labels, minlength=classes)
 
 
 def load_whole(data: DataConfig, shape: tuple[int, ...] | None) -> Dataset:
