@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from ict_backends import load_backend
 from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
-from ict_backends.training.evaluator import evaluation_size
+from ict_backends.training.evaluator import Evaluator, evaluation_size
 from ict_core import load_preset
 from ict_core.settings import replace
 
@@ -152,3 +154,25 @@ def test_wrong_settings_are_refused_in_one_line(
 def test_a_run_without_evaluations_has_no_best_checkpoint(refused: Refused, tmp_path: Path, digits_run: Path) -> None:
     refused(1, "has no best checkpoint", "sample", digits_run, "--out", tmp_path / "x.png", "--weights", "best")
     assert load_backend("torch").load_model(digits_run, weights="raw", device="cpu")
+
+
+def test_classes_are_drawn_in_the_proportions_of_the_data(tmp_path: Path, labelled_run: Path) -> None:
+    """As the run's folder tells; in turn if an earlier version wrote it."""
+    run = RunDir(shutil.copytree(labelled_run, tmp_path / "run"))
+    config = replace(run.load_config(), eval={"every": 10, "num": 8, "metric": "sw"})
+    model, drawn = load_backend("torch").load_model(run.path, device="cpu"), []
+
+    class Recording:
+        def __init__(self) -> None:
+            self.config = config
+
+        def sample(self, noises: Any, sigmas: Any, labels: np.ndarray, *, clip_steps: bool) -> np.ndarray:
+            drawn.append(labels.tolist())
+            return model.sample(noises, sigmas, labels)
+
+    images = np.zeros((12, 3, 8, 8), np.uint8)
+    checkpoint, record = load_checkpoint(run.latest_checkpoint()), json.loads(run.data_file.read_text())
+    for counts, expected in (([9, 0, 3], [0, 0, 2, 0, 0, 0, 2, 0]), (None, [0, 1, 2, 0, 1, 2, 0, 1])):
+        run.data_file.write_text(json.dumps(record | {"class_counts": counts}))
+        assert Evaluator(run, config, images, first=0).after(10, Recording(), checkpoint) is not None
+        assert drawn.pop() == expected
