@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ict_backends.errors import CheckpointError
 from ict_backends.images import encode_png, tile, to_float
 from ict_backends.networks.families import count_parameters
 from ict_backends.reports.charts import Mark, Series, line_chart
 from ict_backends.runs.folder import RunDir
+from ict_backends.runs.lines import read_lines
 from ict_backends.training.metrics_log import band_edges
 from ict_backends.training.step_plan import some_stages
 from ict_core import Config
@@ -61,7 +61,7 @@ def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) ->
         CheckpointError: the run's records are damaged.
     """
     config = run.load_config()
-    metrics, evals = _read_lines(run, run.metrics_file), _read_lines(run, run.evals_file)
+    metrics, evals = read_lines(run.metrics_file), read_lines(run.evals_file)
     done = metrics[-1]["step"] if metrics else 0
     facts = [
         f"{done:,} of {config.train.total_steps:,} steps",
@@ -87,15 +87,6 @@ def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) ->
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{escape(run.path.name)}: report</title><style>{_STYLE}</style>"
     return f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
-
-
-def _read_lines(run: RunDir, file: Any) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"run {run.path}: {file.name} cannot be read ({error})") from error
 
 
 def _samples(run: RunDir) -> list[str]:

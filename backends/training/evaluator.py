@@ -16,6 +16,7 @@ from ict_backends.measuring.metrics import Gathered
 from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import Checkpoint, write_checkpoint
 from ict_backends.runs.folder import RunDir, class_counts, step_of
+from ict_backends.runs.lines import read_lines
 from ict_backends.sampling.batches import proportional_labels, sample_images
 from ict_core import Config
 
@@ -109,13 +110,11 @@ class Evaluator:
         return gather(in_batches(self._images), [self._config.eval.metric], None)
 
     def _lines(self) -> list[dict]:
-        if not self._run.evals_file.is_file():
-            return []
+        lines = read_lines(self._run.evals_file)
         try:
-            lines = [json.loads(line) for line in self._run.evals_file.read_text(encoding="utf-8").splitlines()]
             return [{key: line[key] for key in ("step", "metric", "num", "value")} for line in lines]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{self._run.evals_file} cannot be read: {error!r}") from error
+        except KeyError as error:
+            raise CheckpointError(f"{self._run.evals_file} cannot be read: a line has no {error}") from error
 
     def _write(self, lines: list[dict]) -> None:
         write_atomically(self._run.evals_file, "".join(json.dumps(line) + "\n" for line in lines).encode())

@@ -15,6 +15,7 @@ from ict_backends.console import progress_bar, say, warn
 from ict_backends.errors import NonFiniteError
 from ict_backends.files import write_atomically
 from ict_backends.runs.folder import RunDir
+from ict_backends.runs.lines import append_line, read_lines
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
 
@@ -150,9 +151,7 @@ class Progress:
         """Append a line to metrics.jsonl, after those that could not be written before."""
         self._unwritten.append(line)
         try:
-            # Opened by its name each time: a file that was deleted meanwhile would take lines and keep none.
-            with open(self._run.metrics_file, "a", encoding="utf-8") as file:
-                file.write("".join(self._unwritten))
+            append_line(self._run.metrics_file, "".join(self._unwritten))
             self._unwritten.clear()
         except OSError as error:
             warn(f"{self._run.metrics_file} cannot be written: {error.strerror}; trying again at the next line")
@@ -183,8 +182,7 @@ class Progress:
         return f"{what} at step {step + 1} ({where}); last good checkpoint: {self._last_good()}"
 
     def _drop_later_metrics(self, first: int) -> None:
-        if not self._run.metrics_file.exists():
+        if not self._run.metrics_file.is_file():
             return
-        lines = self._run.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first]
-        write_atomically(self._run.metrics_file, "".join(kept).encode())
+        kept = [record for record in read_lines(self._run.metrics_file) if record["step"] <= first]
+        write_atomically(self._run.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())

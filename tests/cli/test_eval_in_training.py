@@ -17,6 +17,7 @@ from ict_backends import load_backend
 from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
+from ict_backends.runs.lines import read_lines
 from ict_backends.training.evaluator import Evaluator, evaluation_size
 from ict_core import load_preset
 from ict_core.settings import replace
@@ -69,8 +70,14 @@ def test_a_resumed_run_has_the_same_curve_and_the_same_best(ict: Ict, tmp_path: 
     (run / "evals.jsonl").write_text(
         json.dumps(lines(run)[0]) + "\n" + json.dumps({**lines(run)[1], "value": -1}) + "\n"
     )
-    assert ict("train", "--resume", f"--out={run}", "--device=cpu").code == 0
+    for file in ("evals.jsonl", "metrics.jsonl"):  # and while it wrote a line
+        with open(run / file, "a") as stream:
+            stream.write('{"step": 4, "n')
+    resumed = ict("train", "--resume", f"--out={run}", "--device=cpu")
+    assert resumed.code == 0
+    assert resumed.err.count("is not whole and is left out") >= 2
     assert lines(run) == lines(whole)
+    assert [record["step"] for record in read_lines(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert (
         load_checkpoint(RunDir(run).checkpoint_of("best")).step
         == load_checkpoint(RunDir(whole).checkpoint_of("best")).step
@@ -117,8 +124,8 @@ def test_lines_of_other_numbers_of_samples_are_not_compared(ict: Ict, refused: R
     folder.rmdir()
     assert ict("train", "--resume", f"--out={run}", "--device=cpu").code == 0
     assert load_checkpoint(RunDir(run).checkpoint_of("best")).step == 4  # better than none of as many samples
-    (run / "evals.jsonl").write_text("{\n")
-    refused(1, "evals.jsonl cannot be read", "train", "--resume", f"--out={run}", "--device=cpu")
+    (run / "evals.jsonl").write_text("{\n" + json.dumps(first[0]) + "\n")
+    refused(1, "evals.jsonl cannot be read: line 1 is damaged", "train", "--resume", f"--out={run}", "--device=cpu")
 
 
 def test_without_a_number_as_many_are_drawn_as_are_needed() -> None:

@@ -145,7 +145,7 @@ def test_wrong_input_is_refused_in_one_line(refused: Refused, tmp_path: Path, ru
     refused(1, "does not exist", "report", tmp_path / "none")
     refused(2, "must end in .html", "report", run, "--out", tmp_path / "x.pdf")
     refused(2, "unknown backend", "report", run, "--backend", "numpy")
-    (run / "metrics.jsonl").write_text("{\n")
+    (run / "metrics.jsonl").write_text('{\n{"step": 2}\n')
     refused(1, "metrics.jsonl cannot be read", "report", run, "--device", "cpu")
 
 

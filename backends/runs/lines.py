@@ -1,0 +1,57 @@
+"""Records of a run that grow by a line at a time: files with a JSON object a line, such as RUN/metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ict_backends.console import warn
+from ict_backends.errors import CheckpointError
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a file; there are none without a file.
+
+    A last line that is not whole is left out, with a warning: a full disk or a lost machine leaves such lines.
+
+    Raises:
+        CheckpointError: another line is damaged, or the file cannot be read.
+    """
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    # What a lost machine had not written yet may read as zeros.
+    *whole, rest = content.rstrip(b"\0").split(b"\n")
+    records = [_record(line) for line in whole]
+    if rest or (records and records[-1] is None):
+        warn(f"the last line of {path} is not whole and is left out")
+        records = records if rest else records[:-1]
+    damaged = next((number for number, record in enumerate(records, start=1) if record is None), None)
+    if damaged is not None:
+        raise CheckpointError(f"{path} cannot be read: line {damaged} is damaged")
+    return [record for record in records if record is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line, or None if the line is damaged. Every record has the number of its step."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append whole lines to a file, so that it gets all of them or, with an OSError, none."""
+    # Opened by its name each time: a file that was deleted meanwhile would take lines and keep none.
+    with open(path, "ab", buffering=0) as file:
+        size, left = os.fstat(file.fileno()).st_size, text.encode()
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
