@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +86,7 @@ def train_command(
     processes train together.
     """
     from ict_backends.runs.folder import RunDir, free_run_path
+    from ict_backends.runs.lock import in_use
     from ict_backends.training.resolve import (
         averaged_weights,
         check_data,
@@ -99,18 +101,23 @@ def train_command(
     flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
     asked = _asked(config_file, assignments, given_settings(data=data, size=size, crop=crop, steps=steps, **flags))
     engine = open_backend(backend, device)
-    with engine.joined(device) as processes:
+    with engine.joined(device) as processes, contextlib.ExitStack() as held:
         if processes.world > 1 and out is None:
             raise UsageError("--out RUN is needed where several processes train together")
+        claims = processes.rank == 0 and not dry_run
         if resume:
             if out is None:
                 raise UsageError("--resume needs --out RUN, the folder of the run to continue")
+            if out.is_dir() and claims:
+                held.enter_context(in_use(out))
             explicit = ctx.get_parameter_source("preset") != click.core.ParameterSource.DEFAULT
             config, dataset = resolve_resumed(RunDir(out), merge([preset_tree(preset)] * explicit + asked))
         else:
             base = {**preset_tree(preset), **(network_of(RunDir(init)) if init else {})}
-            config, dataset = resolve_new(base, merge(asked))
+            if claims:  # before the data are read, which may take long
+                out = _claim(out, f"{preset}-{backend}", held)
             out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
+            config, dataset = resolve_new(base, merge(asked))
         check_data(config, dataset)
         weights = averaged_weights(RunDir(init), config) if init else None
         if processes.rank == 0:
@@ -124,6 +131,22 @@ def train_command(
         engine.train(config, dataset, run, processes=processes, resume=resume or weights is not None)
     if processes.rank == 0:
         click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
+
+
+def _claim(out: Path | None, name: str, held: contextlib.ExitStack) -> Path:
+    """Take the folder of a new run, or by default the first runs/NAME-NNN that nobody else takes, until `held` ends."""
+    from ict_backends.runs.folder import check_new_run, free_run_path
+    from ict_backends.runs.lock import in_use
+
+    if out is not None:
+        check_new_run(out)
+        held.enter_context(in_use(out))
+        return out
+    while True:
+        free = free_run_path(Path("runs"), name)
+        with contextlib.suppress(FileExistsError):
+            held.enter_context(in_use(free, fresh=True))
+            return free
 
 
 def _asked(config_file: Path | None, assignments: Sequence[str], flags: Tree) -> list[Tree]:

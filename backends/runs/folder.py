@@ -1,5 +1,6 @@
 """A run's folder and the files in it.
 
+RUN/.lock                           host and process, while the run is training (runs/lock.py)
 RUN/config.toml                     the resolved configuration
 RUN/data.json                       count and sha256 of the images, and the images of each class
 RUN/metrics.jsonl                   one JSON object a logged step
@@ -25,6 +26,7 @@ import numpy as np
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, UsageError
 from ict_backends.files import write_atomically
+from ict_backends.runs.lock import LOCK_FILE
 from ict_core import Config, ConfigError, load_config
 
 
@@ -152,14 +154,19 @@ def create_run(path: Path, config: Config, dataset: Dataset | None) -> RunDir:
     Raises:
         UsageError: the folder holds another run, or other files.
     """
+    check_new_run(path)
     run = RunDir(path)
-    if run.config_file.exists():
-        raise UsageError(f"--out {path} holds another run; continue it with --resume or choose another folder")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"--out {path} is not an empty folder; choose another one")
     remember_data(run, config, dataset)
     write_atomically(run.config_file, config.to_toml().encode())
     return run
+
+
+def check_new_run(path: Path) -> None:
+    """Raise UsageError if the folder of a new run holds another run, or other files."""
+    if RunDir(path).config_file.exists():
+        raise UsageError(f"--out {path} holds another run; continue it with --resume or choose another folder")
+    if path.exists() and (not path.is_dir() or any(file.name != LOCK_FILE for file in path.iterdir())):
+        raise UsageError(f"--out {path} is not an empty folder; choose another one")
 
 
 def remember_data(run: RunDir, config: Config, dataset: Dataset | None) -> None:
