@@ -242,10 +242,10 @@ def interpolate_command(
     model draws all images in one class.
     """
     from ict_backends.images import save_grid, to_uint8
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import open_run
     from ict_backends.sampling.editing import interpolate
 
-    config = RunDir(run).load_config()
+    config = open_run(run).load_config()
     if first == last:
         raise UsageError(f"--from {first} and --to {last} are the same image")
     if label is None and config.network.num_classes:
@@ -261,9 +261,9 @@ def interpolate_command(
 
 def _config(request: EditRequest) -> Config:
     """The run's settings. Raises UsageError if --out does not fit."""
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import open_run
 
-    config = RunDir(request.run).load_config()
+    config = open_run(request.run).load_config()
     if request.out.suffix != ".png":
         raise UsageError(f"--out {request.out} must end in .png")
     check_output(request.out, (".png",), create=False)

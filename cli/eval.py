@@ -108,10 +108,11 @@ def eval_command(
     from ict_backends.measuring.evaluation import compare, gather, read_metrics
     from ict_backends.measuring.inception import feature_network
     from ict_backends.measuring.reference import check_sizes, data_of, read_reference
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import open_run
     from ict_backends.sampling.batches import sample_batches
 
-    config = RunDir(what).load_config() if (what / "config.toml").is_file() else None
+    run = open_run(what)
+    config = run.load_config() if run.config_file.is_file() else None
     levels = resolve_sigmas(config, steps, sigmas, run=what) if config else None
     _check_source(what, config, data)
     network = feature_network(features, device)
@@ -202,9 +203,9 @@ def _labels(
 ) -> np.ndarray | None:
     """The classes of the samples, [num], as --labels says or in the proportions of the data; None without classes."""
     from ict_backends.measuring.reference import class_counts_of
-    from ict_backends.runs.folder import RunDir, class_counts
+    from ict_backends.runs.folder import class_counts, open_run
 
-    counts = class_counts_of(reference, config.network.num_classes, class_counts(RunDir(run), config))
+    counts = class_counts_of(reference, config.network.num_classes, class_counts(open_run(run), config))
     chosen = labels if labels is not None or counts is None else "data"
     return resolve_labels(config, chosen, num, seed=seed, counts=counts)
 

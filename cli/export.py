@@ -29,12 +29,12 @@ def diffusers_command(run: Path, out: Path, weights: str) -> None:
     from ict_backends.exchange.diffusers_names import check_exportable, nearest_timestep
     from ict_backends.networks.families import parameter_shapes
     from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import open_run
 
-    config = RunDir(run).load_config()
+    config = open_run(run).load_config()
     check_exportable(config)
     check_new_folder(out)
-    folder = RunDir(run).checkpoint_of(weights)
+    folder = open_run(run).checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
     arrays = checkpoint.params if weights == "raw" else checkpoint.ema
     check_arrays(f"checkpoint {folder}", parameter_shapes(config), arrays)

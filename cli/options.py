@@ -118,10 +118,10 @@ def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run
 
 
 def _searched_sigmas(run: Path | None) -> list[float]:
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import open_run
     from ict_backends.sampling.search_sigmas import load_sigmas
 
-    return load_sigmas(RunDir(run)) if run else []
+    return load_sigmas(open_run(run)) if run else []
 
 
 def resolve_labels(

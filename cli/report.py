@@ -29,11 +29,11 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     from ict_backends.errors import UserError
     from ict_backends.files import write_atomically
     from ict_backends.reports.page import build_report
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import open_run
     from ict_backends.sampling.batches import preview
 
-    config = RunDir(run).load_config()
-    out = out or run / "report.html"
+    config = open_run(run).load_config()
+    out = out or open_run(run).path / "report.html"
     if out.suffix != ".html":
         raise UsageError(f"--out {out} must end in .html")
     check_output(out, (".html",), create=False)
@@ -44,6 +44,6 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     except UserError as error:
         click.echo(f"Warning: without nearest training images: {error}", err=True)
         images = None
-    page = build_report(RunDir(run), images, preview(model, _SHOWN))
+    page = build_report(open_run(run), images, preview(model, _SHOWN))
     write_atomically(out, page.encode())
     click.echo(f"report: {out}")

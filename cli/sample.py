@@ -74,16 +74,18 @@ def sample_command(
 ) -> None:
     """Draw images from a trained model.
 
+    RUN is a run's folder, or RUN@STEP for one of the checkpoints that it has kept; so it is for the other commands.
+
     Image number i depends only on --seed and i: the same seed gives the same pictures at any batch size. The same
     command, given again after an interruption, draws only what is missing in the folder or .npz file. Under torchrun,
     or wherever RANK and WORLD_SIZE are set, processes share the work.
     """
     from ict_backends.environment import share_of_work
-    from ict_backends.runs.folder import RunDir, class_counts
+    from ict_backends.runs.folder import class_counts, open_run
 
-    config = RunDir(run).load_config()
+    config = open_run(run).load_config()
     levels = resolve_sigmas(config, steps, sigmas, run=run)
-    classes = resolve_labels(config, labels, num, seed=seed, counts=class_counts(RunDir(run), config))
+    classes = resolve_labels(config, labels, num, seed=seed, counts=class_counts(open_run(run), config))
     drawing = _Drawing(out, num, levels, seed, classes, clip_steps, truncate, batch_size, *share_of_work())
     recipe = _recipe(run, weights, drawing, labels)
     _check_output(out, recipe, trajectory, create=not dry_run)
@@ -135,11 +137,11 @@ def _recipe(run: Path, weights: str, drawing: _Drawing, labels: str | None) -> d
         labels: the value of --labels.
     """
     from ict_backends.runs.checkpoint import read_digest
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import open_run
 
     return {
         "weights": weights,
-        "sha256": read_digest(RunDir(run).checkpoint_of(weights)),
+        "sha256": read_digest(open_run(run).checkpoint_of(weights)),
         "num": drawing.num,
         "sigmas": drawing.sigmas,
         "seed": drawing.seed,

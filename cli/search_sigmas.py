@@ -76,10 +76,10 @@ def search_sigmas_command(
     from ict_backends.measuring.evaluation import read_metrics
     from ict_backends.measuring.inception import feature_network
     from ict_backends.measuring.reference import class_counts_of, data_of, samples_of_model
-    from ict_backends.runs.folder import RunDir, class_counts
+    from ict_backends.runs.folder import class_counts, open_run
     from ict_backends.sampling.search_sigmas import save_search, search_sigmas
 
-    config = RunDir(run).load_config()
+    config = open_run(run).load_config()
     if plot is not None and plot.suffix != ".png":
         raise UsageError(f"--plot {plot} must end in .png")
     network = feature_network(features, device)
@@ -88,14 +88,14 @@ def search_sigmas_command(
     reference = _read_reference(name, network, data_of(config, data), samples, config)
     num, measure = samples.num, _measure(name, network, reference)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
-    counts = class_counts_of(reference, config.network.num_classes, class_counts(RunDir(run), config))
+    counts = class_counts_of(reference, config.network.num_classes, class_counts(open_run(run), config))
     labels = resolve_labels(config, None if counts is None else "data", num, counts=counts)
 
     def show(step: int, point: Point) -> None:
         click.echo(f"step {step}: sigma {point.sigma:<10.4g} {name} {point.value:.5g}")
 
     best = search_sigmas(model, steps, measure, num=num, seed=seed, labels=labels, batch=batch_size, on_point=show)
-    save_search(RunDir(run), best, metric=name, num=num, weights=weights)
+    save_search(open_run(run), best, metric=name, num=num, weights=weights)
     for i, step in enumerate(best, start=1):
         levels = ",".join(f"{s.sigma:.4g}" for s in best[:i])
         click.echo(f"{i} step{'s' * (i > 1)}: --sigmas {levels}   {name} {step.value:.5g}")

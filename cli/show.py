@@ -53,9 +53,9 @@ def _find(what: str) -> Config:
         return load_preset(what)
     if not Path(what).exists():
         load_preset(what)  # raises, suggesting the nearest name
-    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.folder import open_run
 
-    return RunDir(Path(what)).load_config()
+    return open_run(what).load_config()
 
 
 def _describe_cost(what: str, config: Config) -> str:

@@ -85,7 +85,7 @@ def train_command(
     Ctrl-C exits at once. Under torchrun, or wherever RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set,
     processes train together.
     """
-    from ict_backends.runs.folder import RunDir, free_run_path
+    from ict_backends.runs.folder import RunDir, free_run_path, open_run
     from ict_backends.runs.lock import in_use
     from ict_backends.training.resolve import (
         averaged_weights,
@@ -113,13 +113,13 @@ def train_command(
             explicit = ctx.get_parameter_source("preset") != click.core.ParameterSource.DEFAULT
             config, dataset = resolve_resumed(RunDir(out), merge([preset_tree(preset)] * explicit + asked))
         else:
-            base = {**preset_tree(preset), **(network_of(RunDir(init)) if init else {})}
+            base = {**preset_tree(preset), **(network_of(open_run(init)) if init else {})}
             if claims:  # before the data are read, which may take long
                 out = _claim(out, f"{preset}-{backend}", held)
             out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
             config, dataset = resolve_new(base, merge(asked))
         check_data(config, dataset)
-        weights = averaged_weights(RunDir(init), config) if init else None
+        weights = averaged_weights(open_run(init), config) if init else None
         if processes.rank == 0:
             _announce(f"{'resume' if resume else 'run'} {out} with {backend}", config, dataset)
         if dry_run:

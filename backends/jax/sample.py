@@ -19,7 +19,7 @@ from ict_backends.jax.state import abstract_network, merge_network
 from ict_backends.jax.step import consistency_function
 from ict_backends.jax.weights import load_arrays
 from ict_backends.runs.checkpoint import load_checkpoint
-from ict_backends.runs.folder import RunDir
+from ict_backends.runs.folder import open_run
 from ict_backends.sampling.batches import compiled_size, padded
 from ict_core import Config, multistep_sample
 
@@ -155,7 +155,7 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     Raises:
         CheckpointError, UsageError: something is missing, damaged or does not fit.
     """
-    run = RunDir(Path(path))
+    run = open_run(path)
     config = run.load_config()
     mesh = worthwhile(check_device(device), config)
     folder = run.checkpoint_of(weights)

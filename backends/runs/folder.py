@@ -32,9 +32,15 @@ from ict_core import Config, ConfigError, load_config
 
 @dataclass(frozen=True)
 class RunDir:
-    """The paths of the files in a run's folder."""
+    """The paths of the files in a run's folder.
+
+    Attributes:
+        path: the folder.
+        chosen: the checkpoint's folder that weights are taken from; None for the newest, or the best on request.
+    """
 
     path: Path
+    chosen: Path | None = None
 
     @property
     def config_file(self) -> Path:
@@ -101,8 +107,12 @@ class RunDir:
     def checkpoint_of(self, weights: str) -> Path:
         """The folder of the checkpoint with the weights "ema" or "raw" (the newest checkpoint), or "best".
 
-        Raises CheckpointError where there is none.
+        Raises CheckpointError where there is none, or another checkpoint is chosen than the best.
         """
+        if self.chosen is not None:
+            if weights == "best" and self.chosen not in self.best_checkpoints():
+                raise CheckpointError(f"--weights best: {self.chosen} is another checkpoint; take ema or raw")
+            return self.chosen
         if weights != "best":
             return self.latest_checkpoint()
         folders = self.best_checkpoints()
@@ -124,9 +134,37 @@ class RunDir:
             raise CheckpointError(f"run {self.path}: {error}") from error
 
 
+def open_run(path: str | Path) -> RunDir:
+    """The run that a path names: its folder, RUN@STEP for one of its checkpoints, or a file or folder within it.
+
+    RUN/config.toml names the run; RUN/checkpoints/step_N, RUN/best/step_N and their files name that checkpoint.
+
+    Raises:
+        CheckpointError: the run has no checkpoint of that step.
+    """
+    path = Path(path)
+    if path.name == "config.toml" and path.is_file():
+        return RunDir(path.parent)
+    folder = path.parent if path.is_file() else path
+    if _is_step(folder) and folder.parent.name in ("checkpoints", "best") and folder.is_dir():
+        return RunDir(folder.parent.parent, folder)
+    match = re.fullmatch(r"(.+)@(\d{1,18})", path.name)
+    if match is None or path.exists():
+        return RunDir(path)
+    run, step = RunDir(path.with_name(match[1])), int(match[2])
+    known = {step_of(each): each for each in [*run.best_checkpoints(), *run.checkpoints()]}
+    if run.config_file.is_file() and step not in known:
+        steps = ", ".join(map(str, sorted(known))) or "none"
+        raise CheckpointError(f"run {run.path} has no checkpoint of step {step}; its steps are: {steps}")
+    return RunDir(run.path, known.get(step))
+
+
 def _step_folders(parent: Path) -> list[Path]:
-    folders = (p for p in parent.glob("step_*") if re.fullmatch(r"step_\d{8,}", p.name) and p.is_dir())
-    return sorted(folders, key=step_of)
+    return sorted((p for p in parent.glob("step_*") if _is_step(p) and p.is_dir()), key=step_of)
+
+
+def _is_step(folder: Path) -> bool:
+    return re.fullmatch(r"step_\d{8,}", folder.name) is not None
 
 
 def step_of(folder: Path) -> int:

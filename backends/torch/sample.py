@@ -13,7 +13,7 @@ from array_api_compat import torch as xp
 from torch import Tensor
 
 from ict_backends.runs.checkpoint import load_checkpoint
-from ict_backends.runs.folder import RunDir
+from ict_backends.runs.folder import open_run
 from ict_backends.sampling.batches import compiled_size, padded
 from ict_backends.torch.device import check_device, float32_as, other_devices, out_of_memory
 from ict_backends.torch.networks import UNet, make_network
@@ -136,7 +136,7 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     Raises:
         CheckpointError, UsageError: something is missing, damaged or does not fit.
     """
-    run = RunDir(Path(path))
+    run = open_run(path)
     config, where = run.load_config(), check_device(device)
     folder = run.checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)

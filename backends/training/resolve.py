@@ -134,11 +134,11 @@ def network_of(run: RunDir) -> Tree:
 
 
 def averaged_weights(run: RunDir, config: Config) -> Arrays:
-    """The averaged weights of a run's newest checkpoint, by name, for a new run of this configuration.
+    """The averaged weights of a run's newest or chosen checkpoint, by name, for a new run of this configuration.
 
     Raises CheckpointError, naming both shapes, if they do not fit.
     """
-    folder = run.latest_checkpoint()
+    folder = run.checkpoint_of("ema")
     weights = load_checkpoint(folder).ema
     check_arrays(f"--init {run.path}: {folder.name}", parameter_shapes(config), weights)
     return weights
