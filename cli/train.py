@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 @click.option(
     "--init",
     type=click.Path(path_type=Path),
-    help="Start from the averaged weights of another run, with the settings of its network.",
+    help="Start from the averaged weights of another run, with the settings of its network and its noise levels.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
 @debug_option
@@ -91,7 +91,6 @@ def train_command(
         averaged_weights,
         check_data,
         given_settings,
-        network_of,
         resolve_new,
         resolve_resumed,
     )
@@ -113,7 +112,7 @@ def train_command(
             explicit = ctx.get_parameter_source("preset") != click.core.ParameterSource.DEFAULT
             config, dataset = resolve_resumed(RunDir(out), merge([preset_tree(preset)] * explicit + asked))
         else:
-            base = {**preset_tree(preset), **(network_of(open_run(init)) if init else {})}
+            base = _base(preset, init)
             if claims:  # before the data are read, which may take long
                 out = _claim(out, f"{preset}-{backend}", held)
             out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
@@ -149,6 +148,22 @@ def _claim(out: Path | None, name: str, held: contextlib.ExitStack) -> Path:
             return free
 
 
+def _base(preset: str, init: Path | None) -> Tree:
+    """The settings to start from: the preset's, except those that make the first weights the function that they are.
+
+    Args:
+        init: the run that the first weights are from, or None.
+    """
+    from ict_backends.runs.folder import open_run
+    from ict_backends.training.resolve import settings_of_model
+
+    base = preset_tree(preset)
+    if init is None:
+        return base
+    model = settings_of_model(open_run(init))
+    return merge([{**base, "network": model["network"]}, model])
+
+
 def _asked(config_file: Path | None, assignments: Sequence[str], flags: Tree) -> list[Tree]:
     """The settings that the user has given; later ones win."""
     file = [_read_file(config_file)] if config_file else []
@@ -165,11 +180,13 @@ def _announce(what: str, config: Config, dataset: Dataset) -> None:
 def _prepare(out: Path, config: Config, dataset: Dataset, weights: Arrays | None, *, resume: bool) -> None:
     """Make the run's folder, or prepare it for continuing the run."""
     from ict_backends.exchange.importing import start_from
-    from ict_backends.runs.folder import RunDir, create_run, remember_data, remove_leftovers
+    from ict_backends.runs.folder import RunDir, create_run, remember_changes, remember_data, remove_leftovers
 
     if resume:
         remove_leftovers(RunDir(out))
         remember_data(RunDir(out), config, dataset)
+        for name, (old, new) in remember_changes(RunDir(out), config).items():
+            click.echo(f"# from here on, {name} is {new} and no longer {old}")
     else:
         create_run(out, config, dataset)
     if weights is not None:

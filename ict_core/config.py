@@ -262,11 +262,14 @@ class CurriculumConfig:
             as original consistency training does.
         s0: the first number of intervals between levels.
         s1: the last number of intervals, >= `s0`.
+        steps: the number of steps over which levels are added, after which their number stays; 0 for all of
+            `train.total_steps`. A run that is made longer keeps those that it had.
     """
 
     schedule: Annotated[str, one_of(SCHEDULES)] = "doubling"
     s0: Annotated[int, at_least(1)] = 10
     s1: int = 1280
+    steps: Annotated[int, at_least(0, zero="all")] = 0
 
     def __post_init__(self) -> None:
         check_ranges("curriculum", self)
@@ -327,7 +330,7 @@ class TrainConfig:
     Attributes:
         seed: all randomness of a run is a function of the seed and the step. Torch draws the initial weights by the
             lower 32 bits alone.
-        total_steps: K, the number of training steps, over which the curriculum is spread.
+        total_steps: K, the number of training steps, over which the curriculum is spread (but see `curriculum.steps`).
         batch_size: images a step, over all devices and processes.
         micro_batch: images that a device computes at a time, a divisor of `batch_size`; 0 takes all of its share. The
             gradients of the parts are added up, so that the result is the same but for rounding.

@@ -5,6 +5,7 @@ RUN/config.toml                     the resolved configuration
 RUN/data.json                       count and sha256 of the images, and the images of each class
 RUN/metrics.jsonl                   one JSON object a logged step
 RUN/tensorboard/                    the same for TensorBoard, on request
+RUN/changes.jsonl                   one JSON object for each time that resuming changed settings
 RUN/evals.jsonl                     one JSON object an evaluation, where training evaluates
 RUN/best/step_00000100/             the checkpoint whose evaluation was best
 RUN/sigmas.json                     levels for sampling in several steps, where they were searched for
@@ -26,6 +27,7 @@ import numpy as np
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, UsageError
 from ict_backends.files import write_atomically
+from ict_backends.runs.lines import append_line
 from ict_backends.runs.lock import LOCK_FILE
 from ict_core import Config, ConfigError, load_config
 
@@ -56,6 +58,11 @@ class RunDir:
     def data_file(self) -> Path:
         """RUN/data.json."""
         return self.path / "data.json"
+
+    @property
+    def changes_file(self) -> Path:
+        """RUN/changes.jsonl."""
+        return self.path / "changes.jsonl"
 
     @property
     def evals_file(self) -> Path:
@@ -216,6 +223,21 @@ def remember_data(run: RunDir, config: Config, dataset: Dataset | None) -> None:
     if dataset is not None and dataset.labels is not None and classes:
         record["class_counts"] = np.bincount(dataset.labels, minlength=classes).tolist()
     write_atomically(run.data_file, (json.dumps(record) + "\n").encode())
+
+
+def remember_changes(run: RunDir, config: Config) -> dict[str, tuple[object, object]]:
+    """Write the settings of a run that goes on with other ones, and what changed at which step into RUN/changes.jsonl.
+
+    Returns:
+        The old and the new value of each setting that changed, by its name.
+    """
+    old, new = run.load_config().flat(), config.flat()
+    changed = {name: (old.get(name), value) for name, value in new.items() if value != old.get(name)}
+    if changed:
+        record = {"step": step_of(run.latest_checkpoint()), "changed": changed}
+        append_line(run.changes_file, json.dumps(record) + "\n")
+        write_atomically(run.config_file, config.to_toml().encode())
+    return changed
 
 
 def class_counts(run: RunDir, config: Config) -> np.ndarray | None:

@@ -179,7 +179,10 @@ class Progress:
             where = f", sigma {levels.sigma_lo[column]:.4g} -> {levels.sigma_hi[column]:.4g}"
         step, plan, _ = self._pending[row]
         where = f"N = {plan.n}{where}, seed {self._config.train.seed}"
-        return f"{what} at step {step + 1} ({where}); last good checkpoint: {self._last_good()}"
+        return (
+            f"{what} at step {step + 1} ({where}); last good checkpoint: {self._last_good()} (--resume goes "
+            "on from it, also with another --seed, train.learning_rate or --on-nonfinite)"
+        )
 
     def _drop_later_metrics(self, first: int) -> None:
         if not self._run.metrics_file.is_file():

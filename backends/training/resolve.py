@@ -10,15 +10,15 @@ from ict_backends.errors import DataError, UsageError
 from ict_backends.networks.families import parameter_shapes
 from ict_backends.protocols import Arrays
 from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
-from ict_backends.runs.folder import RunDir, check_same_data
+from ict_backends.runs.folder import RunDir, check_same_data, step_of
 from ict_backends.training.evaluator import evaluation_size
 from ict_backends.training.tensorboard import check_tensorboard
 from ict_core import Config
 from ict_core.config import DataConfig
 from ict_core.settings import Tree, build_sections, merge, replace
 
-# The settings that may change when a run is resumed: they decide what is written or held in memory, not what is
-# computed.
+# The settings that may change when a run is resumed. Most decide what is written or held in memory, not what is
+# computed. A run that has met NaN, or is finished, goes on with another rate, a seed for what follows, or more steps.
 FREE_ON_RESUME = {
     "data.hold",
     "data.source",
@@ -30,12 +30,15 @@ FREE_ON_RESUME = {
     "train.compile",
     "train.keep_checkpoints",
     "train.keep_every",
+    "train.learning_rate",
     "train.log_every",
     "train.micro_batch",
     "train.on_nonfinite",
     "train.sample_every",
+    "train.seed",
     "train.shard_weights",
     "train.tensorboard",
+    "train.total_steps",
 }
 
 
@@ -98,12 +101,14 @@ def resolve_resumed(run: RunDir, asked: Tree) -> tuple[Config, Dataset]:
         DataError: the data are not the same.
     """
     config = _resumed_config(run, asked)
+    done = step_of(run.latest_checkpoint())
+    if config.train.total_steps < done:
+        raise UsageError(f"--steps {config.train.total_steps}: the run in {run.path} has done {done} steps already")
     dataset = load_data_of(config.data)
     check_same_data(run, dataset)
     if dataset.shape != config.data.shape:
         have, needed = list(dataset.shape), list(config.data.shape)
         raise DataError(f"data {config.data.source} has images of {have}, but the run in {run.path} is of {needed}")
-    run.latest_checkpoint()
     return config, dataset
 
 
@@ -125,12 +130,21 @@ def _resumed_config(run: RunDir, asked: Tree) -> Config:
     for name in changed.keys() & FREE_ON_RESUME:
         section, _, key = name.partition(".")
         allowed[section][key] = changed[name]
-    return replace(config, **allowed)
+    changed_config = replace(config, **allowed)
+    if changed_config.train.total_steps == config.train.total_steps or config.curriculum.steps:
+        return changed_config
+    # The levels are those that the run would have had; all further steps have the last number of them.
+    return replace(changed_config, curriculum={"steps": config.train.total_steps})
 
 
-def network_of(run: RunDir) -> Tree:
-    """The settings of a run's network, for a new run that starts from its weights."""
-    return {"network": dataclasses.asdict(run.load_config().network)}
+def settings_of_model(run: RunDir) -> dict[str, dict[str, Any]]:
+    """The settings that make a run's weights the function that they are, for a new run that starts from them.
+
+    They are those of the network, of the scalings and of the noise levels, the second one of sampling included.
+    """
+    config = run.load_config()
+    noise = {name: getattr(config.noise, name) for name in ("sigma_min", "sigma_max", "sigma_data", "rho")}
+    return {"network": dataclasses.asdict(config.network), "noise": noise, "sample": dataclasses.asdict(config.sample)}
 
 
 def averaged_weights(run: RunDir, config: Config) -> Arrays:

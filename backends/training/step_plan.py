@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,7 +57,22 @@ def grid_of(config: Config, n: int) -> Grid:
 
 def stages_of(config: Config) -> list[Stage]:
     """The stages of a run, in order."""
-    return stages(config.train.total_steps, **dataclasses.asdict(config.curriculum))
+    steps, curriculum = _curriculum(config)
+    total = config.train.total_steps
+    *before, last = [stage for stage in stages(steps, **curriculum) if stage.first < total]
+    return [*before, last._replace(last=total - 1 if steps <= total else min(last.last, total - 1))]
+
+
+def levels_at(config: Config, step: int) -> int:
+    """N(k), the number of levels of a step in 0..total_steps-1."""
+    steps, curriculum = _curriculum(config)
+    return discretization_steps(min(step, steps - 1), steps, **curriculum)
+
+
+def _curriculum(config: Config) -> tuple[int, dict[str, Any]]:
+    """The number of steps over which levels are added, and the other arguments of `discretization_steps`."""
+    settings = dataclasses.asdict(config.curriculum)
+    return settings.pop("steps") or config.train.total_steps, settings
 
 
 def late_step(config: Config) -> int:
@@ -89,7 +104,7 @@ def plan_step(config: Config, step: int, count: int) -> StepPlan:
     """The plan of step number `step`, in 0..total_steps-1, for a data set of `count` images."""
     train = config.train
     rng = step_generator(train.seed, step)
-    n = discretization_steps(step, train.total_steps, **dataclasses.asdict(config.curriculum))
+    n = levels_at(config, step)
     levels = grid_of(config, n).draw(rng, train.batch_size)
     flips = rng.random(train.batch_size) < (0.5 if config.data.flip else 0.0)
     indices = batch_indices(train.seed, step, train.batch_size, count)
