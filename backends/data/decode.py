@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ict_backends.errors import DataError
 
@@ -25,6 +25,18 @@ MAX_PIXELS = 89_478_485
 # The most bytes of one file, packed or unpacked.
 MAX_BYTES = 2**30
 _ORIENTATION = 0x0112
+# How a picture is turned upright, by the orientation that the file names (EXIF 2.3, sec. 4.6.4).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# A tag of TIFF and one of its values; the kind of a PNG's pixels.
+_PHOTOMETRIC, _WHITE_IS_ZERO, _PNG_GREY_ALPHA = 262, 0, 4
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -73,7 +85,8 @@ def decode(content: bytes, name: str) -> np.ndarray:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"its {width}x{height} pixels are more than the {MAX_PIXELS:,} that are read")
-            return _pixels(_upright(image))
+            _scale_transparency(image, content)
+            return _pixels(_upright(image), grey=_is_grey(image, content))
     except UnidentifiedImageError as error:
         raise DataError(f"image {name} cannot be read: it is of no format that is known") from error
     except Exception as error:  # no library documents what its decoder raises on damaged content
@@ -106,16 +119,41 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turn the picture upright where the file says how the camera was held."""
     if "exif" not in image.info and image.format != "TIFF":  # looking for EXIF data is slow where there are none
         return image
-    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+    image.load()  # which turns a TIFF, and tells that it needs no more turning
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # metadata that cannot be read are no fault of the picture; Pillow raises whatever it meets
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _is_grey(image: Image.Image, content: bytes) -> bool:
+    """True if the file holds no colours; Pillow opens a PNG of 16 bits with grey and alpha as RGBA."""
+    return image.mode in ("1", "L", "LA", "La") or (image.format == "PNG" and content[25] == _PNG_GREY_ALPHA)
+
+
+def _scale_transparency(image: Image.Image, content: bytes) -> None:
+    """Bring the transparent value of a PNG (tRNS) to the scale of its pixels.
+
+    Pillow scales grey pixels of 2 and 4 bits to 8, and colours of 16 bits to their upper 8, but not that value.
+    """
+    value = image.info.get("transparency")
+    if image.format != "PNG" or value is None:
+        return
+    bits = content[24]
+    if isinstance(value, int) and image.mode == "L" and bits < 8:
+        image.info["transparency"] = value * 255 // (2**bits - 1)
+    elif isinstance(value, tuple) and bits == 16:
+        image.info["transparency"] = tuple(part >> 8 for part in value)
+
+
+def _pixels(image: Image.Image, *, grey: bool) -> np.ndarray:
     """The pixels, [c, h, w] uint8: grey images as grey, all others as RGB, transparent ones on white."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known")
     if image.mode.startswith("I"):
-        return _eight_bits(np.asarray(image))[None]
-    kind = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        return _eight_bits(_sixteen_bits(image))[None]
+    kind = "L" if grey else "RGB"
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -125,6 +163,15 @@ def _pixels(image: Image.Image) -> np.ndarray:
         assert converted is not None  # it is None only where the image is changed in place
         image = converted
     return from_picture(image.convert(kind))
+
+
+def _sixteen_bits(image: Image.Image) -> np.ndarray:
+    """The grey pixels, [h, w], of an image of 16 bits: 0 is black, and transparent ones are white."""
+    pixels = np.asarray(image).astype(np.int64)
+    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # type: ignore[attr-defined]
+        pixels = 65535 - pixels
+    transparent = image.info.get("transparency")
+    return pixels if transparent is None else np.where(pixels == transparent, 65535, pixels)
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:

@@ -110,8 +110,9 @@ def archive_damage(path: Path) -> Iterator[None]:
 
 def safe_name(path: Path, name: str) -> str:
     """Write a member's name as a/b/c. Raises DataError where it leads out of the archive."""
-    parts = name.replace("\\", "/").split("/")
-    if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", parts[0]):
+    slashed = name.replace("\\", "/")
+    parts = slashed.split("/")
+    if slashed.startswith("/") or ".." in parts or re.match("[A-Za-z]:", parts[0]):
         raise DataError(f"data {path} is refused: its member {name} leads out of the archive")
     return "/".join(part for part in parts if part not in ("", "."))
 

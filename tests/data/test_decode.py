@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ict_backends.data import decode as decode_module
-from ict_backends.data.decode import decode, fit_image, prepare, read_image
+from ict_backends.data.decode import decode, fit_image, prepare, quiet, read_image
 from ict_backends.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -187,3 +187,83 @@ def test_images_that_cannot_fit_are_refused() -> None:
     for shape in ((3, 1, 1), (3, 1, 7)):
         with pytest.raises(DataError, match=r"^image x is \dx1 RGB; a network needs at least 2x2"):
             prepare(np.zeros(shape, np.uint8), "x", size=4, crop="center")
+
+
+def png(bits: int, colour: int, rows: list[bytes], transparent: bytes = b"") -> bytes:
+    """A PNG with these bits a sample, kind of colour, packed rows and tRNS, whatever Pillow can write."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    samples = {0: 1, 2: 3, 4: 2}[colour]
+    width = 8 * len(rows[0]) // (bits * samples)
+    header = width.to_bytes(4, "big") + len(rows).to_bytes(4, "big") + bytes([bits, colour, 0, 0, 0])
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = [chunk(b"IHDR", header), chunk(b"tRNS", transparent) if transparent else b"", chunk(b"IDAT", pixels)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "transparent", "expected"),
+    [
+        (1, 0b01010101, 0, [255, 255] * 4),
+        (2, 0b00011011, 1, [0, 255, 170, 255]),
+        (4, 0x37, 3, [255, 119]),
+        (4, 0x37, 5, [51, 119]),
+        (8, 200, 200, [255]),
+    ],
+)
+def test_a_transparent_value_is_of_the_scale_of_the_pixels(
+    bits: int, row: int, transparent: int, expected: list[int]
+) -> None:
+    found = decode(png(bits, 0, [bytes([row] * 2)] * 2, transparent.to_bytes(2, "big")), "x")
+    assert found.tolist() == [[expected * 2] * 2]
+
+
+def test_a_transparent_value_of_sixteen_bits() -> None:
+    row = b"".join(value.to_bytes(2, "big") for value in (0, 257, 65535, 1000))
+    assert decode(png(16, 0, [row, row], (257).to_bytes(2, "big")), "x")[0, 0].tolist() == [0, 255, 255, 4]
+    colours = b"\x10\x20\x30\x40\x50\x60" + b"\x11\x20\x30\x40\x50\x60"
+    found = decode(png(16, 2, [colours, colours], colours[:6]), "x")
+    assert found[:, 0].tolist() == [[255, 0x11], [255, 0x30], [255, 0x50]]
+
+
+def test_sixteen_bits_of_grey_with_alpha_stay_grey() -> None:
+    row = b"".join(value.to_bytes(2, "big") for value in (0x8000, 65535, 0x4000, 0))
+    assert decode(png(16, 4, [row, row]), "x").tolist() == [[[128, 255]] * 2]
+
+
+def test_white_may_be_zero() -> None:
+    values = np.array([[0, 257, 65535], [1000, 30_000, 500]], np.uint16)
+    found = decode(saved(Image.fromarray(values), "TIFF", tiffinfo={262: 0}), "x")
+    assert found[0].tolist() == ((65535 - values.astype(int) + 128) // 257).tolist()
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"none at all", b"II*\0\xff"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_metadata_that_cannot_be_read_are_no_fault_of_the_picture(kind: str, exif: bytes) -> None:
+    image = Image.fromarray(RGB)
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    with quiet():
+        found = hwc(saved(image, kind, exif=exif, **lossless))
+    np.testing.assert_array_equal(found, hwc(saved(image, kind, **lossless)))
+
+
+CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="shared/cases is not there")
+@pytest.mark.parametrize("name", ["F09_bad_exif.png", "g16_miniswhite.tif", "g16_trns0.png", "g2_trns1.png"])
+def test_files_that_failed_are_read(name: str) -> None:
+    with Image.open(CASES / name) as image:
+        raw = np.asarray(image).astype(int)
+        transparent = image.info.get("transparency")
+    found = read_image(CASES / name)
+    if name == "F09_bad_exif.png":
+        np.testing.assert_array_equal(found.transpose(1, 2, 0), raw)
+    elif name == "g16_miniswhite.tif":
+        np.testing.assert_array_equal(found[0], (65535 - raw + 128) // 257)
+    elif name == "g16_trns0.png":
+        np.testing.assert_array_equal(found[0], np.where(raw == transparent, 255, (raw + 128) // 257))
+    else:
+        np.testing.assert_array_equal(found[0], np.where(raw == 85 * transparent, 255, raw))

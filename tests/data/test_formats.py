@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import socket
 import sys
 import tarfile
@@ -642,3 +643,52 @@ def test_without_network_a_name_gives_one_line(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(DataError, match="^data hf:nobody/nothing cannot be had: ") as error:
         load_data("hf:nobody/nothing")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", ["tarfile", "shutil"])
+def test_a_tar_of_a_folder_itself_is_read(tmp_path: Path, make: str) -> None:
+    """`tar -C folder -cf x.tar .` and `shutil.make_archive` have a member for the folder, without a name."""
+    write_folder(tmp_path / "set", png_files())
+    if make == "shutil":
+        shutil.make_archive(str(tmp_path / "x"), "tar", tmp_path / "set")
+    else:
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            archive.add(tmp_path / "set", ".")
+    assert is_whole(load(tmp_path / "x.tar"))
+
+
+def test_numbers_of_members_that_zip_programs_write_are_understood(tmp_path: Path) -> None:
+    """The lower 16 bits of the number (macOS), or a mark for the number in 64 bits (Go, for few members too)."""
+    write_folder(tmp_path / "set", png_files())
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for i in range(2**16):
+            archive.writestr(f".notes/{i}", "")
+        for file in sorted((tmp_path / "set").rglob("*.png")):
+            archive.write(file, file.relative_to(tmp_path / "set"))
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    listed = len(zipfile.ZipFile(tmp_path / "x.zip").infolist())
+    assert is_whole(load(tmp_path / "x.zip"))  # as zipfile writes it: the mark, and 64 bits
+    end, wide = content.rfind(b"PK\5\6"), content.rfind(b"PK\6\6")
+    content[wide + 32 : wide + 40] = (listed - 1).to_bytes(8, "little")
+    (tmp_path / "y.zip").write_bytes(content)
+    check_refused(tmp_path / "y.zip", "it lists|damaged")
+    for count, right in ((listed % 2**16, True), (listed % 2**16 + 1, False)):
+        # Without the records of 64 bits, as macOS has it.
+        content[end + 8 : end + 12] = count.to_bytes(2, "little") * 2
+        narrow = content[:wide] + content[end:]
+        (tmp_path / "z.zip").write_bytes(narrow)
+        if right:
+            assert is_whole(load(tmp_path / "z.zip"))
+        else:
+            check_refused(tmp_path / "z.zip", "it lists")
+
+
+CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="shared/cases is not there")
+@pytest.mark.parametrize("name", ["F01_root_dot.tar", "F05_zip64_sentinel_count.zip"])
+def test_archives_that_failed_are_read(name: str) -> None:
+    data = load(CASES / name)
+    assert data.images.shape == (6, 3, 8, 8)
+    assert data.classes == ("cat", "dog")
