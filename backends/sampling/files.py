@@ -1,14 +1,16 @@
 """Writing many samples into files by batches, so that interrupted work can go on and several processes can share it.
 
-FOLDER/000000.png, ...             an image each, and FOLDER/.ict-sample.json until all are there
+FOLDER/000000.png, ...             an image each, and FOLDER/.ict-sample.json
 .NAME.npz.parts/FIRST-LAST.npy     [b, c, h, w] uint8 batches, and .ict-sample.json, until NAME.npz takes their place
-.NAME.done                         where several processes share the work, tells those that start late that it is done
+.NAME.done                         tells that NAME is complete: processes that start late, and the same command again
 
-.ict-sample.json and .NAME.done hold the recipe: the settings that determine the samples, by name.
+.ict-sample.json and .NAME.done hold the recipe: the settings that determine the samples, by name. .NAME.npz.done has the
+sha256 of NAME.npz besides. A folder of samples can be extended, by the same recipe with a larger number.
 """
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import re
@@ -22,10 +24,10 @@ from typing import Protocol
 import numpy as np
 
 from ict_backends.errors import UsageError
-from ict_backends.files import write_atomically
+from ict_backends.files import file_sha256, write_atomically
 from ict_backends.images import save_folder, save_npz
 
-_MANIFEST = ".ict-sample.json"
+_MANIFEST, _DIGEST = ".ict-sample.json", "sha256_of_file"
 # What earlier versions did, whose recipes do not say it.
 _EARLIER: dict[str, object] = {"clip_steps": False, "truncate": False}
 # How long the first process waits for new images of the other processes before it draws them itself.
@@ -62,7 +64,7 @@ def share(indices: Sequence[int], batch: int, rank: int, world: int) -> list[int
 
 
 def open_sink(out: Path, num: int, recipe: Mapping[str, object], *, rank: int = 0) -> Sink | None:
-    """Create or reopen the output for `num` samples; return None if the other processes have completed it already.
+    """Create or reopen the output for `num` samples; return None if it is complete already.
 
     Args:
         out: an .npz file or, without a suffix, a folder.
@@ -73,7 +75,8 @@ def open_sink(out: Path, num: int, recipe: Mapping[str, object], *, rank: int = 
     Raises:
         UsageError: `out` holds samples of another recipe, or other files.
     """
-    if rank > 0 and _read(_done_file(out)) == recipe:
+    done = _read(_done_file(out)) or {}
+    if recipe.items() <= done.items() and (rank > 0 or (out.is_file() and done.get(_DIGEST) == file_sha256(out))):
         return None
     if rank == 0:
         _done_file(out).unlink(missing_ok=True)
@@ -98,11 +101,19 @@ def check_sink(out: Path, recipe: Mapping[str, object]) -> None:
             raise UsageError(f"--out {out} is not an empty folder; choose another one")
         return
     stored = _EARLIER | known
+    extends = not out.suffix and _number(stored) <= _number(recipe)
     differ = [
-        f"{key} is {stored.get(key)} and not {value}" for key, value in recipe.items() if stored.get(key) != value
+        f"{key} is {stored.get(key)} and not {value}"
+        for key, value in recipe.items()
+        if stored.get(key) != value and not (key == "num" and extends)
     ]
     if differ:
         raise UsageError(f"--out {out} holds other samples ({'; '.join(differ)}); choose another one")
+
+
+def _number(recipe: Mapping[str, object]) -> int:
+    number = recipe.get("num")
+    return number if isinstance(number, int) else 0
 
 
 def _parts_folder(out: Path) -> Path:
@@ -145,8 +156,9 @@ class FolderSink:
             save_folder(self.out, image[None], first=i)
 
     def finish(self, labels: np.ndarray | None) -> None:
-        """Remove the manifest, so that only images are left."""
-        (self.out / _MANIFEST).unlink(missing_ok=True)
+        """Remove what killed processes have left; the manifest stays, so that the samples can be told and extended."""
+        for leftover in self.out.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 class NpzSink:
@@ -182,7 +194,10 @@ class NpzSink:
             images[first : last + 1] = part
         assert images is not None, "there is at least one image, and none is missing"
         save_npz(self.out, images, labels)
+        _write(_done_file(self.out), {**self.recipe, _DIGEST: file_sha256(self.out)})
         shutil.rmtree(self._parts)
+        for leftover in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)
 
     def _stored(self) -> Iterator[tuple[int, int, Path]]:
         """Yield (first number, last number, file) for each part."""
@@ -230,7 +245,7 @@ def draw_into(
         return False
     fill(_wait_for_others(sink))
     sink.finish(labels)
-    if world > 1:
+    if world > 1 and not sink.out.suffix:
         _write(_done_file(sink.out), sink.recipe)
     return True
 

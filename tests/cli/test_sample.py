@@ -71,13 +71,54 @@ def test_an_interrupted_folder_goes_on(
     done = contents(out)
     assert len(done) == 7  # six images, and what they are
     monkeypatch.undo()
-    refused(2, "is not an empty folder", "sample", digits_run, "--out", whole, *FAST)
-    for changed in (("--seed", 1), ("--num", 11), ("--sigmas", "80,1"), ("--weights", "raw")):
+    for changed in (("--seed", 1), ("--num", 9), ("--sigmas", "80,1"), ("--weights", "raw")):
         refused(2, "holds other samples", "sample", digits_run, "--out", out, *FAST, *changed)
     # What is there already is not drawn again.
     (out / "000001.png").write_bytes(b"kept")
+    (out / ".000002.png.123456789.tmp").write_bytes(b"of a process that was killed")
     assert ict("sample", digits_run, "--out", out, *FAST).code == 0
     assert contents(out) == contents(whole) | {"000001.png": b"kept"}
+
+
+@pytest.fixture
+def no_more_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError("an image was drawn")
+
+    monkeypatch.setattr("ict_backends.torch.sample.LoadedModel.sample", fail)
+
+
+@pytest.mark.parametrize("name", ["out", "out.npz"])
+def test_what_is_finished_is_recognised(
+    ict: Ict, tmp_path: Path, digits_run: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    command = ("sample", digits_run, "--out", tmp_path / name, *FAST)
+    assert ict(*command).code == 0
+    before = contents(tmp_path)
+    request.getfixturevalue("no_more_drawing")
+    again = ict(*command)
+    assert again.code == 0, again.err
+    assert "10 images" in again.out
+    assert contents(tmp_path) == before
+
+
+def test_an_npz_of_another_command_is_drawn_anew(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
+    """And so is one that was changed."""
+    out, found = tmp_path / "x.npz", []
+    for options in (("--seed", 1), (), ()):
+        assert ict("sample", digits_run, "--out", out, *FAST, *options).code == 0
+        found.append(samples(out))
+        out.write_bytes(b"changed")
+    assert not np.array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[1], found[2])
+
+
+def test_a_finished_folder_can_be_extended(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
+    options = ("--batch-size", 3, "--device", "cpu")
+    for num in (4, 7):
+        assert ict("sample", digits_run, "--out", tmp_path / "out", "--num", num, *options).code == 0
+    assert ict("sample", digits_run, "--out", tmp_path / "whole", "--num", 7, *options).code == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_an_interrupted_npz_goes_on(
@@ -116,7 +157,8 @@ def test_processes_share_the_work(ict: Ict, tmp_path: Path, digits_run: Path, na
         assert contents(out) == contents(alone)
     else:
         np.testing.assert_array_equal(samples(out), samples(alone))
-    assert [path.name for path in tmp_path.glob(".*")] == [f".{name}.done"]
+    assert f".{name}.done" in [path.name for path in tmp_path.glob(".*")]
+    assert not [path for path in tmp_path.rglob(".*") if path.suffix in (".tmp", ".parts")]
 
 
 class Drawer:
