@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ict_backends.data.dataset import load_data_of
@@ -134,7 +135,7 @@ def gradient(
     network.zero_grad()
     total, count = 0.0, 0
     for batch in batches:
-        with mode():
+        with mode(), sdpa_kernel(SDPBackend.MATH):  # attention as products, which `AsTF32` knows
             value = loss(network, config, batch)
             value.backward()
         total, count = total + value.item(), count + 1
@@ -142,9 +143,9 @@ def gradient(
     return torch.cat(parts) / count, total / count
 
 
-def batches_of(config: Config, images: Tensor, count: int) -> list[Batch]:
+def batches_of(config: Config, images: Tensor, labels: Tensor | None, count: int) -> list[Batch]:
     """The first batches of a run, at any of its levels."""
-    return [make_batch(config, to_device(plan_step(config, i, len(images)), CPU), images, None) for i in range(count)]
+    return [make_batch(config, to_device(plan_step(config, i, len(images)), CPU), images, labels) for i in range(count)]
 
 
 def as_float64(batch: Batch) -> Batch:
@@ -155,12 +156,14 @@ def as_float64(batch: Batch) -> Batch:
 def measure(run: Path, levels: Sequence[int], count: int) -> Iterator[tuple[int, str, float, float, float]]:
     """Yield levels, way, error, projection and loss."""
     config = replace(RunDir(run).load_config(), train={"compile": False})
-    images = torch.from_numpy(load_data_of(config.data).images)
+    dataset = load_data_of(config.data)
+    images = torch.from_numpy(dataset.images)
+    labels = torch.from_numpy(dataset.labels) if config.network.num_classes and dataset.labels is not None else None
     network = make_network(config)
     load_arrays(network, load_checkpoint(RunDir(run).latest_checkpoint()).params, "weights")
     for n in levels:
         fixed = replace(config, curriculum={"schedule": "fixed", "s1": n - 1})
-        batches = batches_of(fixed, images, count)
+        batches = batches_of(fixed, images, labels, count)
         wide = make_network(config)
         load_arrays(wide, load_checkpoint(RunDir(run).latest_checkpoint()).params, "weights")
         exact, true = gradient(plain, nullcontext, wide.double(), fixed, [as_float64(b) for b in batches])

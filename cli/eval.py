@@ -15,7 +15,9 @@ from ict_cli.options import (
     backend_option,
     batch_option,
     debug_option,
+    default_labels,
     device_option,
+    labels_option,
     open_backend,
     released_options,
     resolve_labels,
@@ -65,10 +67,7 @@ if TYPE_CHECKING:
     "of pixels.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures into this file.")
-@click.option(
-    "--labels",
-    help="Classes to draw, as for `ict sample`.  [default: in the proportions of the data, or in turn]",
-)
+@labels_option
 @steps_options
 @released_options
 @seed_option
@@ -104,11 +103,12 @@ def eval_command(
     show, since a distance of finite sets is never 0.
     """
     from ict_backends.console import progress_bar
+    from ict_backends.data.dataset import Dataset
     from ict_backends.images import to_uint8
     from ict_backends.measuring.evaluation import compare, gather, read_metrics
     from ict_backends.measuring.inception import feature_network
-    from ict_backends.measuring.reference import check_sizes, data_of, read_reference
-    from ict_backends.runs.folder import open_run
+    from ict_backends.measuring.reference import check_sizes, class_counts_of, data_of, read_reference
+    from ict_backends.runs.folder import check_training_data, class_counts, open_run
     from ict_backends.sampling.batches import sample_batches
 
     run = open_run(what)
@@ -119,11 +119,17 @@ def eval_command(
     names = read_metrics(metrics, network)
     shape = config.data.shape if config and resize else None
     reference = read_reference(data_of(config, data), names, shape=shape)
+    if config is not None and data is None and reference.images is not None:
+        check_training_data(run, config, Dataset(reference.images, reference.labels))
     samples = _find_samples(what, num, config, reference, names, network, resize=resize)
     check_sizes(names, samples, reference, network)
-    batches = samples.batches
+    batches, kind, record = samples.batches, "images", dict[str, object]()
     if config is not None and levels is not None:
-        classes = _labels(what, config, reference, labels, samples.num, seed)
+        counts = class_counts_of(reference, config.network.num_classes, class_counts(run, config))
+        chosen = default_labels(labels, counts)
+        classes = resolve_labels(config, chosen, samples.num, seed=seed, counts=counts)
+        kind = _kind(levels) + ("" if classes is None else f" of {_CLASSES.get(chosen, f'classes {chosen}')}")
+        record = {"clip_steps": clip_steps, "truncate": truncate, "labels": None if classes is None else chosen}
         model = open_backend(backend, device).load_model(what, weights=weights, device=device)
         drawn = sample_batches(
             model,
@@ -139,17 +145,22 @@ def eval_command(
     with progress_bar(samples.num, unit="image", leave=False) as bar:
         gathered = gather(batches, names, network, on_batch=bar.update)
     results = compare(names, gathered, reference.gather(names, network))
-    kind = "images" if levels is None else f"{_kind(levels)} samples"
     for result in results:
         click.echo(_line(result, samples.num, kind, reference, network))
+        record |= result.figures()
         if halves and result.metric.name == "pixel-fd" and reference.images is not None:
-            click.echo(_perfect(reference.images, samples.num))
+            record["pixel-fd_perfect"] = perfect = _perfect(reference.images, samples.num)
+            click.echo(f"  a perfect model would show about {perfect:.2g} with as many samples")
     if json_file is not None:
-        _write_json(json_file, results, samples.num, reference.num, levels, network)
+        _write_json(json_file, record, samples.num, reference.num, levels, network)
+
+
+# The values of --labels in words; None is the default for data whose classes are not known.
+_CLASSES = {"data": "classes in the data's proportions", "balanced": "all classes in turn", None: "all classes in turn"}
 
 
 def _kind(levels: Sequence[float]) -> str:
-    return "one-step" if len(levels) == 1 else f"{len(levels)}-step"
+    return "one-step samples" if len(levels) == 1 else f"{len(levels)}-step samples"
 
 
 def _line(result: Result, count: int, kind: str, reference: Reference, network: FeatureNetwork | None) -> str:
@@ -198,31 +209,18 @@ def _find_samples(
     return samples_of_model(config, num, names, network)
 
 
-def _labels(
-    run: Path, config: Config, reference: Reference, labels: str | None, num: int, seed: int
-) -> np.ndarray | None:
-    """The classes of the samples, [num], as --labels says or in the proportions of the data; None without classes."""
-    from ict_backends.measuring.reference import class_counts_of
-    from ict_backends.runs.folder import class_counts, open_run
-
-    counts = class_counts_of(reference, config.network.num_classes, class_counts(open_run(run), config))
-    chosen = labels if labels is not None or counts is None else "data"
-    return resolve_labels(config, chosen, num, seed=seed, counts=counts)
-
-
-def _perfect(images: np.ndarray, num: int) -> str:
+def _perfect(images: np.ndarray, num: int) -> float:
     from ict_backends.images import to_float
     from ict_backends.measuring.distances import perfect_distance
 
     flat = to_float(images).reshape(len(images), -1)
     # Each distance takes the root of a matrix with a row per pixel: many seconds for thousands of pixels.
-    perfect = perfect_distance(flat, num, splits=8 if flat.shape[1] <= 256 else 2)
-    return f"  a perfect model would show about {perfect.value:.2g} with as many samples"
+    return perfect_distance(flat, num, splits=8 if flat.shape[1] <= 256 else 2).value
 
 
 def _write_json(
     path: Path,
-    results: Sequence[Result],
+    measured: dict[str, object],
     count: int,
     reference: int,
     levels: Sequence[float] | None,
@@ -232,6 +230,4 @@ def _write_json(
 
     record: dict[str, object] = {"num": count, "reference": reference, "sigmas": levels}
     record["features"] = None if network is None else {"name": network.name, "sha256": network.digest}
-    for result in results:
-        record |= result.figures()
-    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(record | measured, indent=2) + "\n").encode())

@@ -89,6 +89,16 @@ def released_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+labels_option = click.option(
+    "--labels", help="Classes to draw, as for `ict sample`.  [default: in the proportions of the data, or in turn]"
+)
+
+
+def default_labels(labels: str | None, counts: np.ndarray | None) -> str | None:
+    """The value of --labels, by default "data" where it is known how many images of each class the data have."""
+    return "data" if labels is None and counts is not None else labels
+
+
 def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run: Path | None = None) -> list[float]:
     """The falling noise levels to sample at, one per step: those of --sigmas, or the first --steps known levels.
 

@@ -29,7 +29,7 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     from ict_backends.errors import UserError
     from ict_backends.files import write_atomically
     from ict_backends.reports.page import build_report
-    from ict_backends.runs.folder import open_run
+    from ict_backends.runs.folder import check_training_data, open_run
     from ict_backends.sampling.batches import preview
 
     config = open_run(run).load_config()
@@ -40,7 +40,9 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     model = open_backend(backend, device).load_model(run, device=device)
     images: np.ndarray | None
     try:
-        images = load_data_of(config.data).images
+        dataset = load_data_of(config.data)
+        check_training_data(open_run(run), config, dataset)
+        images = dataset.images
     except UserError as error:
         click.echo(f"Warning: without nearest training images: {error}", err=True)
         images = None

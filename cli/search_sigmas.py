@@ -14,8 +14,11 @@ from ict_cli.options import (
     backend_option,
     batch_option,
     debug_option,
+    default_labels,
     device_option,
+    labels_option,
     open_backend,
+    released_options,
     resolve_labels,
     seed_option,
     weights_option,
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     help="Samples to draw for each level.  [default: 2000, or more if the metric needs them]",
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the metric over the levels into this PNG.")
+@labels_option
+@released_options
 @seed_option
 @weights_option
 @backend_option
@@ -62,6 +67,9 @@ def search_sigmas_command(
     data: str | None,
     num: int | None,
     plot: Path | None,
+    labels: str | None,
+    clip_steps: bool,
+    truncate: bool,
     seed: int,
     weights: str,
     backend: str,
@@ -73,10 +81,11 @@ def search_sigmas_command(
     The second level is found first, then the third with the second kept, and so on, each by ternary search. From then
     on, `ict sample --steps N` and `ict eval --steps N` use these levels.
     """
+    from ict_backends.data.dataset import Dataset
     from ict_backends.measuring.evaluation import read_metrics
     from ict_backends.measuring.inception import feature_network
     from ict_backends.measuring.reference import class_counts_of, data_of, samples_of_model
-    from ict_backends.runs.folder import class_counts, open_run
+    from ict_backends.runs.folder import check_training_data, class_counts, open_run
     from ict_backends.sampling.search_sigmas import save_search, search_sigmas
 
     config = open_run(run).load_config()
@@ -86,15 +95,28 @@ def search_sigmas_command(
     name = metric or ("fid" if network else "pixel-fd")
     samples = samples_of_model(config, num, read_metrics(name, network), network)
     reference = _read_reference(name, network, data_of(config, data), samples, config)
+    if data is None and reference.images is not None:
+        check_training_data(open_run(run), config, Dataset(reference.images, reference.labels))
     num, measure = samples.num, _measure(name, network, reference)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
     counts = class_counts_of(reference, config.network.num_classes, class_counts(open_run(run), config))
-    labels = resolve_labels(config, None if counts is None else "data", num, counts=counts)
+    classes = resolve_labels(config, default_labels(labels, counts), num, seed=seed, counts=counts)
 
     def show(step: int, point: Point) -> None:
         click.echo(f"step {step}: sigma {point.sigma:<10.4g} {name} {point.value:.5g}")
 
-    best = search_sigmas(model, steps, measure, num=num, seed=seed, labels=labels, batch=batch_size, on_point=show)
+    best = search_sigmas(
+        model,
+        steps,
+        measure,
+        num=num,
+        seed=seed,
+        labels=classes,
+        batch=batch_size,
+        clip_steps=clip_steps,
+        truncate=truncate,
+        on_point=show,
+    )
     save_search(open_run(run), best, metric=name, num=num, weights=weights)
     for i, step in enumerate(best, start=1):
         levels = ",".join(f"{s.sigma:.4g}" for s in best[:i])

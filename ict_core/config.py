@@ -337,7 +337,7 @@ class TrainConfig:
         precision: what the network computes in; its weights are float32 in any case. "float32" is exactly that on every
             device; "tf32" lets tensor cores, where there are any, round the factors of products and convolutions;
             "fp16" is for GPUs without "bf16", and scales the loss. With "bf16" and "fp16", norms, embeddings, the last
-            layer, the affine part and the distance stay float32.
+            layer, the affine part and the distance stay float32; for stages with many levels, see `late_above`.
         late_above: in stages with more levels than this, the network computes in `late_precision`; 0 keeps `precision`
             throughout. The difference of student and teacher shrinks like 1 / N, until the rounding of "bf16" hides it
             (docs/performance.md).

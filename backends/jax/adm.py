@@ -21,6 +21,7 @@ from ict_backends.jax.layers import (
     call,
     dot_product_attention,
     downsample,
+    dropped,
     upsample,
 )
 from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_spec
@@ -98,7 +99,7 @@ class ADMBlock(nnx.Module):
         else:
             h = jax.nn.silu(self.norm_1(h + e.astype(x.dtype))).astype(x.dtype)
         if mask is not None:
-            h = h * mask / self.kept
+            h = dropped(h, mask, self.kept)
         h = self.conv_1(h)
         return h + (x if self.shortcut is None else self.shortcut(x))
 

@@ -28,7 +28,8 @@ class Draw(NamedTuple):
         flips: [b] bool, True to mirror the image left to right.
         sigma_lo, sigma_hi, weight: [b] float32, the levels of teacher and student, and the weight of the loss.
         keys: [b, 2] int32, the words of each image's random key (`ict_core.key_words`).
-        teacher_decay: [] float32, the decay of the teacher's average after the step.
+        teacher_rate: [] float32, 1 - the decay of the teacher's average after the step. It is computed in float64: in
+            float32, the difference of nearly equal numbers would have few digits.
     """
 
     indices: Array
@@ -37,7 +38,7 @@ class Draw(NamedTuple):
     sigma_hi: Array
     weight: Array
     keys: Array
-    teacher_decay: Array
+    teacher_rate: Array
 
 
 def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
@@ -49,7 +50,7 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
         parts: number of micro-batches of a step; divides b.
 
     Returns:
-        A `Draw` of arrays [steps, parts, b / parts, ...]; `teacher_decay` is [steps, parts].
+        A `Draw` of arrays [steps, parts, b / parts, ...]; `teacher_rate` is [steps, parts].
     """
     columns = [
         (
@@ -64,8 +65,8 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
     indices, flips, sigma_lo, sigma_hi, weight, keys = (
         put(a.reshape(len(plans), parts, -1, *a.shape[2:]), split(mesh, axis=2)) for a in arrays
     )
-    decays = np.array([[plan.teacher_decay] * parts for plan in plans], np.float32)
-    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys, put(decays, replicated(mesh)))
+    rates = np.array([[1.0 - plan.teacher_decay] * parts for plan in plans], np.float32)
+    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys, put(rates, replicated(mesh)))
 
 
 def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) -> Batch:

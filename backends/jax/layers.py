@@ -152,13 +152,24 @@ def dot_product_attention(q: Array, k: Array, v: Array) -> Array:
     The softmax is computed at least in float32.
     """
     # Not jax.nn.dot_product_attention, which rounds float64 scores to float32.
-    scores = widened(jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k))  # in this order, no overflow in float16
+    # In this order, float16 does not overflow.
+    scores = widened(jnp.einsum("bhqd,bhkd->bhqk", times(q, q.shape[-1] ** -0.5), k))
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores).astype(q.dtype), v)
 
 
 def widened(x: Array) -> Array:
     """The array in float32 at least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def times(x: Array, factor: float) -> Array:
+    """x times a number, rounded once. JAX by itself would first round the number to the dtype of x, bfloat16 say."""
+    return (widened(x) * factor).astype(x.dtype)
+
+
+def dropped(x: Array, mask: Array, kept: float) -> Array:
+    """x with dropout, [b, h, w, c]: where `mask` is True, divided by the share that is kept, rounded once; else 0."""
+    return (widened(x) * mask / kept).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -189,7 +200,7 @@ def call(module: nnx.Module, *inputs: Array | None, checkpoint: bool) -> Array:
 
 def add(a: Array, b: Array, *, rescale: bool) -> Array:
     """The sum of two branches of equal shape, divided by sqrt 2 with `rescale`."""
-    return (a + b) * math.sqrt(0.5) if rescale else a + b
+    return times(a + b, math.sqrt(0.5)) if rescale else a + b
 
 
 def fir_taps(taps: Sequence[float], *, gain: float = 1.0) -> np.ndarray:
@@ -313,7 +324,7 @@ class ResidualBlock(nnx.Module):
         h = self.conv_0(h) + self.embed(jax.nn.silu(embedding)).astype(x.dtype)[:, None, None, :]
         h = jax.nn.silu(self.norm_1(h)).astype(x.dtype)
         if mask is not None:
-            h = h * mask / self.kept
+            h = dropped(h, mask, self.kept)
         h = self.conv_1(h)
         if self.shortcut is not None:
             x = self.shortcut(x)

@@ -65,15 +65,15 @@ def _without_gradient(f: ConsistencyFunction) -> ConsistencyFunction:
 
 
 def train_step(
-    state: TrainState, config: Config, batch: Batch, teacher_decay: float | Array = 0.0
+    state: TrainState, config: Config, batch: Batch, teacher_rate: float | Array = 1.0
 ) -> tuple[TrainState, StepResult]:
     """The state after one more step over a batch, and the step's results.
 
     Args:
         batch: images [b, h, w, c] and what belongs to them.
-        teacher_decay: the decay of the teacher's weights as an average of the student's, if it has weights of its own.
+        teacher_rate: 1 - the decay of the teacher's weights as an average of the student's, if it has its own weights.
     """
-    return apply_gradient(state, config, *loss_gradient(state, config, batch), teacher_decay)
+    return apply_gradient(state, config, *loss_gradient(state, config, batch), teacher_rate)
 
 
 def loss_gradient(state: TrainState, config: Config, batch: Batch, parts: int = 1) -> tuple[nnx.State, Array]:
@@ -93,7 +93,7 @@ def loss_gradient(state: TrainState, config: Config, batch: Batch, parts: int = 
 
 
 def apply_gradient(
-    state: TrainState, config: Config, gradient: nnx.State, losses: Array, teacher_decay: float | Array
+    state: TrainState, config: Config, gradient: nnx.State, losses: Array, teacher_rate: float | Array
 ) -> tuple[TrainState, StepResult]:
     """The state after a step with this gradient, and the step's results.
 
@@ -103,13 +103,13 @@ def apply_gradient(
     Args:
         gradient: in the shapes of the weights.
         losses: [b], passed through to the results.
-        teacher_decay: as for `train_step`.
+        teacher_rate: as for `train_step`.
     """
     norm, scale = optax.tree_utils.tree_norm(gradient), state.loss_scale
     updates, optimizer = make_optimizer(config).update(gradient, state.optimizer)
     params = optax.apply_updates(state.params, updates)
-    ema = update_ema(state.ema, params, config.train.ema_decay)
-    teacher = None if state.teacher is None else update_ema(state.teacher, params, teacher_decay)
+    ema = update_ema(state.ema, params, 1.0 - config.train.ema_decay)
+    teacher = None if state.teacher is None else update_ema(state.teacher, params, teacher_rate)
     after = TrainState(state.step + 1, params, ema, optimizer, state.constants, scale, teacher)
     finite = jnp.isfinite(norm)
     if config.train.on_nonfinite == "skip" or scale is not None:
@@ -124,6 +124,6 @@ def _where_finite(finite: Array, new: Array, old: Array) -> Array:
     return jnp.where(finite, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new
 
 
-def update_ema(ema: nnx.State, params: nnx.State, decay: float | Array) -> nnx.State:
-    """The updated average, decay ema + (1 - decay) params."""
-    return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
+def update_ema(ema: nnx.State, params: nnx.State, rate: float | Array) -> nnx.State:
+    """The updated average, (1 - rate) ema + rate params."""
+    return jax.tree.map(lambda e, p: e + rate * (p - e), ema, params)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, serialization
-from jax import Array
 from jax.sharding import Mesh
 
 from ict_backends.errors import CheckpointError
@@ -22,7 +21,6 @@ from ict_backends.jax.state import (
     TrainState,
     abstract_network,
     first_loss_scale,
-    make_optimizer,
     state_shardings,
 )
 from ict_backends.protocols import Arrays
@@ -155,27 +153,12 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: st
     if config.teacher.averaged:
         teacher, _ = load_arrays(weights, checkpoint.teacher_or_student(), mesh, f"{what}: teacher")
     step = put(np.int32(checkpoint.step), replicated(mesh))
-    optimizer = jax.jit(make_optimizer(config).init, out_shardings=replicated(mesh))(params)
+    optimizer = optax.ScaleByAdamState(jnp.copy(step), mu, nu)  # all buffers are donated: each needs its own
     scale = first_loss_scale(config)
     if scale is not None and checkpoint.loss_scale:
         scale = LossScale(*(checkpoint.loss_scale[name] for name in LossScale._fields))
     scale = jax.tree.map(lambda a: put(a, replicated(mesh)), scale)
-    state = TrainState(step, params, ema, _with_moments(optimizer, step, mu, nu), constants, scale, teacher)
+    state = TrainState(step, params, ema, optimizer, constants, scale, teacher)
     if not config.train.shard_weights:
         return state
     return jax.jit(lambda s: s, out_shardings=state_shardings(config, state, mesh))(state)
-
-
-def _with_moments(optimizer: optax.OptState, step: Array, mu: nnx.State, nu: nnx.State) -> optax.OptState:
-    """The state of an optimiser after `step` steps, with these moments."""
-
-    def is_adam(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByAdamState)
-
-    def count(leaf: Array) -> Array:
-        # Every integer of the state counts steps. Each needs a buffer of its own, since all buffers are donated.
-        return jnp.copy(step) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
-
-    # optax's own `tree_set` stops at the first match, which leaves nested states as they are.
-    counted = jax.tree.map(count, optimizer)
-    return jax.tree.map(lambda n: n._replace(mu=mu, nu=nu) if is_adam(n) else n, counted, is_leaf=is_adam)

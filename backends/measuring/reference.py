@@ -33,7 +33,7 @@ class Reference(NamedTuple):
         source: the data's source, as in `data.source`.
         images: [n, c, h, w] uint8, or None if no metric needs them.
         moments: the moments that the source holds, of features or pixels; None if it holds none.
-        labels: [n] the classes of the images, or None.
+        labels: [n] the classes of the images, or None; None, too, if `moments` are known, which may be of other images.
     """
 
     source: str
@@ -148,7 +148,7 @@ def read_reference(data: DataConfig, metrics: Sequence[str], *, shape: tuple[int
         if metric is None:
             return Reference(data.source, None, known)
         raise DataError(f"data {data.source} holds mu and sigma only; {metric.describe()} needs images") from error
-    return Reference(data.source, dataset.images, known, dataset.labels)
+    return Reference(data.source, dataset.images, known)
 
 
 def class_counts_of(reference: Reference, classes: int, of_training: np.ndarray | None) -> np.ndarray | None:
@@ -157,12 +157,11 @@ def class_counts_of(reference: Reference, classes: int, of_training: np.ndarray 
     Args:
         classes: the number of the model's classes; 0 for an unconditional model.
         of_training: how many images of each class the model's training data have, which is returned if the reference
-            has no labels, or other classes; None if that is not known.
+            has no labels, or not images of each of the model's classes and of no other; None if that is not known.
     """
-    labels = reference.labels
-    if not classes or labels is None or not len(labels) or labels.max() >= classes:
+    if not classes or reference.labels is None or not np.array_equal(np.unique(reference.labels), np.arange(classes)):
         return of_training
-    return np.bincount(labels, minlength=classes)
+    return np.bincount(reference.labels)
 
 
 def load_whole(data: DataConfig, shape: tuple[int, ...] | None) -> Dataset:

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from ict_backends.data.dataset import Dataset
-from ict_backends.errors import CheckpointError, UsageError
+from ict_backends.errors import CheckpointError, DataError, UsageError
 from ict_backends.files import write_atomically
 from ict_backends.runs.lines import append_line
 from ict_backends.runs.lock import LOCK_FILE
@@ -255,15 +255,31 @@ def class_counts(run: RunDir, config: Config) -> np.ndarray | None:
 
 def check_same_data(run: RunDir, dataset: Dataset) -> None:
     """Raise CheckpointError if the run was started on another data set."""
+    if not is_same_data(run, dataset):
+        raise CheckpointError(
+            f"run {run.path} was started on other data; resuming needs the same images in the same order"
+        )
+
+
+def check_training_data(run: RunDir, config: Config, dataset: Dataset) -> None:
+    """Raise DataError unless a data set is the one that a run was trained on, whose images a command is to use."""
+    if not is_same_data(run, dataset):
+        raise DataError(
+            f"data {config.data.source} holds other images than the run in {run.path} was trained on; say by --data "
+            "where these are, or what else to compare with"
+        )
+
+
+def is_same_data(run: RunDir, dataset: Dataset) -> bool:
+    """True if a data set is that of the run, or the run has seen none. Raises CheckpointError for a damaged record."""
     try:
         known = json.loads(run.data_file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"run {run.path}: {run.data_file.name} cannot be read ({error})") from error
+    if known["sha256"] is None:
+        return True
     told = _describe_data(dataset)
-    if known["sha256"] is not None and any(known[key] != told[key] for key in told):
-        raise CheckpointError(
-            f"run {run.path} was started on other data; resuming needs the same images in the same order"
-        )
+    return all(known[key] == told[key] for key in told)
 
 
 def _describe_data(dataset: Dataset | None) -> dict[str, object]:

@@ -83,7 +83,7 @@ def sample_batches(
 def proportional_labels(counts: np.ndarray, num: int) -> np.ndarray:
     """Classes of images 0..num-1, [num] int64, in the proportions of a data set.
 
-    The first n of them are in these proportions to within an image, for every n; classes of equal frequency take turns.
+    The first n are in these proportions to within two images, for every n; classes of equal frequency take turns.
 
     Args:
         counts: [classes] integers >= 0, how many images of each class the data set has; not all 0.

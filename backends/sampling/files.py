@@ -4,8 +4,8 @@ FOLDER/000000.png, ...             an image each, and FOLDER/.ict-sample.json
 .NAME.npz.parts/FIRST-LAST.npy     [b, c, h, w] uint8 batches, and .ict-sample.json, until NAME.npz takes their place
 .NAME.done                         tells that NAME is complete: processes that start late, and the same command again
 
-.ict-sample.json and .NAME.done hold the recipe: the settings that determine the samples, by name. .NAME.npz.done has the
-sha256 of NAME.npz besides. A folder of samples can be extended, by the same recipe with a larger number.
+.ict-sample.json and .NAME.done hold the recipe: the settings that determine the samples. .NAME.npz.done also has the
+sha256 of NAME.npz. A folder of samples can be extended, by the same recipe with a larger number.
 """
 
 from __future__ import annotations

@@ -45,6 +45,8 @@ def search_sigmas(
     seed: int = 0,
     labels: np.ndarray | None = None,
     batch: int = 256,
+    clip_steps: bool = False,
+    truncate: bool = False,
     tolerance: float = 0.02,
     on_point: Callable[[int, Point], object] = lambda step, point: None,
 ) -> list[Step]:
@@ -57,7 +59,8 @@ def search_sigmas(
         model: the trained model.
         steps: the number of levels, >= 2; the first one is always sigma_max.
         measure: maps images, [num, c, h, w] uint8, to a number that is smaller for better images.
-        num, seed, labels, batch: as for `sample_images`.
+        num, seed, labels, batch, clip_steps: as for `sample_images`.
+        truncate: as for `to_uint8`.
         tolerance: the search for a level ends when its interval is this share of the whole range of sigma^(1 / rho).
         on_point: called for each level that is tried, with the number of the step, from 1, and the point.
 
@@ -69,9 +72,10 @@ def search_sigmas(
 
     def evaluate(step: int, before: np.ndarray, sigma: float) -> tuple[Point, np.ndarray]:
         std = math.sqrt(sigma**2 - noise.sigma_min**2) if step else sigma
+        before = before.clip(-1, 1) if clip_steps else before
         noisy = before + np.float32(std) * noises[step]
         images = consistency_in_batches(model, noisy, sigma, labels, batch=batch)
-        point = Point(sigma, measure(to_uint8(images)))
+        point = Point(sigma, measure(to_uint8(images, truncate=truncate)))
         on_point(step + 1, point)
         return point, images
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from ict_backends.data.dataset import Dataset, load_data_of
@@ -71,7 +72,7 @@ def resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
 
 
 def fit_to_data(tree: Tree, asked: Tree, shape: tuple[int, ...]) -> Config:
-    """The configuration of a tree of settings, with `data.shape` set to that of the data.
+    """The configuration of a tree of settings, with `data.shape` set to that of the data, and with an absolute path.
 
     Args:
         tree: all settings.
@@ -85,7 +86,12 @@ def fit_to_data(tree: Tree, asked: Tree, shape: tuple[int, ...]) -> Config:
     data = sections.get("data", DataConfig())
     if "shape" in asked.get("data", {}) and data.shape != shape:
         raise DataError(f"data {data.source} has images of {list(shape)}, but data.shape is set to {list(data.shape)}")
-    return Config(**sections | {"data": dataclasses.replace(data, shape=shape)})
+    return Config(**sections | {"data": dataclasses.replace(data, shape=shape, source=absolute_source(data.source))})
+
+
+def absolute_source(source: str) -> str:
+    """The source of a data set so that it means the same from every folder: paths become absolute."""
+    return source if source == "digits" or not Path(source).exists() else str(Path(source).absolute())
 
 
 def resolve_resumed(run: RunDir, asked: Tree) -> tuple[Config, Dataset]:
@@ -129,7 +135,7 @@ def _resumed_config(run: RunDir, asked: Tree) -> Config:
     allowed: dict[str, dict[str, Any]] = {section: {} for section in sections}
     for name in changed.keys() & FREE_ON_RESUME:
         section, _, key = name.partition(".")
-        allowed[section][key] = changed[name]
+        allowed[section][key] = absolute_source(changed[name]) if name == "data.source" else changed[name]
     changed_config = replace(config, **allowed)
     if changed_config.train.total_steps == config.train.total_steps or config.curriculum.steps:
         return changed_config

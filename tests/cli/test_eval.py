@@ -286,7 +286,35 @@ def test_a_conditional_model_is_measured_in_the_proportions_of_the_data(
     chosen = figures(ict, tmp_path, run, "--data", sets / "a.npz", *common, "--labels", "balanced")["sw"]
     assert chosen == drawn([1, 1, 1], sets / "a.npz")
     assert chosen != of_training
+    # A reference without all of the model's classes has others, by the same numbers.
+    for labels in (np.zeros(12, int), np.minimum(np.arange(12), 1), np.minimum(np.arange(12), 3)):
+        np.savez(tmp_path / "others.npz", images, labels)
+        of_others = figures(ict, tmp_path, run, "--data", tmp_path / "others.npz", *common)
+        assert of_others["sw"] == drawn([1, 7, 0], tmp_path / "others.npz")
+        assert of_others["labels"] == "data"
     refused(2, "--labels is of samples", "eval", sets / "b.npz", "--data", sets / "a.npz", "--labels", 1)
+
+
+def test_fid_of_a_conditional_model_does_not_depend_on_what_else_is_asked(
+    ict: Ict, tmp_path: Path, networks: Path, labelled_run: Path, images_file: Path
+) -> None:
+    """With statistics beside images and labels, which may be of other images, the classes are the training data's."""
+    stored = moments(means(images_file))
+    with np.load(images_file) as file:
+        np.savez(tmp_path / "ref.npz", file["arr_0"], np.minimum(np.arange(12), 2), mu=stored.mean, sigma=stored.cov)
+    options = ("--data", tmp_path / "ref.npz", "--features", networks / "means.pt", "--num", 30, "--metrics")
+    alone, beside = (figures(ict, tmp_path, labelled_run, *options, names)["fid"] for names in ("fid", "fid,kid"))
+    assert alone == beside
+
+
+def test_what_decides_a_figure_is_recorded(ict: Ict, tmp_path: Path, labelled_run: Path, digits_run: Path) -> None:
+    found = figures(ict, tmp_path, labelled_run, "--metrics", "sw", "--num", 6, "--clip-steps", "--labels", "0,2")
+    assert (found["clip_steps"], found["truncate"], found["labels"]) == (True, False, "0,2")
+    shown = ict("eval", labelled_run, "--metrics", "sw", "--num", 6, "--device", "cpu").out
+    assert "6 one-step samples of classes in the data's proportions against 12 images" in shown
+    found = figures(ict, tmp_path, digits_run, "--num", 80)
+    assert found["labels"] is None
+    assert 0 < found["pixel-fd_perfect"] < found["pixel-fd"]
 
 
 def test_unreadable_images_are_named_and_left_out(ict: Ict, tmp_path: Path, sets: Path) -> None:

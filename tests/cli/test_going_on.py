@@ -112,3 +112,32 @@ def test_first_weights_come_with_what_makes_them_a_function(ict: Ict, tmp_path: 
     assert ict(*common, f"--out={tmp_path / 'third'}", "--set=noise.sigma_data=0.5").code == 0
     assert RunDir(tmp_path / "third").load_config().noise.sigma_data == 0.5
     assert json.loads((tmp_path / "third" / "data.json").read_text())["count"] == 1797
+
+
+def write_images(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, np.random.default_rng(seed).integers(0, 256, (80, 8, 8, 1), dtype=np.uint8))
+
+
+def test_a_relative_path_of_data_means_the_same_from_everywhere(
+    ict: Ict, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another folder may hold another set by that name; and a set that has changed is not taken for the run's."""
+    write_images(tmp_path / "here" / "x.npz", 0)
+    write_images(tmp_path / "there" / "x.npz", 1)
+    monkeypatch.chdir(tmp_path / "here")
+    assert ict("train", "--data=x.npz", f"--out={tmp_path / 'run'}", *TINY).code == 0
+    assert RunDir(tmp_path / "run").load_config().data.source == str(tmp_path / "here" / "x.npz")
+    command = ("eval", tmp_path / "run", "--metrics", "sw", "--num", 5, "--device", "cpu")
+    first = ict(*command)
+    monkeypatch.chdir(tmp_path / "there")
+    assert ict(*command).out == first.out
+    assert ict("train", "--resume", f"--out={tmp_path / 'run'}", "--device=cpu", "--steps=3").code == 0
+    write_images(tmp_path / "here" / "x.npz", 2)
+    says = "x.npz holds other images than the run in .* was trained on; say by --data"
+    refused(1, says, *command)
+    refused(1, says, "search-sigmas", tmp_path / "run", "--metric", "sw", "--num", 5, "--device", "cpu")
+    assert ict(*command, "--data", tmp_path / "there" / "x.npz").code == 0
+    report = ict("report", tmp_path / "run", "--device", "cpu")
+    assert report.code == 0
+    assert "without nearest training images: data" in report.err

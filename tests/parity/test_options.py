@@ -74,7 +74,7 @@ def do_steps(both: Twins, config: Config, steps: range) -> tuple[Twins, list[tup
     for step in steps:
         arrays, decay = numpy_batch(config, step, "float64"), plan_step(config, step, 10).teacher_decay
         result = torch_step.train_step(ours, config, [torch_batch(arrays)], teacher_decay=decay)
-        theirs, theirs_result = advance(theirs, compiled_for(config), jax_batch(arrays), decay)
+        theirs, theirs_result = advance(theirs, compiled_for(config), jax_batch(arrays), 1.0 - decay)
         losses.append((np.asarray(theirs_result.losses), result.losses.numpy()))
     return Twins(ours, theirs), losses
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_carries_the_teacher_to_the_other_backend(first: str) -> No
         for step in steps:
             arrays = numpy_batch(config, step, "float32")
             torch_step.train_step(ours, config, [torch_batch(arrays)], teacher_decay=0.9)
-            theirs, _ = advance(theirs, config, jax_batch(arrays), 0.9)
+            theirs, _ = advance(theirs, config, jax_batch(arrays), 0.1)
         return Twins(ours, theirs)
 
     def go_on(checkpoint: Checkpoint) -> list[Checkpoint]:

@@ -39,6 +39,7 @@ from ict_backends.jax.weights import to_checkpoint as jax_to_checkpoint
 from ict_backends.networks.families import mask_shapes
 from ict_backends.torch import step as torch_step
 from ict_backends.torch.parallel import Processes
+from ict_backends.torch.state import init_state as torch_init_state
 from ict_backends.torch.weights import from_checkpoint as torch_from_checkpoint
 from ict_backends.torch.weights import to_arrays as torch_to_arrays
 from ict_backends.torch.weights import to_checkpoint as torch_to_checkpoint
@@ -59,6 +60,20 @@ def test_the_initial_weights_do_not_depend_on_jaxs_default_generator() -> None:
     with jax.default_prng_impl("rbg"):
         again = jax_to_checkpoint(config, init_state(config, mesh), mesh).params
     assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_initial_weights_and_large_seeds(backend: str) -> None:
+    """Torch draws them by the lower 32 bits of a seed, as `train.seed` says; JAX by all."""
+    mesh, cpu, found = jax_devices("cpu"), Processes(torch.device("cpu")), []
+    for seed in (5, 5 + 2**32):
+        config = small_config(train={"seed": seed})
+        if backend == "jax":
+            found.append(jax_to_checkpoint(config, init_state(config, mesh), mesh).params)
+        else:
+            found.append(torch_to_checkpoint(torch_init_state(config, cpu)).params)
+    same = all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+    assert same == (backend == "torch")
 
 
 def change(after: Arrays, before: Arrays) -> dict[str, np.ndarray]:

@@ -22,6 +22,8 @@ ASYMMETRIES = {
     ("device.py", "jax", "split"): "the batch is split over the mesh",
     ("device.py", "torch", "other_devices"): "a network has one device; in JAX an array may be on many",
     ("layers.py", "jax", "Initializer"): "flax takes initialisers as functions",
+    ("layers.py", "jax", "dropped"): "torch multiplies by a number in float32, whatever the dtype of the array",
+    ("layers.py", "jax", "times"): "torch multiplies by a number in float32, whatever the dtype of the array",
     ("layers.py", "jax", "variance_scaling"): "flax takes initialisers as functions",
     ("state.py", "jax", "radam_factors"): "torch.optim.RAdam has them",
     ("layers.py", "torch", "variance_scaling_"): "torch fills weights in place",

@@ -82,7 +82,7 @@ def test_masks_keep_the_right_share_and_differ_between_blocks_and_samples(
 
 
 def test_dropout_keeps_the_mean(tiny_config: Callable[..., Config], tiny_data: Dataset) -> None:
-    """E[mask / (1 - rate)] = 1: the average over many masks approaches the network without dropout."""
+    """E[mask / share kept] = 1: the average over many masks approaches the network without dropout."""
     config = tiny_config(network={"dropout": 0.3})
     state, _ = make(config, tiny_data)
     block = state.params.network.middle.block_0
