@@ -119,7 +119,7 @@ def eval_command(
     names = read_metrics(metrics, network)
     shape = config.data.shape if config and resize else None
     reference = read_reference(data_of(config, data), names, shape=shape)
-    if config is not None and data is None and reference.images is not None:
+    if config is not None and data is None and reference.images is not None and reference.moments is None:
         check_training_data(run, config, Dataset(reference.images, reference.labels))
     samples = _find_samples(what, num, config, reference, names, network, resize=resize)
     check_sizes(names, samples, reference, network)

@@ -95,7 +95,7 @@ def search_sigmas_command(
     name = metric or ("fid" if network else "pixel-fd")
     samples = samples_of_model(config, num, read_metrics(name, network), network)
     reference = _read_reference(name, network, data_of(config, data), samples, config)
-    if data is None and reference.images is not None:
+    if data is None and reference.images is not None and reference.moments is None:
         check_training_data(open_run(run), config, Dataset(reference.images, reference.labels))
     num, measure = samples.num, _measure(name, network, reference)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)

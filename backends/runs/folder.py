@@ -262,8 +262,8 @@ def check_same_data(run: RunDir, dataset: Dataset) -> None:
 
 
 def check_training_data(run: RunDir, config: Config, dataset: Dataset) -> None:
-    """Raise DataError unless a data set is the one that a run was trained on, whose images a command is to use."""
-    if not is_same_data(run, dataset):
+    """Raise DataError unless a data set is the one that a run was trained on, as far as the run's folder says it."""
+    if run.data_file.is_file() and not is_same_data(run, dataset):
         raise DataError(
             f"data {config.data.source} holds other images than the run in {run.path} was trained on; say by --data "
             "where these are, or what else to compare with"
