@@ -6,9 +6,10 @@ from the logger "ict_backends", as from any other library.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -26,6 +27,32 @@ def warn(text: str) -> None:
     _logger.warning(text)
 
 
+class _Lasting:
+    """A stream that loses what it cannot write: a terminal that is closed, or a pipe without a reader, ends no run."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    def __getattr__(self, name: str) -> Any:  # fileno and encoding, for the width of the bar and its characters
+        return getattr(self._stream, name)
+
+
 class _Stderr(logging.Handler):
     """A handler that writes each message as a line on the error stream, above the progress bars."""
 
@@ -33,7 +60,7 @@ class _Stderr(logging.Handler):
         from tqdm import tqdm
 
         warning = "Warning: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(warning + record.getMessage(), file=sys.stderr)
+        tqdm.write(warning + record.getMessage(), file=_Lasting(sys.stderr))
 
 
 _stderr = _Stderr()
@@ -56,5 +83,7 @@ def progress_bar(total: int, *, disable: bool = False, **settings: Any) -> tqdm[
     """
     from tqdm import tqdm
 
-    hidden = disable or _stderr not in _logger.handlers or not sys.stderr.isatty()
-    return tqdm(total=total, file=sys.stderr, dynamic_ncols=True, disable=hidden, **settings)
+    stream = _Lasting(sys.stderr)
+    hidden = disable or _stderr not in _logger.handlers or not stream.isatty()
+    bar: tqdm[Any] = tqdm(total=total, file=stream, dynamic_ncols=True, disable=hidden, **settings)
+    return bar

@@ -61,7 +61,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
     The exit code is 0 on success, 1 for errors of data, checkpoints and disks, 2 for errors of usage, 130 after Ctrl-C,
-    and 143 where training was stopped by SIGTERM.
+    and 143 or 129 where training was stopped by SIGTERM or SIGHUP.
 
     Args:
         argv: the arguments after `ict`; by default those of this process.

@@ -81,9 +81,9 @@ def train_command(
     Settings come from the preset, then --config, then --set, then the other options; later ones win. The settings are
     printed, and saved in the run's folder with metrics, sample pictures and checkpoints.
 
-    After Ctrl-C or SIGTERM, training finishes the current step, writes a checkpoint and exits with 130 or 143; a second
-    Ctrl-C exits at once. Under torchrun, or wherever RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set,
-    processes train together.
+    After Ctrl-C, SIGTERM or SIGHUP, training finishes the current step, writes a checkpoint and exits with 130, 143 or
+    129; a second Ctrl-C exits at once. Under torchrun, or wherever RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are
+    set, processes train together.
     """
     from ict_backends.runs.folder import RunDir, free_run_path, open_run
     from ict_backends.runs.lock import in_use

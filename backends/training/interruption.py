@@ -1,7 +1,8 @@
-"""Stopping on request: by Ctrl-C, or by the SIGTERM that processes get before their machine shuts down."""
+"""Stopping on request: by Ctrl-C, by the SIGTERM before a machine shuts down, or by the SIGHUP of a closed terminal."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -15,7 +16,8 @@ from ict_backends.errors import UserError
 
 # The type of what `signal.signal` returns, the handler before ours.
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Windows has no SIGHUP.
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 class StoppedError(UserError):
@@ -40,7 +42,9 @@ class StoppedError(UserError):
 
 
 class Interruption:
-    """A context in which the first Ctrl-C or SIGTERM is only noted, and a second Ctrl-C ends the process at once.
+    """A context in which the first Ctrl-C, SIGTERM or SIGHUP is only noted; a second Ctrl-C ends the process at once.
+
+    A signal that is ignored, as nohup lets SIGHUP be, stays so.
 
     Attributes:
         number: number of the first signal; None until one arrives.
@@ -52,7 +56,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -62,10 +67,16 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.number == signal.SIGINT:
             # No exception is raised: it would wait for the checkpoint that is being written.
-            os.write(sys.stderr.fileno(), b"\nInterrupted.\n")
+            _tell("\nInterrupted.\n")
             os._exit(128 + signal.SIGINT)
         if self.number is None:
             self.number = number
             name = signal.Signals(number).name
             again = "; again to leave at once" if number == signal.SIGINT else ""
-            os.write(sys.stderr.fileno(), f"\n{name}: finishing this step and writing a checkpoint{again}\n".encode())
+            _tell(f"\n{name}: finishing this step and writing a checkpoint{again}\n")
+
+
+def _tell(text: str) -> None:
+    """Write to the error stream at once, if it is still there: a closed terminal must not end the run."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        os.write(sys.stderr.fileno(), text.encode())

@@ -67,7 +67,8 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
 
 
 @pytest.mark.parametrize(
-    ("backend", "number"), [("torch", signal.SIGINT), ("torch", signal.SIGTERM), ("jax", signal.SIGTERM)]
+    ("backend", "number"),
+    [("torch", signal.SIGINT), ("torch", signal.SIGTERM), ("torch", signal.SIGHUP), ("jax", signal.SIGTERM)],
 )
 def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], backend: str, number: int
@@ -87,6 +88,16 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(
     assert contents(run) == contents(whole)
     lines = [[json.loads(line) for line in r.metrics_file.read_text().splitlines()] for r in (run, whole)]
     assert [(m["step"], m["loss"]) for m in lines[0]] == [(m["step"], m["loss"]) for m in lines[1]]
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGHUP))
+        assert load_checkpoint(start(tmp_path / "run", make_config(total_steps=3)).latest_checkpoint()).step == 3
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_in_the_last_step_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
