@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from ict_backends.protocols import Arrays
 
 
+# A larger share of initial weights in the average shows in samples.
+_MOST_INITIAL = 0.05
+
+
 @click.command("train")
 @backend_option
 @click.option("--preset", default="digits", show_default=True, help="Settings to start from; `ict show` lists them.")
@@ -129,6 +133,8 @@ def train_command(
         run = RunDir(out)
         engine.train(config, dataset, run, processes=processes, resume=resume or weights is not None)
     if processes.rank == 0:
+        if weights is None and not resume:
+            _warn_of_average(config)
         click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
 
 
@@ -175,6 +181,21 @@ def _announce(what: str, config: Config, dataset: Dataset) -> None:
 
     click.echo(f"# {what}: {count_parameters(config):,} parameters, {len(dataset.images):,} images")
     click.echo(config.to_toml())
+
+
+def _warn_of_average(config: Config) -> None:
+    """Warn if samples of the averaged weights will still show the initial ones, which are drawn at random: as grey."""
+    from ict_backends.console import warn
+
+    decay, steps = config.train.ema_decay, config.train.total_steps
+    left = decay**steps
+    if left > _MOST_INITIAL:
+        fits = 1 - 10 / steps
+        less = f"train.ema_decay={fits:.3g} would fit" if fits > 0 else "--weights raw samples the others"
+        warn(
+            f"after {steps} steps, {left:.0%} of the averaged weights are still the initial ones, so that samples are "
+            f"grey: train.ema_decay is {decay:g}; {less}"
+        )
 
 
 def _prepare(out: Path, config: Config, dataset: Dataset, weights: Arrays | None, *, resume: bool) -> None:

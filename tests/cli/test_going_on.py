@@ -141,3 +141,18 @@ def test_a_relative_path_of_data_means_the_same_from_everywhere(
     report = ict("report", tmp_path / "run", "--device", "cpu")
     assert report.code == 0
     assert "without nearest training images: data" in report.err
+
+
+def test_averages_that_are_mostly_initial_weights_are_said(ict: Ict, tmp_path: Path) -> None:
+    """At the end, as long as they are over 5%; not for a run from weights that are trained already."""
+    few = ict("train", f"--out={tmp_path / 'few'}", *TINY, "--steps=3", "--set=train.ema_decay=0.99993")
+    assert "after 3 steps, 100% of the averaged weights are still the initial ones" in few.err
+    assert "train.ema_decay is 0.99993; --weights raw samples the others" in few.err
+    some = ict("train", f"--out={tmp_path / 'some'}", *TINY, "--steps=20", "--set=train.ema_decay=0.9")
+    assert "after 20 steps, 12% of the averaged weights" in some.err
+    assert "train.ema_decay=0.5 would fit" in some.err
+    enough = ict("train", f"--out={tmp_path / 'enough'}", *TINY, "--steps=20", "--set=train.ema_decay=0.86")
+    assert "averaged weights" not in enough.err
+    tuned = ict("train", f"--init={tmp_path / 'few'}", f"--out={tmp_path / 'tuned'}", *TINY)
+    assert tuned.code == 0
+    assert "averaged weights" not in tuned.err
