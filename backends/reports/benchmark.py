@@ -403,8 +403,9 @@ def write_samples(model: Model, out: Path, num: int, batch: int, labels: np.ndar
     Returns:
         [num, c, h, w] uint8.
     """
+    out.unlink(missing_ok=True)  # it would be recognised as finished
     sink, seen = open_sink(out, num, {"num": num}), list[np.ndarray]()
-    assert sink is not None  # only a process that comes too late gets None
+    assert sink is not None
 
     def draw(indices: Sequence[int]) -> Any:
         sigmas = [model.config.noise.sigma_max]

@@ -187,7 +187,7 @@ def test_a_folder_with_another_run_or_other_files_is_left_alone(
 
 def test_resuming_with_other_settings_or_data_is_refused(refused: Refused, tmp_path: Path, run_copy: Path) -> None:
     resume = ["train", "--resume", "--out", run_copy]
-    refused(2, ["train.seed is 0 and not 3"], *resume, "--seed", 3)
+    refused(2, ["train.batch_size is 4 and not 3"], *resume, "--set", "train.batch_size=3")
     refused(2, ["network.channels is 8 and not 24"], *resume, "--preset", "digits")
     np.save(tmp_path / "other.npy", PIXELS[..., 0])
     refused(1, "other data", *resume, "--data", tmp_path / "other.npy")

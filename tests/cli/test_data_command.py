@@ -188,7 +188,8 @@ def test_training_from_the_cache(ict: Ict, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(dataset, "CACHED_IMAGES", 0)
     source = write_zip(tmp_path / "x.zip", png_files())
     for out in ("one", "two"):
-        result = ict("train", "--data", source, "--out", tmp_path / out, "--set=network.num_classes=2", *TINY)
+        settings = ("--set=network.num_classes=2", "--set=train.ema_decay=0")
+        result = ict("train", "--data", source, "--out", tmp_path / out, *settings, *TINY)
         assert result.code == 0, result
         assert "Warning" not in result.err
     assert len(list((tmp_path / "cache" / "ict").glob("data-*.np[yz]"))) == 2
@@ -225,6 +226,7 @@ def bad_source(folder: Path, how: str) -> Path:
         case "no permission":
             path = write_folder(path, png_files())
             let_others_in(folder)
+            folder.chmod(0o777)
             (path / "b").chmod(0)
             return path
     raise ValueError(how)
