@@ -16,8 +16,7 @@ from ict_backends.errors import UserError
 
 # The type of what `signal.signal` returns, the handler before ours.
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
-# Windows has no SIGHUP.
-_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StoppedError(UserError):
@@ -44,7 +43,7 @@ class StoppedError(UserError):
 class Interruption:
     """A context in which the first Ctrl-C, SIGTERM or SIGHUP is only noted; a second Ctrl-C ends the process at once.
 
-    A signal that is ignored, as nohup lets SIGHUP be, stays so.
+    SIGHUP stays ignored where it is, as under nohup.
 
     Attributes:
         number: number of the first signal; None until one arrives.
@@ -56,8 +55,9 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in heeded}
+            hangups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # Windows has none
+            heeded = [number for number in hangups if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in (*_SIGNALS, *heeded)}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -71,8 +71,16 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
     [("torch", signal.SIGINT), ("torch", signal.SIGTERM), ("torch", signal.SIGHUP), ("jax", signal.SIGTERM)],
 )
 def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], backend: str, number: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    backend: str,
+    number: int,
 ) -> None:
+    if number == signal.SIGHUP:  # pytest itself may run under nohup
+        original = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        request.addfinalizer(lambda: signal.signal(signal.SIGHUP, original))
     config = make_config(total_steps=9)
     whole, before = start(tmp_path / "whole", config, backend), signal.getsignal(number)
     with monkeypatch.context() as patch:
