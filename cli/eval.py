@@ -14,13 +14,13 @@ from ict_backends.errors import DataError, UsageError
 from ict_cli.options import (
     backend_option,
     batch_option,
+    check_reference,
     debug_option,
-    default_labels,
     device_option,
     labels_option,
+    labels_to_compare,
     open_backend,
     released_options,
-    resolve_labels,
     resolve_sigmas,
     seed_option,
     steps_options,
@@ -103,12 +103,11 @@ def eval_command(
     show, since a distance of finite sets is never 0.
     """
     from ict_backends.console import progress_bar
-    from ict_backends.data.dataset import Dataset
     from ict_backends.images import to_uint8
     from ict_backends.measuring.evaluation import compare, gather, read_metrics
     from ict_backends.measuring.inception import feature_network
-    from ict_backends.measuring.reference import check_sizes, class_counts_of, data_of, read_reference
-    from ict_backends.runs.folder import check_training_data, class_counts, open_run
+    from ict_backends.measuring.reference import check_sizes, data_of, read_reference
+    from ict_backends.runs.folder import open_run
     from ict_backends.sampling.batches import sample_batches
 
     run = open_run(what)
@@ -119,15 +118,13 @@ def eval_command(
     names = read_metrics(metrics, network)
     shape = config.data.shape if config and resize else None
     reference = read_reference(data_of(config, data), names, shape=shape)
-    if config is not None and data is None and reference.images is not None and reference.moments is None:
-        check_training_data(run, config, Dataset(reference.images, reference.labels))
+    if config is not None and data is None:
+        check_reference(run, config, reference)
     samples = _find_samples(what, num, config, reference, names, network, resize=resize)
     check_sizes(names, samples, reference, network)
     batches, kind, record = samples.batches, "images", dict[str, object]()
     if config is not None and levels is not None:
-        counts = class_counts_of(reference, config.network.num_classes, class_counts(run, config))
-        chosen = default_labels(labels, counts)
-        classes = resolve_labels(config, chosen, samples.num, seed=seed, counts=counts)
+        chosen, classes = labels_to_compare(run, config, reference, labels, samples.num, seed=seed)
         kind = _kind(levels) + ("" if classes is None else f" of {_CLASSES.get(chosen, f'classes {chosen}')}")
         record = {"clip_steps": clip_steps, "truncate": truncate, "labels": None if classes is None else chosen}
         model = open_backend(backend, device).load_model(what, weights=weights, device=device)

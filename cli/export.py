@@ -31,10 +31,11 @@ def diffusers_command(run: Path, out: Path, weights: str) -> None:
     from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
     from ict_backends.runs.folder import open_run
 
-    config = open_run(run).load_config()
+    place = open_run(run)
+    config = place.load_config()
     check_exportable(config)
     check_new_folder(out)
-    folder = open_run(run).checkpoint_of(weights)
+    folder = place.checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
     arrays = checkpoint.params if weights == "raw" else checkpoint.ema
     check_arrays(f"checkpoint {folder}", parameter_shapes(config), arrays)

@@ -15,7 +15,9 @@ from ict_core import Config
 from ict_core.sampling import check_falling_sigmas
 
 if TYPE_CHECKING:
+    from ict_backends.measuring.reference import Reference
     from ict_backends.protocols import Backend
+    from ict_backends.runs.folder import RunDir
 
 backend_option = click.option(
     "--backend", default="torch", show_default=True, help="Library to compute with: torch or jax."
@@ -94,9 +96,32 @@ labels_option = click.option(
 )
 
 
-def default_labels(labels: str | None, counts: np.ndarray | None) -> str | None:
-    """The value of --labels, by default "data" where it is known how many images of each class the data have."""
-    return "data" if labels is None and counts is not None else labels
+def check_reference(run: RunDir, config: Config, reference: Reference) -> None:
+    """Raise DataError unless the images of a reference, if it has any, are those that the run was trained on."""
+    from ict_backends.data.dataset import Dataset
+    from ict_backends.runs.folder import check_training_data
+
+    if reference.images is not None and reference.moments is None:
+        check_training_data(run, config, Dataset(reference.images, reference.labels))
+
+
+def labels_to_compare(
+    run: RunDir, config: Config, reference: Reference, labels: str | None, num: int, *, seed: int
+) -> tuple[str | None, np.ndarray | None]:
+    """The classes of samples that are compared with a reference, as `resolve_labels` returns them.
+
+    Args:
+        labels: the value of --labels; by default "data", if it is known how many images of each class the data have.
+
+    Returns:
+        The value of --labels, or its default; and the classes, [num] int64, or None for an unconditional model.
+    """
+    from ict_backends.measuring.reference import class_counts_of
+    from ict_backends.runs.folder import class_counts
+
+    counts = class_counts_of(reference, config.network.num_classes, class_counts(run, config))
+    chosen = "data" if labels is None and counts is not None else labels
+    return chosen, resolve_labels(config, chosen, num, seed=seed, counts=counts)
 
 
 def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run: Path | None = None) -> list[float]:

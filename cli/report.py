@@ -32,8 +32,9 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     from ict_backends.runs.folder import check_training_data, open_run
     from ict_backends.sampling.batches import preview
 
-    config = open_run(run).load_config()
-    out = out or open_run(run).path / "report.html"
+    place = open_run(run)
+    config = place.load_config()
+    out = out or place.path / "report.html"
     if out.suffix != ".html":
         raise UsageError(f"--out {out} must end in .html")
     check_output(out, (".html",), create=False)
@@ -41,11 +42,11 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     images: np.ndarray | None
     try:
         dataset = load_data_of(config.data)
-        check_training_data(open_run(run), config, dataset)
+        check_training_data(place, config, dataset)
         images = dataset.images
     except UserError as error:
         click.echo(f"Warning: without nearest training images: {error}", err=True)
         images = None
-    page = build_report(open_run(run), images, preview(model, _SHOWN))
+    page = build_report(place, images, preview(model, _SHOWN))
     write_atomically(out, page.encode())
     click.echo(f"report: {out}")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ict_backends.protocols import Model
+    from ict_backends.runs.folder import RunDir
 
 
 @click.command("sample")
@@ -83,11 +84,12 @@ def sample_command(
     from ict_backends.environment import share_of_work
     from ict_backends.runs.folder import class_counts, open_run
 
-    config = open_run(run).load_config()
+    place = open_run(run)
+    config = place.load_config()
     levels = resolve_sigmas(config, steps, sigmas, run=run)
-    classes = resolve_labels(config, labels, num, seed=seed, counts=class_counts(open_run(run), config))
+    classes = resolve_labels(config, labels, num, seed=seed, counts=class_counts(place, config))
     drawing = _Drawing(out, num, levels, seed, classes, clip_steps, truncate, batch_size, *share_of_work())
-    recipe = _recipe(run, weights, drawing, labels)
+    recipe = _recipe(place, weights, drawing, labels)
     _check_output(out, recipe, trajectory, create=not dry_run)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
     if dry_run:
@@ -130,18 +132,17 @@ class _Drawing(NamedTuple):
     world: int
 
 
-def _recipe(run: Path, weights: str, drawing: _Drawing, labels: str | None) -> dict[str, object]:
+def _recipe(run: RunDir, weights: str, drawing: _Drawing, labels: str | None) -> dict[str, object]:
     """The settings that determine the samples: equal ones give equal samples.
 
     Args:
         labels: the value of --labels.
     """
     from ict_backends.runs.checkpoint import read_digest
-    from ict_backends.runs.folder import open_run
 
     return {
         "weights": weights,
-        "sha256": read_digest(open_run(run).checkpoint_of(weights)),
+        "sha256": read_digest(run.checkpoint_of(weights)),
         "num": drawing.num,
         "sigmas": drawing.sigmas,
         "seed": drawing.seed,

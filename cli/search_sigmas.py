@@ -13,13 +13,13 @@ from ict_backends.errors import UsageError
 from ict_cli.options import (
     backend_option,
     batch_option,
+    check_reference,
     debug_option,
-    default_labels,
     device_option,
     labels_option,
+    labels_to_compare,
     open_backend,
     released_options,
-    resolve_labels,
     seed_option,
     weights_option,
 )
@@ -81,26 +81,25 @@ def search_sigmas_command(
     The second level is found first, then the third with the second kept, and so on, each by ternary search. From then
     on, `ict sample --steps N` and `ict eval --steps N` use these levels.
     """
-    from ict_backends.data.dataset import Dataset
     from ict_backends.measuring.evaluation import read_metrics
     from ict_backends.measuring.inception import feature_network
-    from ict_backends.measuring.reference import class_counts_of, data_of, samples_of_model
-    from ict_backends.runs.folder import check_training_data, class_counts, open_run
+    from ict_backends.measuring.reference import data_of, samples_of_model
+    from ict_backends.runs.folder import open_run
     from ict_backends.sampling.search_sigmas import save_search, search_sigmas
 
-    config = open_run(run).load_config()
+    place = open_run(run)
+    config = place.load_config()
     if plot is not None and plot.suffix != ".png":
         raise UsageError(f"--plot {plot} must end in .png")
     network = feature_network(features, device)
     name = metric or ("fid" if network else "pixel-fd")
     samples = samples_of_model(config, num, read_metrics(name, network), network)
     reference = _read_reference(name, network, data_of(config, data), samples, config)
-    if data is None and reference.images is not None and reference.moments is None:
-        check_training_data(open_run(run), config, Dataset(reference.images, reference.labels))
+    if data is None:
+        check_reference(place, config, reference)
     num, measure = samples.num, _measure(name, network, reference)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
-    counts = class_counts_of(reference, config.network.num_classes, class_counts(open_run(run), config))
-    classes = resolve_labels(config, default_labels(labels, counts), num, seed=seed, counts=counts)
+    _, classes = labels_to_compare(place, config, reference, labels, num, seed=seed)
 
     def show(step: int, point: Point) -> None:
         click.echo(f"step {step}: sigma {point.sigma:<10.4g} {name} {point.value:.5g}")
@@ -117,7 +116,7 @@ def search_sigmas_command(
         truncate=truncate,
         on_point=show,
     )
-    save_search(open_run(run), best, metric=name, num=num, weights=weights)
+    save_search(place, best, metric=name, num=num, weights=weights)
     for i, step in enumerate(best, start=1):
         levels = ",".join(f"{s.sigma:.4g}" for s in best[:i])
         click.echo(f"{i} step{'s' * (i > 1)}: --sigmas {levels}   {name} {step.value:.5g}")
