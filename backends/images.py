@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ict_backends.errors import NonFiniteError
 from ict_backends.files import whole_file, write_atomically
 
 # In grids, small images are enlarged up to this height in pixels, so that a person can see them.
 _VISIBLE = 32
+# What a PNG says that it was written by, if it shows several images or an edited one, and the chunk that says so.
+PICTURE_SOFTWARE = "ict, a picture"
+PICTURE_MARK = b"tEXtSoftware\0" + PICTURE_SOFTWARE.encode()
 # Images that are brought from [c, h, w] into [h, w, c] at a time.
 _TURNED = 256
 
@@ -65,17 +69,28 @@ def tile(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """Encode a picture, [h, w, c] uint8 with c = 1 (grey), 3 (RGB) or 4 (RGBA), as the content of a PNG file."""
+    """Encode an image, [h, w, c] uint8 with c = 1 (grey), 3 (RGB) or 4 (RGBA), as the content of a PNG file."""
+    return _encode_png(picture, None)
+
+
+def encode_picture(picture: np.ndarray) -> bytes:
+    """Encode a picture for people, as `encode_png` does, marked so that it is never read as an image of a data set."""
+    mark = PngInfo()
+    mark.add_text("Software", PICTURE_SOFTWARE)
+    return _encode_png(picture, mark)
+
+
+def _encode_png(picture: np.ndarray, info: PngInfo | None) -> bytes:
     if picture.shape[2] == 1:
         picture = picture[:, :, 0]
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG")
+    Image.fromarray(picture).save(stream, format="PNG", pnginfo=info)
     return stream.getvalue()
 
 
 def save_grid(path: Path, images: np.ndarray, *, columns: int | None = None) -> None:
     """Write images, [n, c, h, w] uint8, as one PNG file, arranged by `tile`."""
-    write_atomically(path, encode_png(tile(images, columns=columns)))
+    write_atomically(path, encode_picture(tile(images, columns=columns)))
 
 
 def save_folder(path: Path, images: np.ndarray, *, first: int = 0) -> None:

@@ -65,12 +65,12 @@ def _check_new(option: str, path: Path, suffix: str) -> None:
 def _inspect(data: DataConfig, sheet: Path) -> None:
     from ict_backends.data.inspect import inspect
     from ict_backends.files import write_atomically
-    from ict_backends.images import encode_png
+    from ict_backends.images import encode_picture
 
     report = inspect(data.source, size=data.size, crop=data.crop)
     click.echo("\n".join([f"data: {data.source}", *report.lines()]))
     assert report.sheet is not None  # every data set that could be read has one
-    write_atomically(sheet, encode_png(report.sheet))
+    write_atomically(sheet, encode_picture(report.sheet))
     click.echo(f"contact sheet: {sheet}")
 
 

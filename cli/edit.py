@@ -364,12 +364,12 @@ def _write(request: EditRequest, images: np.ndarray, seen: np.ndarray, result: n
     from einops import rearrange
 
     from ict_backends.files import write_atomically
-    from ict_backends.images import encode_png, save_grid, to_uint8
+    from ict_backends.images import encode_picture, save_grid, to_uint8
     from ict_backends.sampling.editing import side_by_side
 
     request.out.parent.mkdir(parents=True, exist_ok=True)
     if len(result) == 1:
-        write_atomically(request.out, encode_png(rearrange(to_uint8(result[0]), "c h w -> h w c")))
+        write_atomically(request.out, encode_picture(rearrange(to_uint8(result[0]), "c h w -> h w c")))
     else:
         save_grid(request.out, to_uint8(result))
     beside = request.out.with_name(f"{request.out.stem}-side-by-side.png")

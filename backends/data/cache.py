@@ -27,13 +27,13 @@ from ict_backends.files import cache_folder, file_sha256, write_atomically
 from ict_backends.images import encode_npz
 
 # The version of the rules in docs/data.md: with another number, everything is decoded anew.
-_RULES = 1
+_RULES = 2
 _DAY = 24 * 3600
 # Files that one thread hashes at a time.
 _FILES = 256
 
 # Images [n, c, h, w] uint8, labels [n] int64 or None, and the names of classes.
-Cached = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
+LabelledImages = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
 
 
 def content_key(files: Sequence[tuple[str, Path]], note: str) -> str:
@@ -76,8 +76,8 @@ def _file_digest(path: Path) -> str:
     return file_sha256(path)
 
 
-def read_cached(key: str) -> Cached | None:
-    """Read what `Room.keep` wrote: the images [n, c, h, w] uint8 as a read-only map, labels and names of classes.
+def read_cached(key: str) -> tuple[LabelledImages, tuple[str, ...]] | None:
+    """Read what `Room.keep` wrote: the images as a read-only map, labels and names of classes; and the notes.
 
     Returns None where the cache has nothing under this key, or something damaged.
     """
@@ -89,7 +89,8 @@ def read_cached(key: str) -> Cached | None:
         if _file_digest(images_file) != str(known["sha256"]):
             return None
         images = np.load(images_file, mmap_mode="r", allow_pickle=False)
-        return images, known.get("labels"), tuple(map(str, known["classes"]))
+        labelled = images, known.get("labels"), tuple(map(str, known["classes"]))
+        return labelled, tuple(map(str, known["notes"]))
     except (OSError, ValueError, KeyError, DataError):
         return None
 
@@ -136,7 +137,9 @@ class Room:
             self._give_up(error)
             return np.empty(shape, dtype=np.uint8)
 
-    def keep(self, images: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...]) -> Cached:
+    def keep(
+        self, images: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...], notes: tuple[str, ...]
+    ) -> LabelledImages:
         """Put the set into the cache and return it from there; where there is no cache, return the arguments.
 
         Processes that do this at once write the same content, each to a file of its own, renamed when it is whole.
@@ -145,11 +148,13 @@ class Room:
             images: [n, c, h, w] uint8, the array that `allocate` returned last.
             labels: [n] int64, or None.
             classes: the names of the labels.
+            notes: what was left out or chosen, as `Source` has it.
         """
         if self._key is None or self._file is None:
             return images, labels, classes
         images_file, labels_file = _paths(self._key)
-        arrays = {"classes": np.array(classes, dtype=str)} | ({} if labels is None else {"labels": labels})
+        arrays = {"classes": np.array(classes, dtype=str), "notes": np.array(notes, dtype=str)}
+        arrays |= {} if labels is None else {"labels": labels}
         try:
             assert isinstance(images, np.memmap)  # as `allocate` returned it
             images.flush()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ict_backends.data.labels import printable
+from ict_backends.data.pickles import PickledArray, unpickle
 from ict_backends.data.source import Source
 from ict_backends.data.tar import read_tar_file, tar_members
 from ict_backends.errors import DataError
@@ -97,16 +97,16 @@ def _open(where: Path, files: CifarFiles, read: Callable[[str], bytes]) -> Sourc
     labels = np.concatenate([labels for _, labels in batches])
     heads = ((name.rpartition("/")[2], len(labels)) for name, (_, labels) in zip(files.batches, batches, strict=True))
     names = [f"{head}[{i}]" for head, count in heads for i in range(count)]
-    classes = () if files.meta is None else _class_names(_unpickle(where, files.meta, read(files.meta)), files.kind)
+    classes = () if files.meta is None else _class_names(unpickle(where, files.meta, read(files.meta)), files.kind)
     return Source(str(where), names, labels, classes if len(classes) > labels.max() else (), lambda: enumerate(images))
 
 
 def _batch(where: Path, name: str, content: bytes, key: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The images [n, 3, 32, 32] uint8 and labels [n] int64 of a batch, whose rows are planes of R, G, B."""
-    members = _unpickle(where, name, content)
+    members = unpickle(where, name, content)
     data, labels = members.get(b"data"), members.get(key)
     ok = isinstance(labels, list) and len(labels) > 0 and all(type(i) is int and 0 <= i < 100 for i in labels)
-    if not ok or not isinstance(data, _PickledArray) or labels is None:
+    if not ok or not isinstance(data, PickledArray) or labels is None:
         raise DataError(f"data {where}: {name} is no batch of CIFAR: it needs `data` and `{key.decode()}`")
     return data.bytes_of(where, name, (len(labels), _PIXELS)).reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
@@ -115,76 +115,4 @@ def _class_names(meta: dict[bytes, Any], kind: _Kind) -> tuple[str, ...]:
     names = meta.get(kind.names)
     if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
         return ()
-    return tuple(n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names)
-
-
-# --- pickles ---------------------------------------------------------------------------------------------------------
-
-
-class _PickledArray:
-    """A stand-in for a pickled array: NumPy gets its bytes only after their type and number are checked."""
-
-    state: object = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    def bytes_of(self, where: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
-        """The array as uint8 of this shape, [n, m]. Raises DataError where the pickled array is another one."""
-        match self.state:
-            case (int(), tuple(dims), _PickledDtype(code=b"u1" | "u1"), False | 0, bytes(raw)) if (
-                dims == shape and len(raw) == shape[0] * shape[1]
-            ):
-                return np.frombuffer(raw, dtype=np.uint8).reshape(shape)
-        raise DataError(f"data {where}: `data` of {name} must be {list(shape)} uint8, one row a label")
-
-
-class _PickledDtype:
-    """A stand-in for a pickled dtype, of which only the code is used."""
-
-    def __init__(self, code: object, *_: object) -> None:
-        self.code = code
-
-    def __setstate__(self, state: object) -> None:
-        pass  # the byte order, of which u1 has only one
-
-
-def _reconstruct(*_: object) -> _PickledArray:
-    return _PickledArray()
-
-
-def _encode(text: object, encoding: object = "latin1") -> bytes:
-    """Turn text into the bytes that it stands for: Python 3 pickles bytes for Python 2 as Latin-1 text."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("bytes are not written so")
-    return text.encode("latin1")
-
-
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy", "dtype"): _PickledDtype,
-    ("_codecs", "encode"): _encode,
-}
-
-
-# The unpickler written in Python: the one in C allocates as much memory as a damaged length asks for.
-class _Unpickler(pickle._Unpickler):
-    """An unpickler that builds dicts, lists, bytes, numbers and the stand-ins above, and refuses all else."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of CIFAR needs")
-        return _ALLOWED[module, name]
-
-
-def _unpickle(where: Path, name: str, content: bytes) -> dict[bytes, Any]:
-    """The dict of a pickle, with its keys as bytes. Raises DataError where the pickle is anything else."""
-    try:
-        members = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a pickle can make the reader raise anything
-        raise DataError(f"data {where}: {name} cannot be read: {str(error) or type(error).__name__}") from error
-    if not isinstance(members, dict):
-        raise DataError(f"data {where}: {name} is no batch of CIFAR: it is no dict")
-    return {key.encode() if isinstance(key, str) else key: value for key, value in members.items()}
+    return tuple(printable(n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else n) for n in names)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ict_backends.console import progress_bar
-from ict_backends.data import cifar, folder_zip, huggingface, imagenet, npz, parquet, tar
+from ict_backends.console import progress_bar, warn
+from ict_backends.data import cifar, folder_zip, huggingface, imagenet, listing, npz, parquet, tar
 from ict_backends.data.cache import Room, content_key, read_cached
 from ict_backends.data.decode import Preparation, describe_shape, prepare, quiet
 from ict_backends.data.decode_pool import decoded
+from ict_backends.data.labels import Labels
 from ict_backends.data.source import Located, Source
 from ict_backends.errors import DataError, UsageError
 from ict_core.config import DataConfig
@@ -73,11 +75,14 @@ def load_data(
         data = find_data(source)
         if isinstance(data, Dataset):
             return _prepare_all(data, preparation, fit)
-        return _load(source, data, preparation, fit, unreadable)
+        loaded, notes = _load(source, data, preparation, fit, unreadable)
     except OSError as error:
         raise _unreadable(source, error) from error
     except MemoryError as error:
         raise DataError(f"data {source} is larger than the memory") from error
+    for note in notes:
+        warn(f"data {source}: {note}")
+    return loaded
 
 
 def load_data_of(data: DataConfig) -> Dataset:
@@ -123,18 +128,27 @@ def _find_in_file(path: Path, name: str) -> Dataset | Located:
     if name.endswith((".npz", ".npy")) and npz.is_too_large(path):
         return located(_ARRAY, npz.open_array)
     if name.endswith(".npz"):
-        if imagenet.is_imagenet_batch(path):
-            return Dataset(*imagenet.read_imagenet_batch(path))
-        return Dataset(*npz.read_npz(path))
+        read = imagenet.read_imagenet_batch if imagenet.is_imagenet_batch(path) else npz.read_npz
+        return _of_arrays(path, *read(path))
     if name.endswith(".npy"):
-        return Dataset(*npz.read_npy(path))
+        return _of_arrays(path, *npz.read_npy(path))
+    if imagenet.is_imagenet_batch(path):
+        return _of_arrays(path, *imagenet.read_imagenet_batch(path))
     if name.endswith(".zip"):
+        if batches := imagenet.batches_in_zip(path):
+            return located("imagenet", lambda file: imagenet.open_imagenet(file, batches))
         return located(_ZIP, folder_zip.open_zip)
     if name.endswith(tar.TAR_SUFFIXES):
         return located(_TAR, _open_tar)
     if name.endswith(".parquet"):
         return located(_PARQUET, lambda file: parquet.open_parquet(file, [file]))
     raise DataError(f"data {path} is of an unknown kind; give {_KINDS}")
+
+
+def _of_arrays(path: Path, images: np.ndarray, labels: Labels) -> Dataset:
+    if labels.note:
+        warn(f"data {path}: {labels.note}")
+    return Dataset(images, labels.numbers, labels.classes)
 
 
 def _open_tar(path: Path) -> Source:
@@ -144,24 +158,52 @@ def _open_tar(path: Path) -> Source:
 
 
 def _find_in_folder(folder: Path) -> Located:
-    listing = folder_zip.list_folder(folder)
-    names = sorted(listing.files)
+    found = folder_zip.list_folder(folder)
+    names = sorted(found.files)
 
     def located(files: Sequence[str], note: str, open_it: Callable[[], Source]) -> Located:
         return Located([(name, folder / name) for name in files], note, open_it)
 
     if huggingface.is_saved_dataset(folder):
         return located(names, "saved", lambda: huggingface.open_saved(folder))
-    if batches := cifar.find_cifar(names):
-        return located(names, "cifar", lambda: cifar.open_cifar_folder(folder, batches))
-    if numbered := imagenet.imagenet_batches(names):
-        return located(numbered, "imagenet", lambda: imagenet.open_imagenet(folder, numbered))
-    parquets = [name for name in names if name.lower().endswith(".parquet")]
-    if parquets and not listing.images:
-        return located(parquets, "parquet", lambda: parquet.open_parquet(folder, [folder / name for name in parquets]))
-    used = [*listing.images, *filter(None, [listing.labels_file])]
-    note = f"folder {sorted(listing.folders)}"  # empty folders count, since a class without images is an error
-    return located(used, note, lambda: folder_zip.open_folder(folder, listing))
+    if files := cifar.find_cifar(names):
+        return located(names, "cifar", lambda: cifar.open_cifar_folder(folder, files))
+    if batches := imagenet.batches_in_folder(folder, names):
+        used = [n for n in names if n.endswith((".zip", ".npz")) or "batch" in n]
+        return located(used, "imagenet", lambda: imagenet.open_imagenet(folder, batches))
+    tables, notes = _tables(folder, names)
+    if tables and found.images and not parquet.holds_images(folder / tables[0]):
+        tables, found = [], replace(found, notes=(*found.notes, f"leaves out {tables[0]}, no table of images"))
+    if tables:
+        beside = len(found.images)
+        more = [f"takes the Parquet files and leaves out {beside:,} image files beside them"] if beside else []
+        paths = [folder / name for name in tables]
+        return located(tables, "parquet", lambda: parquet.open_parquet(folder, paths, [*notes, *more]))
+    used = [*found.images, *filter(None, [found.labels_file])]
+    note = f"folder {sorted(found.folders)}"  # empty folders count, since a class without images is an error
+    return located(used, note, lambda: folder_zip.open_folder(folder, found))
+
+
+def _tables(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The Parquet files of a folder that are read, and what is said about the others: those of other splits.
+
+    Raises DataError where there are several splits and none is for training, or several configurations.
+    """
+    tables = [name for name in names if name.lower().endswith(".parquet")]
+    splits = {listing.split_word(name) for name in tables} - {""}
+    try:
+        chosen = listing.training_split(splits)
+    except DataError as error:
+        raise DataError(f"data {folder} {error}") from error
+    taken = tables if chosen is None else [name for name in tables if listing.split_word(name) == chosen]
+    if configurations := huggingface.configurations(folder):
+        raise DataError(
+            f"data {folder} has several configurations: {', '.join(configurations)}; give the folder of one, or "
+            f"hf:{folder}:{configurations[0]}:train"
+        )
+    left = [name for name in tables if name not in taken]
+    note = [f"takes the split {chosen} and leaves out {', '.join(left[:3])}{', ...' if len(left) > 3 else ''}"]
+    return taken, note if left else []
 
 
 def _unreadable(source: str, error: OSError) -> DataError:
@@ -192,19 +234,23 @@ def _prepare_all(dataset: Dataset, preparation: Preparation, fit: Fit | None) ->
 
 def _load(
     source: str, located: Located, preparation: Preparation, fit: Fit | None, unreadable: list[str] | None
-) -> Dataset:
-    """Take encoded images from the cache, or decode them and, where they are many or large, put them there."""
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Take encoded images from the cache, or decode them and, where they are many or large, put them there.
+
+    Returns the set and notes, as `Source` has them.
+    """
     # A custom `fit` cannot be part of a cache key, so its result is not cached.
     note = f"{located.note} {preparation.size} {preparation.crop}" if fit is None else None
     key = None if note is None else content_key(located.files, note)
     known = read_cached(key) if key else None
     if known is not None:
-        return Dataset(*known)
+        labelled, notes = known
+        return Dataset(*labelled), notes
     opened = located.open()
     size = sum(path.stat().st_size for _, path in located.files if path.is_file())
     large = len(opened.names) > CACHED_IMAGES or size > CACHED_BYTES
     with Room(key if large else None) as room:
-        return _collect(source, opened, preparation, fit, room, unreadable)
+        return _collect(source, opened, preparation, fit, room, unreadable), opened.notes
 
 
 def _collect(
@@ -241,7 +287,7 @@ def _collect(
     if not first:
         raise DataError(f"data {source} holds no image that can be read; {count} cannot")
     if there.all():
-        return Dataset(*room.keep(images, opened.labels, opened.classes))
+        return Dataset(*room.keep(images, opened.labels, opened.classes, opened.notes))
     labels = None if opened.labels is None else opened.labels[there]
     return Dataset(images[there], labels, opened.classes)
 

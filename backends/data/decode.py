@@ -15,15 +15,15 @@ import numpy as np
 from einops import rearrange
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from ict_backends.data.limits import MAX_PIXELS
 from ict_backends.errors import DataError
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {
+    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+}
 # Pillow knows more formats, and runs another program for some of them.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# The most pixels of an image: a small file may claim to unpack to an enormous one, and Pillow itself only warns.
-MAX_PIXELS = 89_478_485
-# The most bytes of one file, packed or unpacked.
-MAX_BYTES = 2**30
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112
 # How a picture is turned upright, by the orientation that the file names (EXIF 2.3, sec. 4.6.4).
 _TURNS = {

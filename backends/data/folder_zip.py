@@ -3,44 +3,73 @@
 from __future__ import annotations
 
 import os
-import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ict_backends.data.decode import MAX_BYTES
 from ict_backends.data.labels import is_hidden
+from ict_backends.data.limits import MAX_BYTES, check_ratio, read_file
 from ict_backends.data.listing import (
     ARCHIVE_ERRORS,
     Listing,
     archive_damage,
     archive_listing,
     by_name,
+    chosen_part,
     is_image,
     listed_source,
 )
+from ict_backends.data.ours import HEAD, is_our_folder
 from ict_backends.data.source import Content, Source
 from ict_backends.data.zips import check_directory
 from ict_backends.errors import DataError
 
 
 def list_folder(folder: Path) -> Listing:
-    """List all files and folders below a folder, without hidden ones. Raises OSError.
+    """List what is read of a folder and of the folders below, links followed.
 
-    Links to files are followed, links to folders are not.
+    Raises:
+        DataError: a folder is reached twice through links, or there is no training split among several.
+        OSError: a folder cannot be read.
     """
 
     def fail(error: OSError) -> None:
         raise error  # otherwise a folder without read permission would be left out silently
 
-    files, folders = list[str](), list[str]()
-    for place, inside, here in os.walk(folder, onerror=fail):
+    files, folders, ours = list[str](), list[str](), list[str]()
+    reached: dict[tuple[int, int], str] = {}
+    for place, inside, here in os.walk(folder, onerror=fail, followlinks=True):
         relative = Path(place).relative_to(folder).as_posix()
         prefix = "" if relative == "." else f"{relative}/"
+        status = os.stat(place)
+        first = reached.setdefault((status.st_dev, status.st_ino), prefix or "./")
+        if first != (prefix or "./"):
+            raise DataError(
+                f"data {folder}: {prefix} is {first} once more, by a link, so that images would be there twice; "
+                "remove one of the two"
+            )
+        if prefix and is_our_folder([*inside, *here]):
+            ours.append(relative)
+            inside.clear()
+            continue
         inside[:] = [name for name in inside if not is_hidden(name)]
         folders += [prefix + name for name in inside]
         files += [prefix + name for name in here if not is_hidden(name)]
-    return Listing(files, folders)
+
+    def head(name: str) -> bytes:
+        path = folder / name
+        try:
+            if not path.is_file():  # opening a pipe would wait for its writer
+                return b""
+            with open(path, "rb") as file:
+                return file.read(HEAD)
+        except OSError:  # the reader of the image reports it
+            return b""
+
+    try:
+        return chosen_part(Listing(files, folders), head, ours)
+    except DataError as error:
+        raise DataError(f"data {folder} {error}") from error
 
 
 def open_folder(folder: Path, listing: Listing) -> Source:
@@ -49,32 +78,26 @@ def open_folder(folder: Path, listing: Listing) -> Source:
     def read(names: list[str]) -> Iterator[tuple[int, Content]]:
         for i, name in enumerate(names):
             try:
-                yield i, _read_file(folder / name)
+                yield i, read_file(folder / name)
             except OSError as error:
                 yield i, DataError(f"image {folder / name} cannot be read: {error.strerror or error}")
 
-    return listed_source(folder, listing, lambda name: _read_file(folder / name), read)
-
-
-def _read_file(path: Path) -> bytes:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for its writer
-        raise OSError("it is no regular file")
-    if status.st_size > MAX_BYTES:
-        raise OSError(f"it is larger than the {MAX_BYTES >> 30} GiB that are read of one file")
-    return path.read_bytes()
+    return listed_source(folder, listing, lambda name: read_file(folder / name), read)
 
 
 def open_zip(path: Path) -> Source:
     """Open the images of a .zip file. Raises DataError where it is damaged or encrypted, or holds no images."""
     with archive_damage(path), zipfile.ZipFile(path) as archive:
-        members = by_name(path, ((info.filename, info) for info in archive.infolist()))
+        members = by_name(path, ((_member_name(info), info) for info in archive.infolist()))
         for name, info in members.items():
-            if info.flag_bits & 1:
+            if info.flag_bits & 1 and not is_hidden(name):
                 raise DataError(f"data {path}: {name} is encrypted; unpack it with its password first")
         check_directory(archive, [info for info in archive.infolist() if not is_image(info.filename)])
+        check_ratio(path, sum(info.file_size for name, info in members.items() if is_image(name)))
         files = [name for name, info in members.items() if not info.is_dir()]
-    listing = archive_listing(files, sorted(members.keys() - set(files)))
+        listing = archive_listing(
+            path, files, sorted(members.keys() - set(files)), lambda name: _read_head(archive, members[name])
+        )
 
     def fetch(name: str) -> bytes:
         with archive_damage(path), zipfile.ZipFile(path) as archive:
@@ -89,6 +112,24 @@ def open_zip(path: Path) -> Source:
                     yield i, DataError(f"image {path}/{name} cannot be read: {error}")
 
     return listed_source(path, listing, fetch, read)
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """The name of a member; many programs write UTF-8 without the flag that says so."""
+    if info.flag_bits & 0x800 or info.filename.isascii():
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
+
+
+def _read_head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(info) as file:
+            return file.read(HEAD)
+    except ARCHIVE_ERRORS:  # the reader of the image reports it
+        return b""
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

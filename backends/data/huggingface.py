@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ict_backends.data.parquet import ROWS, column_contents, column_labels, image_columns, table_source
-from ict_backends.data.source import Content, Located, Source
+from ict_backends.data.labels import Labels
+from ict_backends.data.limits import read_file
+from ict_backends.data.parquet import ROWS, column_contents, column_labels, image_columns
+from ict_backends.data.source import Content, Located, Source, source_of
 from ict_backends.errors import DataError, UsageError
 
 HUB = "hf:"
@@ -26,19 +29,50 @@ def locate_hub(source: str) -> Located:
     """Load a data set with the datasets library, which downloads it where needed, and locate its files.
 
     Args:
-        source: "hf:NAME" or "hf:NAME:SPLIT"; without a split, "train".
+        source: "hf:NAME", "hf:NAME:SPLIT" or "hf:NAME:CONFIGURATION:SPLIT"; without a split, "train".
 
     Raises:
         UsageError: `source` has no name, or the datasets library is not installed.
         DataError: the library cannot load the data set.
     """
-    name, _, split = source.removeprefix(HUB).partition(":")
-    if not name:
-        raise UsageError(f"data {source} must be hf:NAME or hf:NAME:SPLIT, such as hf:mnist:train")
+    parts = source.removeprefix(HUB).split(":")
+    if not parts[0] or len(parts) > 3:
+        raise UsageError(
+            f"data {source} must be hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT, such as hf:mnist:train"
+        )
+    name, configuration, split = parts[0], parts[1] if len(parts) == 3 else "", parts[-1] if len(parts) > 1 else ""
     library = _library(source)
-    table = _library_says(source, lambda: library.load_dataset(name, split=split or "train"))
+    try:
+        table = _library_says(source, lambda: library.load_dataset(name, configuration or None, split=split or "train"))
+    except DataError as error:
+        raise _with_configurations(source, name, split, error) from error
     files = [(f"{i}", Path(file["filename"])) for i, file in enumerate(table.cache_files)]
-    return Located(files, f"{source} {table._fingerprint}", lambda: _open_table(source, table))
+    roots = [Path(name), Path(library.config.HF_DATASETS_CACHE), _hub_cache()]
+    return Located(files, f"{source} {table._fingerprint}", lambda: _open_table(source, table, roots))
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def configurations(folder: Path) -> list[str]:
+    """The configurations that the card of a folder from the hub (README.md) lists, if there are several."""
+    card = folder / "README.md"
+    head = card.read_text(encoding="utf-8", errors="replace")[: 10**5] if card.is_file() else ""
+    block = re.match(r"---\n(.*?)\n---", head, re.DOTALL)
+    names = re.findall(r"^\s*-?\s*config_name:\s*['\"]?([^'\"\n]+?)['\"]?\s*$", block[1] if block else "", re.MULTILINE)
+    return sorted(set(names)) if len(set(names)) > 1 else []
+
+
+def _with_configurations(source: str, name: str, split: str, error: DataError) -> DataError:
+    """The error of the library or, where it asks for a configuration, one that lists them and says how to give one."""
+    known = re.search(r"available configs: \[(.*?)\]", str(error))
+    if not known:
+        return error
+    names = known[1].replace("'", "")
+    return DataError(f"data {source} has several configurations: {names}; give hf:{name}:ONE:{split or 'train'}")
 
 
 def open_saved(folder: Path) -> Source:
@@ -50,11 +84,13 @@ def open_saved(folder: Path) -> Source:
     """
     library = _library(folder)
     table = _library_says(folder, lambda: library.load_from_disk(str(folder)))
-    if isinstance(table, library.DatasetDict):
-        if "train" not in table:
-            raise DataError(f"data {folder} has no split `train`; give the folder of one of {', '.join(table)}")
-        table = table["train"]
-    return _open_table(folder, table)
+    if not isinstance(table, library.DatasetDict):
+        return _open_table(folder, table, [folder])
+    if "train" not in table:
+        raise DataError(f"data {folder} has no split `train`; give the folder of one of {', '.join(table)}")
+    others = ", ".join(split for split in table if split != "train")
+    note = [f"takes the split train and leaves out {others}"] if others else []
+    return _open_table(folder, table["train"], [folder], note)
 
 
 def _library(where: object) -> Any:
@@ -90,10 +126,16 @@ def _library_says(where: object, action: Callable[[], Any]) -> Any:
         raise DataError(f"data {where} cannot be had: {str(error) or type(error).__name__}") from error
 
 
-def _open_table(where: Path | str, table: Any) -> Source:
-    """The images of a table of the datasets library, still encoded, so that they are decoded as all others are."""
-    image, label = image_columns(where, table.features.arrow_schema)
-    feature = table.features[label] if label else None
+def _open_table(where: Path | str, table: Any, roots: Sequence[Path], notes: Sequence[str] = ()) -> Source:
+    """The images of a table of the datasets library, still encoded, so that they are decoded as all others are.
+
+    Args:
+        where: the user's name for the table.
+        table: the table.
+        roots: the folders that files may lie in which a row names by its path instead of holding them.
+        notes: what the set is said to leave out.
+    """
+    image, label, note = image_columns(where, table.features.arrow_schema)
     plain = table.with_format("arrow")
     if not len(plain):
         raise DataError(f"data {where} holds no images: its table has no rows")
@@ -103,15 +145,27 @@ def _open_table(where: Path | str, table: Any) -> Source:
         rows.validate(full=True)  # the file is mapped unchecked; damaged offsets in it must not be followed
         return rows
 
-    labels = None
+    labels = Labels(None, (), note)
     if label is not None:
         only = _library_says(where, lambda: plain.select_columns([label])[:])
-        labels = column_labels(where, only.column(0), len(plain))
+        classes = tuple(getattr(table.features[label], "names", None) or ())
+        labels = column_labels(where, only.column(0), classes)
+    follow = partial(_read_within, where, [root.resolve() for root in roots])
 
     def read() -> Iterator[tuple[int, Content]]:
         for start in range(0, len(plain), ROWS):
             rows = _library_says(where, partial(part, start))
-            yield from column_contents(where, rows.column(image).combine_chunks(), start)
+            yield from column_contents(where, rows.column(image).combine_chunks(), start, follow)
 
-    classes = tuple(getattr(feature, "names", None) or ())
-    return table_source(where, [f"row {i}" for i in range(len(plain))], labels, classes, read)
+    return source_of(str(where), [f"row {i}" for i in range(len(plain))], labels, read, notes)
+
+
+def _read_within(where: Path | str, roots: Sequence[Path], name: str) -> Content:
+    """Read a file that a table names; a table of others must not reach files that are not of its set."""
+    path = Path(name)
+    try:
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            raise OSError("it lies outside of the data set")
+        return read_file(path)
+    except OSError as error:
+        return DataError(f"image {where}: {path} cannot be read: {error.strerror or error}")

@@ -12,7 +12,8 @@ from typing import IO
 
 import numpy as np
 
-from ict_backends.data.source import Content, Source
+from ict_backends.data.labels import NO_LABELS, Labels, number_labels, printable
+from ict_backends.data.source import Content, Source, source_of
 from ict_backends.data.zips import check_directory
 from ict_backends.errors import DataError
 
@@ -40,23 +41,23 @@ _NPZ_ERRORS = (
     zlib.error,
 )
 
-# Images [n, c, h, w] uint8, labels [n] int64 or None, and the names of classes.
-LabelledImages = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
+# Images [n, c, h, w] uint8, and their labels.
+LabelledImages = tuple[np.ndarray, Labels]
 
 
 def read_npy(path: Path) -> LabelledImages:
     """Read the images, [n, c, h, w] uint8, of an .npy file, which has no labels. Raises DataError."""
-    return to_nchw(path, read_member(path, "")), None, ()
+    return to_nchw(path, read_member(path, "")), NO_LABELS
 
 
 def read_npz(path: Path) -> LabelledImages:
-    """Read images [n, c, h, w] uint8, labels [n] int64 or None, and names of classes of an .npz file.
+    """Read the images, [n, c, h, w] uint8, and the labels of an .npz file.
 
     The images are its `images` or `arr_0`, the labels its `labels` or `arr_1`, and the names its `classes`.
     Raises DataError where the file is damaged or an array is none of these.
     """
     images = to_nchw(path, read_member(path, _images_name(path)))
-    return images, *_labels_and_classes(path, len(images))
+    return images, _labels(path, len(images))
 
 
 def _images_name(path: Path) -> str:
@@ -70,12 +71,15 @@ def _images_name(path: Path) -> str:
     return member
 
 
-def _labels_and_classes(path: Path, count: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def _labels(path: Path, count: int) -> Labels:
     names = npz_names(path)
     label = next((name for name in ("labels", "arr_1") if name in names), None)
-    labels = None if label is None else check_labels(path, read_member(path, label), count)
-    classes = read_member(path, "classes").ravel() if "classes" in names else ()
-    return labels, tuple(map(str, classes))
+    if label is None:
+        return NO_LABELS
+    labels = check_labels(path, read_member(path, label), count)
+    if labels.classes or "classes" not in names:
+        return labels
+    return labels._replace(classes=tuple(printable(str(name)) for name in read_member(path, "classes").ravel()))
 
 
 def is_too_large(path: Path) -> bool:
@@ -94,7 +98,7 @@ def open_array(path: Path) -> Source:
     with _open_member(path, name) as file:
         shape = _read_shape(path, file)
     to_nchw(path, np.empty((min(1, shape[0]), *shape[1:]), dtype=np.uint8))  # raises if it is no shape of images
-    labels, classes = _labels_and_classes(path, shape[0]) if name else (None, ())
+    labels = _labels(path, shape[0]) if name else NO_LABELS
     step = max(1, _PIECE // int(np.prod(shape[1:])))
 
     def read() -> Iterator[tuple[int, Content]]:
@@ -106,7 +110,7 @@ def open_array(path: Path) -> Source:
                 yield from enumerate(to_nchw(path, pixels), start=first)
             _check_end(file)
 
-    return Source(str(path), [f"number {i}" for i in range(shape[0])], labels, classes, read)
+    return source_of(str(path), [f"number {i}" for i in range(shape[0])], labels, read)
 
 
 def _read_shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
@@ -197,10 +201,12 @@ def to_nchw(path: Path, images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images)
 
 
-def check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
-    """Check labels and return them as [count] int64. Raises DataError unless they are [count] integers >= 0."""
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+def check_labels(path: Path, labels: np.ndarray, count: int) -> Labels:
+    """Number labels, [count] integers or names, one an image. Raises DataError where they are anything else."""
+    if labels.shape != (count,) or labels.dtype.kind not in "biuUS":
         actual = f"{list(labels.shape)} {labels.dtype}"
-        below = f" with {labels.min()}" if labels.shape == (count,) and labels.dtype.kind == "i" else ""
-        raise DataError(f"data {path}: labels must be [{count}] integers >= 0, one an image, not {actual}{below}")
-    return labels.astype(np.int64)
+        raise DataError(f"data {path}: labels must be [{count}] integers >= 0 or names, one an image, not {actual}")
+    names = labels.dtype.kind == "S"
+    return number_labels(
+        f"data {path}: labels", [name.decode("utf-8", "surrogateescape") for name in labels] if names else labels
+    )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ict_backends.data.decode import Preparation, decode, prepare
+from ict_backends.data.labels import Labels
 from ict_backends.errors import DataError
 
 # The content of an image file; or its pixels, [c, h, w] uint8; or the error of an unreadable one.
@@ -23,6 +24,7 @@ class Source(NamedTuple):
         names: [n] unique names of the images, in the order of the data set.
         labels: [n] int64 >= 0, or None.
         classes: the names of the labels, by number; empty where they have none.
+        notes: what was left out or chosen, in words that go on after the name of the set, such as "leaves out ...".
         read: yields each (index, content) once, in the order that is fastest.
     """
 
@@ -31,6 +33,20 @@ class Source(NamedTuple):
     labels: np.ndarray | None
     classes: tuple[str, ...]
     read: Callable[[], Iterator[tuple[int, Content]]]
+    notes: tuple[str, ...] = ()
+
+
+def source_of(
+    where: str,
+    names: Sequence[str],
+    labels: Labels,
+    read: Callable[[], Iterator[tuple[int, Content]]],
+    notes: Sequence[str] = (),
+) -> Source:
+    """Make a source of a set's labels; a note on these goes after the others, and names must cover every label."""
+    named = labels.numbers is not None and len(labels.classes) > labels.numbers.max(initial=0)
+    every_note = tuple(filter(None, [*notes, labels.note]))
+    return Source(where, names, labels.numbers, labels.classes if named else (), read, every_note)
 
 
 class Located(NamedTuple):

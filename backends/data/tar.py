@@ -7,17 +7,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
-from ict_backends.data.decode import MAX_BYTES
-from ict_backends.data.labels import LABELS_FILE
+from ict_backends.data.labels import is_hidden
+from ict_backends.data.limits import MAX_BYTES, check_ratio
 from ict_backends.data.listing import (
     Listing,
     archive_damage,
     archive_listing,
     by_name,
+    holds_labels,
     is_image,
     listed_source,
     safe_name,
 )
+from ict_backends.data.ours import HEAD, is_our_picture
 from ict_backends.data.source import Content, Source
 from ict_backends.errors import DataError
 
@@ -25,6 +27,8 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2
 _PIECE = 2**20
 # Archives whose images take no more bytes than this are read once and kept in memory.
 _HELD = 2**28
+# The most bytes of what stands before a member to describe it, such as a long name.
+_DESCRIPTION = 2**20
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -38,6 +42,12 @@ class _StrictHeader(tarfile.TarInfo):
             if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]  # typeshed lacks it
                 raise
             raise ValueError(f"it is cut off or damaged at byte {archive.offset} ({error})") from error
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Self:
+        described = (*(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE), *tarfile.GNU_TYPES[:2])
+        if self.type in described and self.size > _DESCRIPTION:
+            raise ValueError(f"what describes a member at byte {archive.offset} claims to have {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]  # typeshed lacks it
 
 
 # Name, header, and a file to read from; None for what is no file.
@@ -53,6 +63,7 @@ def tar_members(path: Path) -> Iterator[Member]:
     mode: Any = f"r:{_packing(path)}"
     with archive_damage(path), tarfile.open(path, mode, tarinfo=_StrictHeader) as archive:
         while (info := archive.next()) is not None:
+            check_ratio(path, info.offset_data + (info.size if info.isreg() else 0))
             archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all headers, a KiB each
             name = safe_name(path, info.name)
             yield name, info, archive.extractfile(info) if info.isreg() else None
@@ -60,6 +71,7 @@ def tar_members(path: Path) -> Iterator[Member]:
         while piece := archive.fileobj.read(_PIECE):
             if any(piece):
                 raise ValueError("it goes on after its end; were archives strung together?")
+            check_ratio(path, archive.fileobj.tell())
 
 
 def _packing(path: Path) -> str:
@@ -78,21 +90,27 @@ def list_tar(path: Path) -> tuple[Listing, Mapping[str, bytes] | None]:
     Raises:
         DataError: the file is damaged, or an image is a link, which is not followed.
     """
-    entries, content, held = list[tuple[str, tuple[bool, bool]]](), dict[str, bytes](), 0
+    entries, content, held = list[tuple[str, tarfile.TarInfo]](), dict[str, bytes](), 0
+    pictures = dict[str, bytes]()
     for name, info, file in tar_members(path):
-        entries.append((name, (info.isreg(), info.isdir())))
-        if file is not None and (is_image(name) or name.endswith(LABELS_FILE)):
+        entries.append((name, info))
+        if file is not None and (is_image(name) or holds_labels(name)):
             held += info.size
-            if held <= _HELD:
-                content[name] = read_tar_file(path, name, info, file)
-            else:
+            if held > _HELD:
                 content.clear()
+                head = file.read(HEAD)
+            else:
+                content[name] = read_tar_file(path, name, info, file)
+                head = content[name][:HEAD]
+            if is_our_picture(head):
+                pictures[name] = head
     members = by_name(path, entries)
-    other = next((n for n, (is_file, is_dir) in members.items() if is_image(n) and not (is_file or is_dir)), None)
-    if other is not None:
-        raise DataError(f"data {path}: {other} is a link or a device; only files are read from archives")
-    files, folders = ([n for n, kind in members.items() if kind[i]] for i in (0, 1))
-    listing = archive_listing(files, folders)
+    files, folders = [n for n, info in members.items() if info.isreg()], [n for n, m in members.items() if m.isdir()]
+    others = members.keys() - set(files) - set(folders)
+    odd = min((name for name in others if is_image(name) and not is_hidden(name)), default=None)
+    if odd is not None:
+        raise DataError(f"data {path}: {odd} is a link or a device; only files are read from archives")
+    listing = archive_listing(path, files, folders, lambda name: pictures.get(name, b""), sorted(others))
     return listing, content if held <= _HELD else None
 
 

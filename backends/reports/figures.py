@@ -13,6 +13,7 @@ from einops import rearrange
 
 from ict_backends.errors import UsageError
 from ict_backends.files import write_atomically
+from ict_backends.images import PICTURE_SOFTWARE
 from ict_backends.measuring.metrics import METRICS
 from ict_backends.training.step_plan import grid_of, some_stages, stages_of
 from ict_core import Config
@@ -181,5 +182,5 @@ def _new_figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=100)
+    figure.savefig(stream, format="png", dpi=100, metadata={"Software": PICTURE_SOFTWARE})
     write_atomically(path, stream.getvalue())

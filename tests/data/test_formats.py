@@ -164,7 +164,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
 
 
 def test_archives_that_unpack_to_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("folder_zip", "tar"):
+    for module in ("folder_zip", "tar", "limits"):
         monkeypatch.setattr(f"ict_backends.data.{module}.MAX_BYTES", 2**20)
     files = {"a.png": encoded(IMAGES[0]), "b.png": bytes(2**20 + 1)}
     check_refused(write_zip(tmp_path / "x.zip", files), "b.png cannot be read: it unpacks to more than")
@@ -329,11 +329,11 @@ def test_a_labels_file_gives_the_classes(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ([["a/0.png", 1]], r"has no class for a/1.png \(5 of 6 images\)"),
         ([*[[name, 1] for name in png_files()], ["z.png", 1]], "names what is not there: z.png"),
-        ([[name, 1.5] for name in png_files()], "class of a/0.png must be an integer >= 0, not 1.5"),
-        ([[name, True] for name in png_files()], "must be an integer"),
-        ([[name, -1] for name in png_files()], "must be an integer >= 0, not -1"),
-        ([[name, 10**30] for name in png_files()], "must be an integer"),
-        ([[name, [1, 2]] for name in png_files()], "must be an integer"),
+        ([[name, 1.5] for name in png_files()], "classes must be integers >= 0 or names, one an image, not 1.5"),
+        ([[name, -2] for name in png_files()], "classes must be in 0..999999, not -2"),
+        ([[name, 10**30] for name in png_files()], "classes must be in 0..999999, not 10000+; ids of records"),
+        ([[name, [1, 2]] for name in png_files()], "classes must be integers >= 0 or names"),
+        ([[name, i or "a"] for i, name in enumerate(png_files())], "classes must be integers >= 0 or names"),
         ([[name, 1] for name in png_files()] * 2, "names an image twice"),
         ([1, 2], "must be"),
         ({"a": 1}, "has no class for"),
@@ -390,7 +390,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("batch", "says"),
     [
-        (Evil(), "asks for .*system, which no batch of CIFAR needs"),
+        (Evil(), "asks for .*system, which no batch of images needs"),
         ({b"labels": [0, 1], b"data": np.zeros((2, 3072))}, r"must be \[2, 3072\] uint8"),
         ({b"labels": [0, 1], b"data": np.zeros((3, 3072), np.uint8)}, r"must be \[2, 3072\] uint8"),
         ({b"labels": [0, 1], b"data": np.array([Evil(), 1])}, "asks for|uint8"),
@@ -553,8 +553,8 @@ def bad_table(how: str) -> dict:
         "several": {"a": images, "b": images},
         "missing": {"image": [*images[:5], None]},
         "text": {"image": [b"text"] * 6},
-        "label": {"image": images, "label": [1, 2, 3, 4, 5, None]},
-        "negative": {"image": images, "label": [-1] * 6},
+        "negative": {"image": images, "label": [-2] * 6},
+        "large": {"image": images, "label": [0, 1, 2, 3, 4, 10**6]},
         "rows": {"image": pyarrow.array([], pyarrow.binary())},
     }[how]
 
@@ -566,8 +566,8 @@ def bad_table(how: str) -> dict:
         ("several", "has several columns that may hold images .a, b., none called `image` or `img`"),
         ("missing", "row 5 cannot be read"),
         ("text", "row 0 cannot be read: it is of no format"),
-        ("label", "1 rows without a label"),
-        ("negative", "integers >= 0"),
+        ("negative", "labels must be in 0..999999, not -2"),
+        ("large", "labels must be in 0..999999, not 1000000; ids of records are no classes"),
         ("rows", "its tables have no rows"),
     ],
 )
@@ -621,16 +621,21 @@ def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
 def test_a_dataset_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(name: str, split: str) -> datasets.Dataset:
-        asked.append((name, split))
+    def load_dataset(name: str, configuration: str | None, split: str) -> datasets.Dataset:
+        asked.append((name, configuration, split))
         return hugging_face_table()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert is_whole(load_data("hf:owner/name"))
     assert is_whole(load_data("hf:owner/name:test"))
-    assert asked == [("owner/name", "train"), ("owner/name", "test")]
-    with pytest.raises(UsageError, match="hf:NAME"):
-        load_data("hf:")
+    assert is_whole(load_data("hf:owner/name:small:test"))
+    assert is_whole(load_data("hf:owner/name:small:"))
+    no = None
+    given = [(no, "train"), (no, "test"), ("small", "test"), ("small", "train")]
+    assert asked == [("owner/name", configuration, split) for configuration, split in given]
+    for wrong in ("hf:", "hf::a:b", "hf:a:b:c:d"):
+        with pytest.raises(UsageError, match="hf:NAME"):
+            load_data(wrong)
 
 
 @needs_datasets

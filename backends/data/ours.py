@@ -1,0 +1,47 @@
+"""What this software writes beside somebody's images, and what is therefore never read as one of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+from ict_backends.images import PICTURE_MARK
+
+# The bytes at the beginning of a PNG that hold its mark.
+HEAD = 96
+# The names in a folder that tell what it is, each in any of these sets: a run, also before it has settings; samples;
+# an ablation.
+_MARKS: tuple[set[str], ...] = (
+    {"config.toml", "checkpoints"},
+    {"config.toml", "data.json"},
+    {"config.toml", "metrics.jsonl"},
+    {".lock"},
+    {".ict-sample.json"},
+    {"results.json", "table.md"},
+)
+_SHEET = re.compile(r"contact-sheet(-[0-9]+)?\.png")
+
+
+def is_our_folder(inside: Collection[str]) -> bool:
+    """True for a folder that a command made, by the names of all that is in it, hidden files included."""
+    return any(marks <= set(inside) for marks in _MARKS)
+
+
+def our_folders(files: Iterable[str]) -> set[str]:
+    """The folders a/b that commands made, among those that files a/b/c lie in; the top is not one of them."""
+    inside: dict[str, set[str]] = {}
+    for name in files:
+        parts = name.split("/")
+        for i in range(1, len(parts)):
+            inside.setdefault("/".join(parts[:i]), set()).add(parts[i])
+    return {folder for folder, names in inside.items() if is_our_folder(names)}
+
+
+def is_our_sheet(name: str) -> bool:
+    """True for the name a/b/c of a file that `ict data` gives a contact sheet in the folder that it is called in."""
+    return _SHEET.fullmatch(name) is not None
+
+
+def is_our_picture(head: bytes) -> bool:
+    """True for the first `HEAD` bytes of a PNG that shows several images, or an edited one."""
+    return PICTURE_MARK in head

@@ -1,0 +1,92 @@
+"""Pickles of batches of images, read without running any code in them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ict_backends.errors import DataError
+
+
+class PickledArray:
+    """A stand-in for a pickled array: NumPy gets its bytes only after their type and number are checked."""
+
+    state: object = None
+
+    @property
+    def shape(self) -> object:
+        """The shape that the pickle claims, or None."""
+        return self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def bytes_of(self, where: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """The array as uint8 of this shape, [n, m]. Raises DataError where the pickled array is another one."""
+        match self.state:
+            case (int(), tuple(dims), _PickledDtype(code=b"u1" | "u1"), False | 0, bytes(raw)) if (
+                dims == shape and len(raw) == shape[0] * shape[1]
+            ):
+                return np.frombuffer(raw, dtype=np.uint8).reshape(shape)
+        raise DataError(f"data {where}: `data` of {name} must be {list(shape)} uint8, one row a label")
+
+
+class _PickledDtype:
+    """A stand-in for a pickled dtype, of which only the code is used."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        pass  # the byte order, of which u1 has only one
+
+
+def _reconstruct(*_: object) -> PickledArray:
+    return PickledArray()
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    """Turn text into the bytes that it stands for: Python 3 pickles bytes for Python 2 as Latin-1 text."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("bytes are not written so")
+    return text.encode("latin1")
+
+
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+# The unpickler written in Python: the one in C allocates as much memory as a damaged length asks for.
+class _Unpickler(pickle._Unpickler):
+    """An unpickler that builds dicts, lists, bytes, numbers and the stand-ins above, and refuses all else."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of images needs")
+        return _ALLOWED[module, name]
+
+    def load_bytearray8(self) -> None:
+        """Refuse what makes the unpickler allocate as many bytes as the pickle claims."""
+        raise pickle.UnpicklingError("it holds a bytearray, which no batch of images needs")
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
+
+
+def unpickle(where: Path, name: str, content: bytes) -> dict[bytes, Any]:
+    """The dict of a pickle, with its keys as bytes. Raises DataError where the pickle is anything else."""
+    try:
+        members = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a pickle can make the reader raise anything
+        raise DataError(f"data {where}: {name} cannot be read: {str(error) or type(error).__name__}") from error
+    if not isinstance(members, dict):
+        raise DataError(f"data {where}: {name} is no batch of images: it is no dict")
+    return {key.encode() if isinstance(key, str) else key: value for key, value in members.items()}
