@@ -8,6 +8,7 @@ code 1.
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
@@ -45,6 +46,7 @@ def main(files: int, seed: int, limit: int, keep: str) -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (limit * 2**20, limit * 2**20))
     signal.signal(signal.SIGALRM, _stop)
+    logging.disable()  # what a set leaves out
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         samples = make_samples(Path(folder))

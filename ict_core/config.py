@@ -49,6 +49,11 @@ def at_least(bound: int, *, zero: str = "") -> Rule:
     return Rule(f">= {bound} (or 0: {zero})", lambda value: value == 0 or value >= bound)
 
 
+def within(least: int, most: int, *, zero: str) -> Rule:
+    """Integers in least..most, and 0, whose meaning `zero` gives in words."""
+    return Rule(f"in {least}..{most} (or 0: {zero})", lambda value: value == 0 or least <= value <= most)
+
+
 def below_one() -> Rule:
     """Numbers in [0, 1)."""
     return Rule("in [0, 1)", lambda value: 0 <= value < 1)
@@ -121,7 +126,7 @@ class DataConfig:
 
     source: Annotated[str, Rule('"digits" or a path', lambda source: source != "")] = "digits"
     shape: Annotated[tuple[int, ...], IMAGE_SHAPE] = (1, 8, 8)
-    size: Annotated[int, at_least(2, zero="as they are")] = 0
+    size: Annotated[int, within(2, 4096, zero="as they are")] = 0
     crop: Annotated[str, one_of(("none", "center"))] = "none"
     flip: bool = False
     hold: Annotated[str, one_of(("auto", "device", "host"))] = "auto"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from ict_backends.data.dataset import Dataset, load_data
 from ict_backends.errors import UserError
@@ -91,6 +91,18 @@ def write_imagenet(path: Path, images: np.ndarray, labels: np.ndarray) -> Path:
     return path
 
 
+def imagenet_pickle() -> bytes:
+    """A batch as it is published for Python 2."""
+    rows = IMAGES.reshape(len(IMAGES), -1)
+    return python2_pickle({"data": rows, "labels": [int(label) + 1 for label in LABELS], "mean": rows.mean(0)})
+
+
+def class_files() -> dict[str, bytes]:
+    """Images of WebDataset, with their classes beside them."""
+    images = {f"{i}.png": encoded(image) for i, image in enumerate(IMAGES)}
+    return images | {f"{i}.cls": "ab"[label].encode() for i, label in enumerate(LABELS)}
+
+
 def write_parquet(path: Path, column: str = "image", label: str | None = "label", **options: object) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -153,7 +165,8 @@ def make_samples(folder: Path) -> dict[str, Sample]:
     jpegs = {f"{name}.jpg": encoded(image, "JPEG") for name, image in zip(NAMES, IMAGES, strict=True)}
     png, edm = write_folder(folder / "png", png_files()), write_folder(folder / "edm", png_files())
     jpg = write_folder(folder / "jpg", jpegs)
-    others = {"gif": "GIF", "bmp": "BMP", "ppm": "PPM", "tif": "TIFF", "webp": "WEBP"}
+    others = {"gif": "GIF", "bmp": "BMP", "ppm": "PPM", "tif": "TIFF", "webp": "WEBP", "dib": "DIB"}
+    others |= {"avif": "AVIF"} if features.check("avif") else {}
     listed = {"labels": [[f"{name}.png", int(label)] for name, label in zip(NAMES, LABELS, strict=True)]}
     (edm / "dataset.json").write_text(json.dumps(listed))
     cifar = write_folder(folder / "cifar", cifar_files())
@@ -171,6 +184,8 @@ def make_samples(folder: Path) -> dict[str, Sample]:
         "ImageNet npz": write_imagenet(folder / "train_data_batch_1.npz", IMAGES, LABELS + 1),
         "CIFAR tar.gz": write_tar(folder / "cifar-10-python.tar.gz", cifar_files(), "gz"),
         "Parquet": write_parquet(folder / "images.parquet"),
+        "ImageNet zip": write_zip(folder / "Imagenet8_train.zip", {"train_data_batch_1": imagenet_pickle()}),
+        "WebDataset": write_tar(folder / "web.tar.gz", class_files(), "gz"),
     }
     samples = {name: Sample(path, path, checked=True) for name, path in whole.items()}
     samples["png"] = Sample(png, png / "a" / "1.png", checked=True)
@@ -183,6 +198,13 @@ def make_samples(folder: Path) -> dict[str, Sample]:
         place = write_folder(folder / suffix, files)
         samples[suffix] = Sample(place, place / "a" / f"1.{suffix}", checked=False)
     samples["dataset.json"] = Sample(edm, edm / "dataset.json", checked=False)
+    imagenet = write_folder(folder / "imagenet", {"train_data_batch_1": imagenet_pickle()})
+    samples["ImageNet pickle"] = Sample(imagenet, imagenet / "train_data_batch_1", checked=False)
+    hub = folder / "hub"
+    (hub / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        write_parquet(hub / "data" / f"{split}-00000-of-00001.parquet", label="category")
+    samples["hub snapshot"] = Sample(hub, hub / "data" / "train-00000-of-00001.parquet", checked=True)
     return samples
 
 

@@ -6,12 +6,12 @@ labels, the names of classes, and the sha256 of the other file. CACHE is $XDG_CA
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +111,7 @@ class Room:
     def __init__(self, key: str | None) -> None:
         self._key = key
         self._file: Path | None = None
+        self._handle: int | None = None  # of the file, which it keeps locked
 
     def __enter__(self) -> Room:
         return self
@@ -129,9 +130,10 @@ class Room:
         try:
             cache_folder().mkdir(parents=True, exist_ok=True)
             _sweep()
-            handle, name = tempfile.mkstemp(prefix=f".data-{self._key}.", suffix=".tmp", dir=cache_folder())
-            os.close(handle)
-            self._file = Path(name)
+            file = cache_folder() / f".data-{self._key}.{os.getpid()}-{time.monotonic_ns()}.tmp"
+            self._handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            self._file = file
+            _lock(self._handle)
             return _mapped(self._file, shape)
         except OSError as error:
             self._give_up(error)
@@ -161,6 +163,7 @@ class Room:
             digest = np.array(_file_digest(self._file))
             self._file.replace(images_file)
             self._file = None
+            self._drop()
             write_atomically(labels_file, encode_npz(sha256=digest, **arrays))
             return np.load(images_file, mmap_mode="r", allow_pickle=False), labels, classes
         except OSError as error:
@@ -171,6 +174,9 @@ class Room:
         if self._file is not None:
             self._file.unlink(missing_ok=True)
             self._file = None
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def _give_up(self, error: OSError) -> None:
         self._drop()
@@ -180,10 +186,25 @@ class Room:
 
 
 def _sweep() -> None:
-    """Remove unfinished files, a day old, of processes that were killed."""
+    """Remove unfinished files of processes that were killed: those that nobody has locked."""
     for path in cache_folder().glob(".data-*.tmp"):
-        if time.time() - path.stat().st_mtime > _DAY:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is locked, or gone by now
+            handle = os.open(path, os.O_RDWR)
+            try:
+                if _lock(handle) or time.time() - path.stat().st_mtime > _DAY:
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file for as long as it is open; false where the system has no such locks. Raises OSError."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
 
 
 def _mapped(path: Path, shape: Sequence[int]) -> np.ndarray:

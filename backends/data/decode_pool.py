@@ -13,7 +13,7 @@ import queue
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, NamedTuple
 
@@ -48,16 +48,31 @@ def decoded(source: Source, preparation: Preparation | None) -> Iterator[tuple[i
     # The processes are the outer context: they outlive the threads that wait for them.
     with DecodingProcesses() as processes, ThreadPoolExecutor(workers) as pool:
         work = decode_chunk
-        waiting: deque[Future[list[tuple[int, Decoded]]]] = deque()
+        waiting: deque[tuple[Chunk, Future[list[tuple[int, Decoded]]]]] = deque()
         for images in _chunks(source):
             if many and isinstance(images[0][2], bytes):  # decoded pixels are not worth sending
                 processes.start(workers)
                 work, many = processes.decode, False
-            waiting.append(pool.submit(work, Chunk(images, preparation)))
+            chunk = Chunk(images, preparation)
+            waiting.append((chunk, pool.submit(work, chunk)))
             if len(waiting) > 2 * workers:
-                yield from waiting.popleft().result()
+                yield from _whole(*waiting.popleft(), work)
         while waiting:
-            yield from waiting.popleft().result()
+            yield from _whole(*waiting.popleft(), work)
+
+
+_Work = Callable[[Chunk], list[tuple[int, Decoded]]]
+
+
+def _whole(chunk: Chunk, begun: Future[list[tuple[int, Decoded]]], work: _Work) -> Iterator[tuple[int, Decoded]]:
+    """The images of a chunk whose decoding was begun; where they are large, the rest is decoded part by part."""
+    done = begun.result()
+    while True:
+        yield from done
+        chunk = chunk._replace(images=chunk.images[len(done) :])
+        if not chunk.images:
+            return
+        done = work(chunk)
 
 
 def _chunks(source: Source) -> Iterator[list[tuple[int, str, Content]]]:

@@ -65,7 +65,7 @@ def batches_in_zip(path: Path) -> list[Batch]:
     """The training batches in a .zip file; none if it has none, or is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            names = [info.filename for info in archive.infolist()]
     except (*ARCHIVE_ERRORS, OSError):  # whatever reads it next says so
         return []
     return [_batch(name, partial(_unpacked, path, name)) for name in _batch_names(names)]

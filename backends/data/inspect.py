@@ -35,6 +35,7 @@ class Inspection:
         duplicates: (name, name of the first image with the same pixels).
         unreadable: for each unreadable image, a message that says why.
         sheet: a picture [h, w, c] uint8 of some of the images.
+        notes: what was left out or chosen, as `Source` has it.
     """
 
     where: str
@@ -47,11 +48,13 @@ class Inspection:
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     sheet: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The results in words, as lines of text."""
         return [
             f"images: {self.count:,}",
+            *(f"note: {note}" for note in self.notes),
             *self._shape_lines(),
             *self._class_lines(),
             f"mean: {_numbers(self.mean)} by channel, of values in [-1, 1]",
@@ -118,7 +121,7 @@ def inspect(source: str, *, size: int = 0, crop: str = "none") -> Inspection:
     """
     data = find_data(source)
     opened = _of_arrays(source, data) if isinstance(data, Dataset) else data.open()
-    seen = Inspection(source, len(opened.names), opened.labels, opened.classes)
+    seen = Inspection(source, len(opened.names), opened.labels, opened.classes, notes=opened.notes)
     sums, sheet = _Sums(), _Sheet(opened.labels, len(opened.names))
     known: dict[bytes, int] = {}
 

@@ -151,7 +151,7 @@ def classes_by_file(content: bytes, names: Sequence[str]) -> Labels:
         labels = dict(entries)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
-            f'{LABELS_FILE} must be {{"labels": [[NAME, CLASS], ...]}} or {{"labels": null}}; it is not: {error!r}'
+            f'{LABELS_FILE} must be {{"labels": [[NAME, CLASS], ...]}} or {{"labels": null}}; it is not: {error!r:.300}'
         ) from error
     if len(labels) < len(entries):
         raise DataError(f"{LABELS_FILE} names an image twice")

@@ -63,6 +63,8 @@ class Located(NamedTuple):
     open: Callable[[], Source]
 
 
+# The bytes of decoded images from which on no more of a chunk are decoded at once.
+_HELD = 2**26
 # The pixels of an image, [c, h, w] uint8, or the error of an unreadable one.
 Decoded = np.ndarray | DataError
 
@@ -75,11 +77,20 @@ class Chunk(NamedTuple):
 
 
 def decode_chunk(chunk: Chunk) -> list[tuple[int, Decoded]]:
-    """Decode each image: (index, [c, h, w] uint8), or (index, the error of an unreadable one).
+    """Decode the images from the first on: (index, [c, h, w] uint8), or (index, the error of an unreadable one).
 
+    It ends after the image with which they take more than `_HELD` bytes, since a few kilobytes can unpack to any size.
     Raises DataError where the preparation does not fit an image.
     """
-    return [(i, _decode(content, name, chunk.preparation)) for i, name, content in chunk.images]
+    done: list[tuple[int, Decoded]] = []
+    held = 0
+    for i, name, content in chunk.images:
+        image = _decode(content, name, chunk.preparation)
+        done.append((i, image))
+        held += 0 if isinstance(image, DataError) else image.nbytes
+        if held > _HELD:
+            break
+    return done
 
 
 def _decode(content: Content, name: str, preparation: Preparation | None) -> Decoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -181,6 +182,25 @@ def test_without_room_for_a_cache_it_works_and_warns(
         assert warning.startswith(f"Warning: no cache of decoded images in {cache}: ")
         assert warning.count("\n") == 1
     assert not list(cache.glob(".*"))
+
+
+def test_unfinished_files_of_processes_that_are_gone_are_removed(tmp_path: Path, cache: Path) -> None:
+    """At once; and not those of a process that is still decoding."""
+    cache.mkdir(parents=True)
+    dead, alive = cache / ".data-0.1-1.tmp", cache / ".data-0.2-2.tmp"
+    dead.write_bytes(b"x")
+    with open(alive, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        load_data(str(write_zip(tmp_path / "x.zip", png_files())))
+        assert {path.name for path in cache.glob(".data-*.tmp")} == {alive.name}
+    images = next(cache.glob("data-*.npy"))
+    assert images.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def test_two_processes_at_once_do_not_disturb_each_other(tmp_path: Path, cache: Path) -> None:

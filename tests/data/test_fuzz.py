@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_samples import Sample, make_samples, mutate
+from PIL import features
 
 FILES = 20  # a format
 FORMATS = [
@@ -28,6 +29,8 @@ FORMATS = [
         "npy",
     ),
     *("CIFAR pickle", "CIFAR tar.gz", "ImageNet npz", "Parquet", "dataset.json"),
+    *("ImageNet pickle", "ImageNet zip", "WebDataset", "hub snapshot", "dib"),
+    *(["avif"] if features.check("avif") else []),
 ]
 
 
