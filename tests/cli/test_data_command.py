@@ -259,3 +259,33 @@ def test_bad_data_give_one_line(refused: Refused, tmp_path: Path, how: str, says
             os.seteuid(0)
     if root:
         (source / "b").chmod(0o700)
+
+
+def test_working_in_the_folder_of_the_data_changes_no_data(
+    ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sheet, a run, its pictures and samples are made there, in this order; the set keeps its images and classes."""
+    monkeypatch.chdir(write_folder(tmp_path / "set", png_files()))
+    assert ict("data", ".").code == 0
+    assert ict("train", "--data=.", *TINY, "--steps=2").code == 0
+    (run,) = Path("runs").iterdir()
+    assert ict("sample", run, "--out=grid.png", "--num=4").code == 0
+    assert ict("sample", run, "--out=some", "--num=4").code == 0
+    assert ict("train", "--resume", f"--out={run}", "--steps=3").code == 0
+    assert ict("eval", run, "--metrics=sw", "--num=6").code == 0
+    result = ict("data", ".")
+    assert "images: 6\nnote: leaves out what ict wrote there: contact-sheet.png, grid.png, runs/" in result.out
+    assert "classes: 2 " in result.out
+    assert load_data(".").classes == ("a", "b")
+
+
+def test_names_write_nothing_on_the_terminal_but_themselves(ict: Ict, tmp_path: Path) -> None:
+    """No escape sequence of a terminal, and no second line that looks like one of the command's."""
+    name = "x\x1b[31m\rimages: 9\nimages: 9"
+    files = {f"{name}/0.png": encoded(IMAGES[0]), "b/0.png": encoded(IMAGES[0]), "b/\x1b[2J.png": b"none"}
+    for path in (write_folder(tmp_path / "x", files), write_zip(tmp_path / "x.zip", files)):
+        result = ict("data", path)
+        assert result.code == 0, result.err
+        assert all(line.isprintable() for line in [*result.out.splitlines(), *result.err.splitlines()])
+        assert result.out.count("images: 2") == 0
+        assert [line for line in result.out.splitlines() if line.startswith("images: ")] == ["images: 3"]
