@@ -16,6 +16,7 @@ from ict_backends.data.listing import (
     archive_listing,
     by_name,
     chosen_part,
+    holds_labels,
     is_image,
     listed_source,
 )
@@ -93,7 +94,7 @@ def open_zip(path: Path) -> Source:
             if info.flag_bits & 1 and not is_hidden(name):
                 raise DataError(f"data {path}: {name} is encrypted; unpack it with its password first")
         check_directory(archive, [info for info in archive.infolist() if not is_image(info.filename)])
-        check_ratio(path, sum(info.file_size for name, info in members.items() if is_image(name)))
+        check_ratio(path, sum(info.file_size for name, info in members.items() if is_image(name) or holds_labels(name)))
         files = [name for name, info in members.items() if not info.is_dir()]
         listing = archive_listing(
             path, files, sorted(members.keys() - set(files)), lambda name: _read_head(archive, members[name])

@@ -218,9 +218,13 @@ def _check_claims(path: Path, metadata: Any) -> None:
 
 def _read_parquet(path: Path, image: str, first: int) -> Iterator[tuple[int, Content]]:
     file = _guarded(path, lambda: _open_file(path))
+    unpacked = 0
     with file:
         batches = file.iter_batches(_rows_at_once(file.metadata), columns=[image])
         while (batch := _guarded(path, lambda: next(batches, None))) is not None:
+            # Rows can repeat one value, which no size in the file tells.
+            unpacked += batch.nbytes
+            check_ratio(path, unpacked)
             yield from column_contents(path, batch.column(0), first)
             first += len(batch)
 

@@ -27,6 +27,8 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2
 _PIECE = 2**20
 # Archives whose images take no more bytes than this are read once and kept in memory.
 _HELD = 2**28
+# The most zeros after the end of an archive: programs fill a record up with them.
+_PADDING = 2**24
 # The most bytes of what stands before a member to describe it, such as a long name.
 _DESCRIPTION = 2**20
 
@@ -68,10 +70,12 @@ def tar_members(path: Path) -> Iterator[Member]:
             name = safe_name(path, info.name)
             yield name, info, archive.extractfile(info) if info.isreg() else None
         # Only zeros may follow, to the end of the file, where the decompressor checks its checksum.
+        end = archive.fileobj.tell()
         while piece := archive.fileobj.read(_PIECE):
-            if any(piece):
+            if piece.count(0) < len(piece):
                 raise ValueError("it goes on after its end; were archives strung together?")
-            check_ratio(path, archive.fileobj.tell())
+            if archive.fileobj.tell() - end > _PADDING:
+                raise ValueError(f"more than {_PADDING:,} zeros follow its end")
 
 
 def _packing(path: Path) -> str:

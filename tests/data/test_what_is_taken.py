@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import os
 import pickle
@@ -532,13 +533,21 @@ def test_small_files_that_unpack_to_much_are_refused(tmp_path: Path, monkeypatch
     check_refused(tmp_path / "x.parquet", "is refused: it unpacks to 4 MiB")
 
 
-def test_a_tar_that_goes_on_for_ever_after_its_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bz2
-
-    monkeypatch.setattr("ict_backends.data.limits.FREE_BYTES", 2**16)
+def test_a_tar_whose_end_does_not_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ict_backends.data.tar._PADDING", 2**21)
     tar = write_tar(tmp_path / "x.tar", png_files()).read_bytes()
+    (tmp_path / "x.tar").write_bytes(bz2.compress(tar + bytes(2**20)))
+    assert is_whole(load_data(str(tmp_path / "x.tar")))
     (tmp_path / "x.tar").write_bytes(bz2.compress(tar + bytes(2**23)))
-    check_refused(tmp_path / "x.tar", "is refused: it unpacks to")
+    check_refused(tmp_path / "x.tar", "more than 2,097,152 zeros follow its end")
+
+
+def test_a_table_that_repeats_one_value_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ict_backends.data.limits.FREE_BYTES", 2**20)
+    pyarrow, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    picture = encoded(np.zeros((3, 256, 256), np.uint8), "BMP")
+    pq.write_table(pyarrow.table({"image": [picture] * 300}), tmp_path / "x.parquet", compression="zstd")
+    check_refused(tmp_path / "x.parquet", "is refused: it unpacks to")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
