@@ -30,20 +30,22 @@ _config = click.option(
 @_config
 @debug_option
 def openai_adm_command(file: Path, out: Path, config_file: Path | None) -> None:
-    """Import a PyTorch state dict that OpenAI released.
+    """Import a PyTorch state dict that OpenAI released, or that their code or another trainer has saved.
 
     There are consistency models of ImageNet-64, LSUN bedroom and LSUN cat. The released files are recognised by their
-    names, such as cd_imagenet64_l2.pt; other files need --config.
+    names, such as cd_imagenet64_l2.pt; other files need --config. Of a whole training state, the average of the weights
+    is taken ("ema" and the like), or else the weights; the prefixes of wrappers ("module.") are taken off.
     """
     from ict_backends import load_backend
     from ict_backends.exchange.importing import import_openai_adm, released_config
+    from ict_backends.exchange.state_dict import find_state_dict
 
     _check_file(file)
     config = _read_config(config_file) if config_file else released_config(file)
     if config is None:
         raise UsageError(f"{file} has none of the released names; describe its network with --config FILE.toml")
-    state_dict = dict(load_backend("torch").read_arrays(file))
-    _report(import_openai_adm(state_dict, config, out, str(file)).path, config)
+    found = find_state_dict(load_backend("torch").read_arrays(file), str(file))
+    _report(import_openai_adm(found.arrays, config, out, str(file)).path, config, found.place)
 
 
 @import_command.command("jcm")
@@ -55,7 +57,8 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
     """Import a Flax checkpoint of a CIFAR-10 model.
 
     FILE is a released checkpoint, or an .npz file of the same parameters, named by their paths joined with '/'.
-    Without --config, the network is the authors' NCSN++ of CIFAR-10, with their Fourier scale of 16.
+    Without --config, the network is the authors' NCSN++ of CIFAR-10, with their Fourier scale of 16. Of a whole
+    training state, the average of the weights is taken, or else the weights.
     """
     import numpy as np
 
@@ -66,13 +69,14 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
     config = _read_config(config_file) if config_file else build_config(RELEASED_CIFAR10)
     if file.suffix == ".npz":
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with open(file, "rb") as content, np.load(content, allow_pickle=False) as arrays:
                 tree = dict(arrays)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # each kind of damage has an exception of its own
             raise CheckpointError(f"{file} is no readable .npz file of plain arrays: {error}") from error
     else:
         tree = dict(load_backend("jax").read_arrays(file))
-    _report(import_jcm(tree, config, out, str(file)).path, config)
+    run, place = import_jcm(tree, config, out, str(file))
+    _report(run.path, config, place)
 
 
 @import_command.command("diffusers")
@@ -88,7 +92,7 @@ def diffusers_command(folder: Path, out: Path) -> None:
     from ict_backends.exchange.diffusers_folder import read_diffusers
     from ict_backends.exchange.importing import weights_run
 
-    arrays, config = read_diffusers(folder, lambda file: dict(load_backend("torch").read_arrays(file)))
+    arrays, config = read_diffusers(folder, lambda file: load_backend("torch").read_arrays(file))
     _report(weights_run(arrays, config, out).path, config)
 
 
@@ -105,7 +109,9 @@ def _read_config(path: Path) -> Config:
     return build_config(merge([{"data": {"source": "unknown"}}, tree]))
 
 
-def _report(out: Path, config: Config) -> None:
+def _report(out: Path, config: Config, place: str = "") -> None:
+    """Say what was made, and of which of the file's weights if it holds others, too."""
     from ict_backends.networks.families import count_parameters
 
-    click.echo(f"{out}: {count_parameters(config):,} parameters\nMore: ict sample {out} --out samples.png")
+    taken = f", from {place} in the file" if place else ""
+    click.echo(f"{out}: {count_parameters(config):,} parameters{taken}\nMore: ict sample {out} --out samples.png")

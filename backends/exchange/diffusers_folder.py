@@ -8,7 +8,7 @@ FOLDER/scheduler/scheduler_config.json               the noise levels
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ict_backends.exchange.diffusers_names import (
     to_diffusers,
     unet_settings,
 )
+from ict_backends.exchange.state_dict import find_state_dict
 from ict_backends.files import whole_folder
 from ict_backends.protocols import Arrays
 from ict_core import Config
@@ -63,7 +64,7 @@ def write_diffusers(arrays: Arrays, config: Config, out: Path) -> None:
             raise CheckpointError(f"{out} cannot be written: {error}") from error
 
 
-def read_diffusers(folder: Path, read_bin: Callable[[Path], Arrays]) -> tuple[Arrays, Config]:
+def read_diffusers(folder: Path, read_bin: Callable[[Path], Mapping[str, Any]]) -> tuple[Arrays, Config]:
     """Read the weights, float32 by our names, and the configuration of a pipeline's folder.
 
     Args:
@@ -98,12 +99,12 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _read_weights(folder: Path, read_bin: Callable[[Path], Arrays]) -> Arrays:
+def _read_weights(folder: Path, read_bin: Callable[[Path], Mapping[str, Any]]) -> Arrays:
     safe = folder / f"{_WEIGHTS}.safetensors"
     if not safe.is_file():
         if not safe.with_suffix(".bin").is_file():
             raise CheckpointError(f"{folder} has no weights: neither {_WEIGHTS}.safetensors nor .bin")
-        return read_bin(safe.with_suffix(".bin"))
+        return find_state_dict(read_bin(safe.with_suffix(".bin")), str(safe.with_suffix(".bin"))).arrays
     try:
         return load_file(safe)
     except (SafetensorError, OSError, ValueError, TypeError) as error:

@@ -97,16 +97,19 @@ def _without_pixels(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) > 2 and set(shape[2:]) == {1} else shape
 
 
-def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str) -> RunDir:
+def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str) -> tuple[RunDir, str]:
     """Make a run of the authors' Flax parameters for NCSN++.
 
-    Of a whole training state, the moving average (`params_ema`) is taken or, if there is none, `params`.
+    Of a whole training state, the moving average (`params_ema` and the like) is taken or, if there is none, `params`.
 
     Args:
         tree: the arrays, in nested dicts or by '/'-joined paths.
         config: the configuration of the network.
         out: the folder of the new run.
         what: names the file in the error.
+
+    Returns:
+        The run, and the names that led to the weights, such as "params_ema"; empty if there was nothing else.
 
     Raises:
         CheckpointError: the arrays are not those of the network: every difference is listed, in the file's names.
@@ -118,14 +121,27 @@ def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str)
         raise CheckpointError(
             f"{what} holds an unconditional network, but network.num_classes is {config.network.num_classes}"
         )
-    flat = {name: np.asarray(value) for name, value in jcm.flatten(tree)}
-    group = next((g for g in ("params_ema/", "params/") if any(name.startswith(g) for name in flat)), "")
-    flat = {name.removeprefix(group): value for name, value in flat.items() if name.startswith(group)}
+    flat, place = jcm.find_params({name: np.asarray(value) for name, value in jcm.flatten(tree)})
     shapes, official = parameter_shapes(config), jcm.official_arrays(config.network, config.data.shape)
     check_arrays(what, {array.name: array.shape for array in official.values()}, flat)
+    flat = _as_numbers(what, flat)
     check_finite(what, flat)
     arrays = {ours: jcm.from_official(flat[official[ours].name], shape) for ours, shape in shapes.items()}
-    return weights_run(arrays, config, out)
+    return weights_run(arrays, config, out), place
+
+
+def _as_numbers(what: str, arrays: Arrays) -> Arrays:
+    """The arrays as float32. Raises CheckpointError if one of them holds anything else than real numbers."""
+    numbers: Arrays = {}
+    for name, array in arrays.items():
+        try:
+            # bfloat16, which is not NumPy's own, is of the kind "V"; of the others, NumPy refuses to make numbers.
+            if array.dtype.kind not in "fiuV":
+                raise TypeError
+            numbers[name] = np.asarray(array, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise CheckpointError(f"{what}: {name} holds no real numbers, but {array.dtype}") from None
+    return numbers
 
 
 def weights_run(arrays: Arrays, config: Config, out: Path) -> RunDir:

@@ -90,3 +90,16 @@ def flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
             yield from flatten(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
+
+
+# The dicts in which Flax's trainers keep weights: the first that is there is taken, averages before the weights.
+_GROUPS = ("params_ema", "ema_params", "ema", "params", "state", "model")
+
+
+def find_params(flat: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+    """The weights among the arrays of a training state by '/'-joined paths, and the path of the dicts they lie in."""
+    found, place = dict(flat), list[str]()
+    while group := next((g for g in _GROUPS if any(name.startswith(f"{g}/") for name in found)), None):
+        found = {name.removeprefix(f"{group}/"): a for name, a in found.items() if name.startswith(f"{group}/")}
+        place.append(group)
+    return found, "/".join(place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,11 +43,11 @@ def load_arrays(network: UNet, arrays: Arrays, what: str) -> None:
     network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def read_arrays(path: Path) -> Arrays:
-    """Read the arrays of a file that torch has written, by name, as float32. Code in the file is never executed.
+def read_arrays(path: Path) -> dict[Any, Any]:
+    """Read what torch has written to a file: nested dicts, their tensors as float32 arrays. Code is never executed.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds anything else than named arrays.
+        CheckpointError: the file cannot be read, or holds code, a tensor of another kind, or anything but a dict.
     """
     try:
         with warnings.catch_warnings():
@@ -56,13 +57,34 @@ def read_arrays(path: Path) -> Arrays:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} is refused: it holds more than arrays, or is no file of torch's") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # each kind of damage has an exception of its own
         raise CheckpointError(
             f"{path} is no whole file of torch's: {' '.join(str(error).split()) or type(error).__name__}"
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} is no state dict: it must hold arrays by name and nothing else")
-    return {name: value.float().numpy() for name, value in content.items()}
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no state dict: it must hold arrays by name, not a {type(content).__name__}")
+    return _to_tree(content, str(path))
+
+
+def _to_tree(content: dict[Any, Any], what: str) -> dict[Any, Any]:
+    """The same dicts with arrays for tensors; anything else is left as it is."""
+    tree = dict(content)
+    for name, value in content.items():
+        if isinstance(value, dict):
+            tree[name] = _to_tree(value, what)
+        elif isinstance(value, torch.Tensor):
+            if not _is_plain(value):
+                kind = str(value.layout if value.layout != torch.strided else value.dtype).removeprefix("torch.")
+                raise CheckpointError(f"{what}: {name} is no plain tensor of real numbers, but {kind}")
+            tree[name] = value.detach().float().numpy()
+    return tree
+
+
+def _is_plain(value: torch.Tensor) -> bool:
+    """True for a dense tensor of real numbers that are all in memory: no small file may fill the machine."""
+    if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def to_checkpoint(state: TrainState) -> Checkpoint:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,13 @@ from command_line import Ict, Refused
 from tiny import TINY
 
 from ict_backends import load_backend
+from ict_backends.exchange import jcm
 from ict_backends.exchange.importing import released_config
+from ict_backends.exchange.openai_adm import official_names
+from ict_backends.networks.families import parameter_shapes
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
-from ict_core import karras_sigmas
+from ict_core import karras_sigmas, load_config
 from ict_core.settings import build_config
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
@@ -45,6 +50,8 @@ blocks = {blocks}
 attention_resolutions = {attention}
 embedding_scale = {scale}
 """
+
+SMALL_NCSNPP = NCSNPP_CONFIG.format(size=8, nf=8, mult=[1], blocks=1, attention=[], scale=16.0)
 
 
 def reference(name: str) -> Path:
@@ -252,3 +259,117 @@ def test_released_models_are_known_by_their_files_names(ict: Ict, tmp_path: Path
     torch.save({}, tmp_path / "mine.pt")
     done = ict("import", "openai-adm", tmp_path / "mine.pt", "--out", tmp_path / "run")
     assert (done.code, "--config FILE.toml" in done.err) == (2, True)
+
+
+def nested(how: str, raw: dict[str, Any], average: dict[str, Any]) -> tuple[dict[Any, Any], str]:
+    """What a trainer saves of two state dicts, and the place that must be taken; "" for the only one."""
+
+    def prefixed(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
+        return {prefix + name: array for name, array in arrays.items()}
+
+    return {
+        "of the authors": ({name: torch.nn.Parameter(a) for name, a in average.items()}, ""),
+        "of several processes": (prefixed("module.", average), "module"),
+        "compiled": (prefixed("_orig_mod.", average), ""),
+        "both": (prefixed("module._orig_mod.", average), "module"),
+        "compiled within": ({n.replace("time_embed.", "time_embed._orig_mod."): a for n, a in average.items()}, ""),
+        "averaged by torch": (prefixed("module.", average) | {"n_averaged": torch.tensor(7)}, "module"),
+        "state_dict": ({"epoch": 3, "state_dict": average, "optimizer": {"state": {0: raw}}}, "state_dict"),
+        "model": ({"model": average, "step": torch.tensor(3)}, "model"),
+        "no average": ({"model": average, "ema": None}, "model"),
+        "average": ({"model": raw, "ema": average}, "ema"),
+        "average within": (
+            {"state_dict": {"model": raw, "ema_model": prefixed("module.", average)}},
+            "state_dict/ema_model/module",
+        ),
+        "prefixes": ({"state_dict": prefixed("model.", raw) | prefixed("ema.", average)}, "state_dict/ema"),
+        "half": ({name: a.bfloat16() for name, a in average.items()}, ""),
+    }[how]
+
+
+HOW = ["of the authors", "of several processes", "compiled", "both", "compiled within", "averaged by torch"]
+HOW += ["state_dict", "model", "no average", "average", "average within", "prefixes", "half"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_what_a_trainer_saved_is_imported(ict: Ict, tmp_path: Path, how: str) -> None:
+    config, average = small_adm(tmp_path)
+    saved, place = nested(how, {name: a + 1 for name, a in average.items()}, average)
+    torch.save(saved, tmp_path / "ema_0.9999_000100.pt")
+    out = tmp_path / "run"
+    done = ict("import", "openai-adm", tmp_path / "ema_0.9999_000100.pt", "--out", out, "--config", config)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[0].endswith(f"parameters, from {place} in the file" if place else " parameters")
+    found = load_checkpoint(RunDir(out).latest_checkpoint()).ema["conv_out.weight"]
+    kept = average["out.2.weight"].bfloat16().float() if how == "half" else average["out.2.weight"]
+    np.testing.assert_array_equal(found, kept.numpy())
+
+
+def small_adm(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The settings of a small ADM, and random arrays for it by the authors' names."""
+    text = ADM_CONFIG.replace("channels = 16\nchannel_mult = [4, 2]", "channels = 32\nchannel_mult = [1, 1]")
+    path = written(tmp_path / "small.toml", text)
+    config, generator = load_config(path), torch.Generator().manual_seed(0)
+    names = official_names(config.network, config.data.shape)
+    return path, {names[n]: torch.randn(shape, generator=generator) for n, shape in parameter_shapes(config).items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"generator": {"a": torch.zeros(1)}, "epoch": 3}, "must hold arrays by name and nothing else, not generator"),
+        ({"ema": {"shadow_params": [torch.zeros(1)]}, "model": {}}, "x.pt: ema is no state dict.*not shadow_params"),
+        ({}, "not nothing"),
+        ({3: torch.zeros(1)}, "is no state dict"),
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, "a is no plain tensor of real numbers, but complex64"),
+        ({"a": torch.zeros(2, 2).to_sparse()}, "a is no plain tensor of real numbers, but sparse_coo"),
+        ({"a": torch.zeros(1, device="meta")}, "a is no plain tensor"),
+        ({"a": torch.zeros(1, dtype=torch.float16).expand(10**14)}, "a is no plain tensor"),
+        ({"module.a": torch.zeros(1), "b": torch.zeros(1)}, "unknown: b, module.a"),
+    ],
+)
+def test_what_holds_no_weights_is_refused_by_what_it_holds(
+    refused: Refused, tmp_path: Path, content: object, says: str
+) -> None:
+    config, _ = small_adm(tmp_path)
+    torch.save(content, tmp_path / "x.pt")
+    refused(1, says, "import", "openai-adm", tmp_path / "x.pt", "--out", tmp_path / "run", "--config", config)
+
+
+@pytest.mark.parametrize("place", ["", "params", "params_ema", "state/ema_params", "params/params"])
+def test_the_average_is_taken_of_a_flax_training_state(ict: Ict, tmp_path: Path, place: str) -> None:
+    config = written(
+        tmp_path / "c.toml", NCSNPP_CONFIG.format(size=8, nf=8, mult=[1], blocks=1, attention=[], scale=16.0)
+    )
+    settings, rng = load_config(config), np.random.default_rng(0)
+    official = jcm.official_arrays(settings.network, settings.data.shape)
+    arrays = {a.name: rng.standard_normal(a.shape).astype(np.float32) for a in official.values()}
+    tree = {f"{place}/{name}" if place else name: array for name, array in arrays.items()}
+    if "ema" in place:
+        tree |= {f"{place.replace('ema_', '').replace('_ema', '')}/{name}": array + 1 for name, array in arrays.items()}
+    np.savez(tmp_path / "x.npz", **tree)
+    done = ict("import", "jcm", tmp_path / "x.npz", "--out", tmp_path / "run", "--config", config)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[0].endswith(f"parameters, from {place} in the file" if place else " parameters")
+    found = load_checkpoint(RunDir(tmp_path / "run").latest_checkpoint()).ema["conv_in.bias"]
+    np.testing.assert_array_equal(found, arrays["Conv_0/bias"])
+
+
+@pytest.mark.parametrize("how", ["no zip", "cut", "huge", "words"])
+def test_a_bad_npz_is_refused(refused: Refused, tmp_path: Path, how: str) -> None:
+    config = written(
+        tmp_path / "c.toml", NCSNPP_CONFIG.format(size=8, nf=8, mult=[1], blocks=1, attention=[], scale=16.0)
+    )
+    settings, file = load_config(config), tmp_path / "x.npz"
+    official = jcm.official_arrays(settings.network, settings.data.shape)
+    np.savez(file, **{a.name: np.full(a.shape, "x") for a in official.values()})
+    says = "Conv_0/bias|holds no real numbers"
+    if how != "words":
+        says = "no readable .npz file"
+        content = file.read_bytes()
+        file.write_bytes({"no zip": b"PK\x03\x04" + b"x" * 99, "cut": content[:2000], "huge": b""}[how])
+    if how == "huge":
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 100000000), }".ljust(117) + b"\n"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    refused(1, says, "import", "jcm", file, "--out", tmp_path / "run", "--config", config)
