@@ -12,6 +12,8 @@ from typing import IO
 
 import platformdirs
 
+from ict_backends.errors import CheckpointError
+
 # The most bytes of a file that is read at once.
 _SMALL = 2**18
 
@@ -28,6 +30,17 @@ def file_sha256(path: Path) -> str:
         if os.fstat(file.fileno()).st_size <= _SMALL:
             return hashlib.sha256(file.read()).hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# What a file of Git LFS begins with where only the pointer to it was fetched.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_no_pointer(path: Path) -> None:
+    """Raise CheckpointError if a file, which need not exist, is a pointer of Git LFS instead of the file itself."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(f"{path} is only a pointer of Git LFS; run `git lfs pull` to get the file itself")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

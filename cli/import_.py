@@ -45,7 +45,7 @@ def openai_adm_command(file: Path, out: Path, config_file: Path | None) -> None:
     if config is None:
         raise UsageError(f"{file} has none of the released names; describe its network with --config FILE.toml")
     found = find_state_dict(load_backend("torch").read_arrays(file), str(file))
-    _report(import_openai_adm(found.arrays, config, out, str(file)).path, config, found.place)
+    _report(import_openai_adm(found.arrays, config, out, str(file)).path, config, _of(found.place, file))
 
 
 @import_command.command("jcm")
@@ -76,7 +76,7 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
     else:
         tree = dict(load_backend("jax").read_arrays(file))
     run, place = import_jcm(tree, config, out, str(file))
-    _report(run.path, config, place)
+    _report(run.path, config, _of(place, file))
 
 
 @import_command.command("diffusers")
@@ -92,8 +92,8 @@ def diffusers_command(folder: Path, out: Path) -> None:
     from ict_backends.exchange.diffusers_folder import read_diffusers
     from ict_backends.exchange.importing import weights_run
 
-    arrays, config = read_diffusers(folder, lambda file: load_backend("torch").read_arrays(file))
-    _report(weights_run(arrays, config, out).path, config)
+    found = read_diffusers(folder, lambda file: load_backend("torch").read_arrays(file))
+    _report(weights_run(found.arrays, found.config, out).path, found.config, str(folder / found.file))
 
 
 def _check_file(file: Path) -> None:
@@ -109,9 +109,14 @@ def _read_config(path: Path) -> Config:
     return build_config(merge([{"data": {"source": "unknown"}}, tree]))
 
 
-def _report(out: Path, config: Config, place: str = "") -> None:
-    """Say what was made, and of which of the file's weights if it holds others, too."""
+def _of(place: str, file: Path) -> str:
+    return f"{place} of {file}" if place else str(file)
+
+
+def _report(out: Path, config: Config, source: str) -> None:
+    """Say what was made, and of what."""
     from ict_backends.networks.families import count_parameters
 
-    taken = f", from {place} in the file" if place else ""
-    click.echo(f"{out}: {count_parameters(config):,} parameters{taken}\nMore: ict sample {out} --out samples.png")
+    click.echo(
+        f"{out}: {count_parameters(config):,} parameters, from {source}\nMore: ict sample {out} --out samples.png"
+    )

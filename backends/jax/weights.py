@@ -15,6 +15,7 @@ from flax import nnx, serialization
 from jax.sharding import Mesh
 
 from ict_backends.errors import CheckpointError
+from ict_backends.files import check_no_pointer
 from ict_backends.jax.device import put, replicated
 from ict_backends.jax.parallel import Processes
 from ict_backends.jax.state import (
@@ -92,6 +93,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read, or holds anything else than a tree.
     """
+    check_no_pointer(path)
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
     except OSError as error:

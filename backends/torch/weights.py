@@ -12,6 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ict_backends.errors import CheckpointError
+from ict_backends.files import check_no_pointer
 from ict_backends.protocols import Arrays
 from ict_backends.runs.checkpoint import Checkpoint, check_arrays
 from ict_backends.torch.networks import UNet, make_network
@@ -49,6 +50,7 @@ def read_arrays(path: Path) -> dict[Any, Any]:
     Raises:
         CheckpointError: the file cannot be read, or holds code, a tensor of another kind, or anything but a dict.
     """
+    check_no_pointer(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of files that it then refuses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import torch
 from command_line import Ict, Refused
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save_file as save_safetensors
 
 from ict_backends import load_backend
 from ict_backends.exchange.diffusers_names import nearest_timestep
@@ -188,6 +191,75 @@ def test_weights_in_torchs_own_format_are_imported(ict: Ict, tmp_path: Path, sav
     np.testing.assert_array_equal(found, arrays["conv_in.weight"].astype(np.float16).astype(np.float32))
 
 
+def as_bin(folder: Path, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    arrays = load_safetensors(folder / WEIGHTS)
+    torch.save({name: make(a) for name, a in arrays.items()}, (folder / WEIGHTS).with_suffix(".bin"))
+    (folder / WEIGHTS).unlink()
+
+
+def saved_again(folder: Path, **options: Any) -> None:
+    """What the library itself writes with other options."""
+    pipeline = load_pipeline(folder)
+    shutil.rmtree(folder)
+    pipeline.save_pretrained(folder, **options)
+
+
+def with_bom(folder: Path) -> None:
+    for file in folder.rglob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+
+
+# What is done to a folder -> the precision that the weights have after it, and the file that they come from.
+VARIANTS: dict[str, tuple[Callable[[Path], object], torch.dtype, str]] = {
+    "half": (lambda f: store(f, torch.float16), torch.float16, "safetensors"),
+    "bfloat16": (lambda f: store(f, torch.bfloat16), torch.bfloat16, "safetensors"),
+    "a variant": (lambda f: saved_again(f, variant="fp16"), torch.float32, "fp16.safetensors"),
+    "parts": (lambda f: saved_again(f, max_shard_size="300KB"), torch.float32, "safetensors.index.json"),
+    "parts of a variant": (
+        lambda f: saved_again(f, max_shard_size="300KB", variant="fp16"),
+        torch.float32,
+        "safetensors.index.fp16.json",
+    ),
+    "bin": (lambda f: saved_again(f, safe_serialization=False), torch.float32, "bin"),
+    "parts of bin": (
+        lambda f: saved_again(f, safe_serialization=False, max_shard_size="300KB"),
+        torch.float32,
+        "bin.index.json",
+    ),
+    "parameters": (lambda f: as_bin(f, torch.nn.Parameter), torch.float32, "bin"),
+    "a byte order mark": (with_bom, torch.float32, "safetensors"),
+    "settings of the library's own": (lambda f: change(f, UNET, _name_or_path="x"), torch.float32, "safetensors"),
+}
+
+
+@pytest.mark.parametrize(("make", "dtype", "ending"), VARIANTS.values(), ids=VARIANTS)
+def test_folders_in_every_form_are_imported(
+    ict: Ict, tmp_path: Path, saved: Path, make: Callable[[Path], object], dtype: torch.dtype, ending: str
+) -> None:
+    before = load_safetensors(saved / WEIGHTS)["conv_in.weight"]
+    make(saved)
+    done = ict("import", "diffusers", saved, "--out", tmp_path / "run")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[0].endswith(f" from {saved / WEIGHTS.removesuffix('safetensors')}{ending}")
+    found = load_checkpoint(RunDir(tmp_path / "run").latest_checkpoint()).ema["conv_in.weight"]
+    np.testing.assert_array_equal(found, before.to(dtype).float().numpy())
+
+
+def test_full_precision_is_taken_before_a_variant(ict: Ict, tmp_path: Path, saved: Path) -> None:
+    whole = (saved / WEIGHTS).read_bytes()
+    store(saved, torch.float16)
+    move(saved, "fp16")
+    (saved / WEIGHTS).write_bytes(whole)
+    assert ict("import", "diffusers", saved, "--out", tmp_path / "run").code == 0
+    found = load_checkpoint(RunDir(tmp_path / "run").latest_checkpoint()).ema["conv_in.weight"]
+    np.testing.assert_array_equal(found, load_file(saved / WEIGHTS)["conv_in.weight"])
+
+
+def test_a_network_alone_is_refused_as_one(refused: Refused, tmp_path: Path, saved: Path) -> None:
+    says = "unet is a UNet2DModel alone, without model_index.json and the scheduler's settings"
+    refused(1, says, "import", "diffusers", saved / "unet", "--out", tmp_path / "run")
+
+
 def change(folder: Path, file: str, **values: object) -> None:
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -218,10 +290,45 @@ FAULTS = {
     "other widths": (lambda f: change(f, UNET, block_out_channels=[32, 96]), "does not fit the network: down_blocks"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "has no weights"),
     "truncated": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:5000]), "cannot be read"),
+    "a pointer": (lambda f: (f / WEIGHTS).write_text(POINTER), "is only a pointer of Git LFS; run `git lfs pull`"),
+    "a pointer for the index": (lambda f: (f / "model_index.json").write_text(POINTER), "only a pointer of Git LFS"),
+    "deep settings": (lambda f: (f / UNET).write_text('{"a":' * 50_000), "unet/config.json cannot be read"),
+    "float8": (lambda f: store(f, torch.float8_e4m3fn), "is stored as F8_E4M3, which is not read; store float32"),
+    "several variants": (lambda f: [move(f, name) for name in ("fp16", "ema")], "several variants of its weights"),
+    "a shard outside": (
+        lambda f: shard(f, "../x.safetensors"),
+        "names '../x.safetensors', which is no file of weights",
+    ),
+    "a shard that is missing": (lambda f: shard(f, "x.safetensors"), "unet/x.safetensors cannot be read: No such"),
+    "no map": (lambda f: shard(f, None), "does not say by weight_map"),
     "missing array": (lambda f: rewrite(f, **{"conv_out.bias": None}), "missing: conv_out.bias"),
     "another array": (lambda f: rewrite(f, more=np.zeros(2, np.float32)), "unknown: more"),
     "nan": (lambda f: rewrite(f, **{"conv_out.bias": np.full(3, np.nan, np.float32)}), "conv_out.bias is not finite"),
 }
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+def store(folder: Path, dtype: torch.dtype) -> None:
+    """Store the weights in another type of numbers."""
+    arrays = load_safetensors(folder / WEIGHTS)
+    save_safetensors({name: a.to(dtype) for name, a in arrays.items()}, folder / WEIGHTS)
+
+
+def move(folder: Path, variant: str) -> None:
+    """Make the weights a variant, beside others that there may be."""
+    arrays = next((folder / "unet").glob("*.safetensors"))
+    new = folder / WEIGHTS.replace(".safetensors", f".{variant}.safetensors")
+    new.write_bytes(arrays.read_bytes())
+    (folder / WEIGHTS).unlink(missing_ok=True)
+
+
+def shard(folder: Path, name: str | None) -> None:
+    """Leave an index that names one file of weights for all arrays; None for an index without names."""
+    names = dict.fromkeys(load_file(folder / WEIGHTS), name)
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": names}))
 
 
 def rewrite(folder: Path, **changed: np.ndarray | None) -> None:

@@ -299,7 +299,8 @@ def test_what_a_trainer_saved_is_imported(ict: Ict, tmp_path: Path, how: str) ->
     out = tmp_path / "run"
     done = ict("import", "openai-adm", tmp_path / "ema_0.9999_000100.pt", "--out", out, "--config", config)
     assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[0].endswith(f"parameters, from {place} in the file" if place else " parameters")
+    file = tmp_path / "ema_0.9999_000100.pt"
+    assert done.out.splitlines()[0].endswith(f" parameters, from {place} of {file}" if place else f" from {file}")
     found = load_checkpoint(RunDir(out).latest_checkpoint()).ema["conv_out.weight"]
     kept = average["out.2.weight"].bfloat16().float() if how == "half" else average["out.2.weight"]
     np.testing.assert_array_equal(found, kept.numpy())
@@ -350,7 +351,8 @@ def test_the_average_is_taken_of_a_flax_training_state(ict: Ict, tmp_path: Path,
     np.savez(tmp_path / "x.npz", **tree)
     done = ict("import", "jcm", tmp_path / "x.npz", "--out", tmp_path / "run", "--config", config)
     assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[0].endswith(f"parameters, from {place} in the file" if place else " parameters")
+    file = tmp_path / "x.npz"
+    assert done.out.splitlines()[0].endswith(f" parameters, from {place} of {file}" if place else f" from {file}")
     found = load_checkpoint(RunDir(tmp_path / "run").latest_checkpoint()).ema["conv_in.bias"]
     np.testing.assert_array_equal(found, arrays["Conv_0/bias"])
 
