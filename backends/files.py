@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -52,14 +53,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A context with a temporary file to write into, renamed to `path` at the end, or removed where writing failed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        discard(temporary)  # so that no link of that name is followed
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path)
+        sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -67,36 +70,63 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A context with a temporary folder to fill, renamed to `path` at the end, or removed where filling it failed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A context with a temporary folder to fill, renamed to `path` at the end, or removed where filling it failed.
+
+    What was there before is removed first, as by `remove_folder`.
+    """
+    _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    discard(temporary)
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
-        if path.exists():
+            sync(file)
+        sync(temporary)
+        if path.is_symlink() or path.exists():
             remove_folder(path)
-        temporary.rename(path)
-        _sync(path.parent)
+        os.replace(temporary, path)
+        sync(path.parent)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard(temporary)
         raise
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder so that a reader sees it whole or not at all."""
+    """Remove a folder so that a reader sees it whole or not at all; of a symbolic link, only the link itself."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
-    shutil.rmtree(aside)
+    discard(aside)
+    os.replace(path, aside)  # a link is renamed, not what it points to
+    sync(path.parent)
+    discard(aside)
 
 
-def _sync(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a symbolic link and nothing that it points to, if it is there.
+
+    What cannot be removed is left.
+    """
+    if path.is_symlink() or not path.is_dir():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_folder(path: Path) -> None:
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk. Some file systems cannot: then not."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

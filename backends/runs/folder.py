@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import numpy as np
 
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, DataError, UsageError
-from ict_backends.files import write_atomically
+from ict_backends.files import discard, write_atomically
 from ict_backends.runs.lines import append_line
 from ict_backends.runs.lock import LOCK_FILE
 from ict_core import Config, ConfigError, load_config
@@ -182,10 +181,7 @@ def step_of(folder: Path) -> int:
 def remove_leftovers(run: RunDir) -> None:
     """Remove the temporary files of processes that were killed while they wrote."""
     for leftover in run.path.rglob(".*.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        discard(leftover)
 
 
 def create_run(path: Path, config: Config, dataset: Dataset | None) -> RunDir:
