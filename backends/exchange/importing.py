@@ -155,4 +155,4 @@ def start_from(run: RunDir, config: Config, arrays: Arrays) -> None:
     """Write a run's state before the first step: these weights, an EMA equal to them, and moments of zero."""
     weights = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
     zeros = {name: np.zeros(shape, np.float32) for name, shape in trained_shapes(config).items()}
-    save_checkpoint(run, Checkpoint(0, weights, dict(weights), zeros, dict(zeros)), keep=0)
+    save_checkpoint(run, Checkpoint(0, weights, dict(weights), zeros, dict(zeros)), keep=0, config=config)

@@ -68,7 +68,7 @@ def train(
             processes = replace(processes, mesh=worthwhile(processes.mesh, config))
         mesh = processes.mesh
         parts = check_split(config.train.batch_size, config.train.micro_batch, mesh.size, "devices")
-        state = _restore(config, run, mesh) if resume else init_state(config, mesh)
+        state = _restore(config, run, processes) if resume else init_state(config, mesh)
         done = int(state.step)
         stride = steps_per_dispatch(config, mesh, done)
         held = fits_on_device(config, dataset.images, free_bytes(mesh))
@@ -94,9 +94,9 @@ def train(
         raise StoppedError.after(done, run.path, interruption.number)
 
 
-def _restore(config: Config, run: RunDir, mesh: Mesh) -> TrainState:
-    folder, checkpoint = load_newest(run, warn=warn)
-    return from_checkpoint(config, checkpoint, mesh, f"checkpoint {folder}")
+def _restore(config: Config, run: RunDir, processes: Processes) -> TrainState:
+    folder, checkpoint = load_newest(run, warn=warn, writes=processes.rank == 0)
+    return from_checkpoint(config, checkpoint, processes.mesh, f"checkpoint {folder}")
 
 
 def _advance(config: Config, dataset: Dataset, mesh: Mesh, parts: int, *, held: bool) -> Advance:

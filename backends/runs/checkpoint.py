@@ -4,27 +4,28 @@ params/NAME, ema/NAME               float32; convolutions [out, in, h, w], dense
 first_moment/NAME, second_moment/NAME   RAdam's moments
 loss_scale/factor, loss_scale/good_steps   where the network computes in float16
 teacher/NAME                        where the teacher has a moving average of its own
+
+state.py has the JSON file, whose checksum covers all: the step, the sha256 of the arrays, the settings of the run.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from ict_backends.arrays import read_safetensors, write_safetensors
 from ict_backends.errors import CheckpointError, NonFiniteError
-from ict_backends.files import file_sha256, remove_folder, whole_folder
+from ict_backends.files import file_sha256, remove_folder, sync, whole_folder
 from ict_backends.protocols import Arrays
-from ict_backends.runs.folder import RunDir, step_of
+from ict_backends.runs.folder import RunDir, is_step, step_of
+from ict_backends.runs.state import STATE_FILE, State, read_state, state_text
+from ict_core import Config
 
-# Arrays in the layout above, by the names of the parameters.
-FORMAT = "ict-checkpoint-1"
-_TENSORS, _STATE = "state.safetensors", "state.json"
+_TENSORS = "state.safetensors"
 
 
 class Checkpoint(NamedTuple):
@@ -52,14 +53,17 @@ class Checkpoint(NamedTuple):
         return self.teacher if self.step else self.params
 
 
-def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int, keep_every: int = 0) -> Path:
+def save_checkpoint(
+    run: RunDir, checkpoint: Checkpoint, *, keep: int, keep_every: int = 0, config: Config | None = None
+) -> Path:
     """Write a checkpoint, whole or not at all, then remove old ones.
 
     Args:
         run: the run's folder.
         checkpoint: the state to write.
-        keep: the number of newest checkpoints to keep; 0 removes none.
+        keep: the number of newest checkpoints to keep, this one included; 0 removes none.
         keep_every: also keep checkpoints whose step is a multiple of this; 0 for no others.
+        config: the run's settings, which the checkpoint then holds, too.
 
     Returns:
         The checkpoint's folder.
@@ -69,60 +73,82 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int, keep_ever
         CheckpointError, OSError: the checkpoint cannot be written, as on a full disk; the older ones stay.
     """
     folder = run.checkpoint_folder(checkpoint.step)
-    write_checkpoint(folder, checkpoint, last=run.describe_latest())
-    for old in run.checkpoints()[:-keep] if keep else []:
+    write_checkpoint(folder, checkpoint, last=run.describe_latest(), config=config)
+    until_now = [each for each in run.checkpoints() if step_of(each) <= checkpoint.step]
+    for old in until_now[:-keep] if keep else []:
         if not keep_every or step_of(old) % keep_every:
-            remove_folder(old)
+            remove_checkpoint(old)
     return folder
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, last: object = "none") -> None:
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint's folder, unless it lies in a folder that is a symbolic link: what that points to stays."""
+    if not folder.parent.is_symlink():
+        remove_folder(folder)
+
+
+def write_checkpoint(
+    folder: Path, checkpoint: Checkpoint, *, last: object = "none", config: Config | None = None
+) -> None:
     """Write a checkpoint into a folder of its own, whole or not at all, in place of one that is there.
 
     Args:
         folder: the checkpoint's folder.
         checkpoint: the state to write.
         last: the last good checkpoint, which the error names where a weight is not finite.
+        config: the run's settings, which the checkpoint then holds, too.
 
     Raises:
         NonFiniteError, CheckpointError, OSError: as for `save_checkpoint`.
     """
-    # safetensors stores the memory of an array, whatever its strides.
     arrays = {
-        f"{group}/{name}": np.asarray(a, order="C")
+        f"{group}/{name}": array
         for group in checkpoint._fields[1:]
-        for name, a in getattr(checkpoint, group).items()
+        for name, array in getattr(checkpoint, group).items()
     }
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
         raise NonFiniteError(f"{bad[0]} is not finite after step {checkpoint.step}; last good checkpoint: {last}")
     with whole_folder(folder) as temporary:
-        try:
-            save_file(arrays, temporary / _TENSORS)
-        except SafetensorError as error:  # the library raises it in place of an OSError
-            raise CheckpointError(f"checkpoint {folder} cannot be written: {error}") from error
-        digest = file_sha256(temporary / _TENSORS)
-        state = {"format": FORMAT, "step": checkpoint.step, "sha256": digest}
-        (temporary / _STATE).write_text(json.dumps(state, indent=2) + "\n")
+        write_safetensors(temporary / _TENSORS, arrays)
+        text = state_text(checkpoint.step, file_sha256(temporary / _TENSORS), config)
+        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
 
 
-def load_newest(run: RunDir, *, warn: Callable[[str], object]) -> tuple[Path, Checkpoint]:
+def load_newest(run: RunDir, *, warn: Callable[[str], object], writes: bool = True) -> tuple[Path, Checkpoint]:
     """Read the newest checkpoint of a run that is not damaged, and return its folder and the checkpoint.
+
+    Newer ones, which are damaged, are renamed to NAME.damaged, so that nothing takes them for checkpoints any more.
 
     Args:
         run: the run's folder.
         warn: called with a message for each newer checkpoint that is damaged.
+        writes: rename damaged ones; False in all but one of several processes.
 
     Raises:
-        CheckpointError: there is no checkpoint, or all are damaged.
+        CheckpointError: there is no checkpoint, or all are damaged; nothing is renamed then.
     """
     *newer, oldest = [*reversed(run.checkpoints())] or [run.latest_checkpoint()]
-    for folder in newer:
+    damaged: list[Path] = []
+    for folder in (*newer, oldest):
         try:
-            return folder, load_checkpoint(folder)
+            checkpoint = load_checkpoint(folder)
         except CheckpointError as error:
+            if folder is oldest:
+                raise
             warn(f"{error}; going on from the one before")
-    return oldest, load_checkpoint(oldest)
+            damaged.append(folder)
+        else:
+            for each in damaged if writes else ():
+                _set_aside(each)
+            return folder, checkpoint
+    raise AssertionError  # the last one is returned or raised
+
+
+def _set_aside(folder: Path) -> None:
+    names = (f"{folder.name}.damaged{i or ''}" for i in range(10**6))
+    os.replace(folder, next(p for name in names if not (p := folder.with_name(name)).exists()))
+    sync(folder.parent)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -131,27 +157,25 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: the checkpoint is truncated or changed, or this package did not write it.
     """
-    step, digest = _read_state(folder)
+    state = _read_state(folder)
     tensors = folder / _TENSORS
     try:
         read = file_sha256(tensors)
     except OSError as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error.strerror}") from error
-    if read != digest:
+    if read != state.sha256:
         raise CheckpointError(
             f"checkpoint {folder} is damaged: the contents of {_TENSORS} are not those that were written"
         )
-    try:
-        arrays = load_file(tensors)
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
     groups: dict[str, Arrays] = {group: {} for group in Checkpoint._fields[1:]}
-    for name, array in arrays.items():
+    for name, array in read_safetensors(tensors).items():
         group, _, parameter = name.partition("/")
         if group not in groups:
             raise CheckpointError(f"checkpoint {folder} is not one of ict's: it holds {name}")
+        if array.dtype != np.float32 and group != "loss_scale":
+            raise CheckpointError(f"checkpoint {folder} is not one of ict's: {name} is {array.dtype}, not float32")
         groups[group][parameter] = array
-    return Checkpoint(step, **groups)
+    return Checkpoint(state.step, **groups)
 
 
 def check_finite(what: str, arrays: Arrays) -> None:
@@ -161,26 +185,21 @@ def check_finite(what: str, arrays: Arrays) -> None:
             raise NonFiniteError(f"{what} is refused: {name} is not finite")
 
 
-def _read_state(folder: Path) -> tuple[int, str]:
-    try:
-        state = json.loads((folder / _STATE).read_text())
-        if state["format"] != FORMAT:
-            raise CheckpointError(f"checkpoint {folder} has format {state['format']!r}; this version reads {FORMAT!r}")
-        return int(state["step"]), str(state["sha256"])
-    except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint {folder} is not one of ict's: it has no {_STATE}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {folder} is damaged: {_STATE} cannot be read ({error})") from error
+def _read_state(folder: Path) -> State:
+    state = read_state(folder)
+    if is_step(folder) and step_of(folder) != state.step:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {STATE_FILE} says that it is of step {state.step}")
+    return state
 
 
 def read_step(folder: Path) -> int:
     """The step after which a checkpoint was written. Raises CheckpointError as `load_checkpoint` does."""
-    return _read_state(folder)[0]
+    return _read_state(folder).step
 
 
 def read_digest(folder: Path) -> str:
     """The sha256 of a checkpoint's arrays, unlike that of any other. Raises CheckpointError as `load_checkpoint`."""
-    return _read_state(folder)[1]
+    return _read_state(folder).sha256
 
 
 def check_arrays(what: str, expected: dict[str, tuple[int, ...]], found: Arrays) -> None:

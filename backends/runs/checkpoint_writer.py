@@ -104,7 +104,13 @@ class CheckpointWriter:
         """Try to write a checkpoint; True if it needs no other try."""
         train = self._config.train
         try:
-            save_checkpoint(self._run, checkpoint, keep=train.keep_checkpoints, keep_every=train.keep_every)
+            save_checkpoint(
+                self._run,
+                checkpoint,
+                keep=train.keep_checkpoints,
+                keep_every=train.keep_every,
+                config=self._config,
+            )
             self._failing, self._error = False, None
             return True
         except NonFiniteError as error:

@@ -20,6 +20,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,35 @@ from ict_backends.errors import CheckpointError, DataError, UsageError
 from ict_backends.files import discard, write_atomically
 from ict_backends.runs.lines import append_line
 from ict_backends.runs.lock import LOCK_FILE
-from ict_core import Config, ConfigError, load_config
+from ict_backends.runs.state import read_json, read_state
+from ict_core import Config, ConfigError
+from ict_core.settings import Tree, build_config, current_name, read_toml
+
+# The settings that may change when a run is resumed. Most decide what is written or held in memory, not what is
+# computed. A run that has met NaN, or is finished, goes on with another rate, a seed for what follows, or more steps.
+FREE_ON_RESUME = {
+    "data.hold",
+    "data.source",
+    "eval.every",
+    "eval.metric",
+    "eval.num",
+    "network.checkpoint",
+    "train.checkpoint_every",
+    "train.compile",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.learning_rate",
+    "train.log_every",
+    "train.micro_batch",
+    "train.on_nonfinite",
+    "train.sample_every",
+    "train.seed",
+    "train.shard_weights",
+    "train.tensorboard",
+    "train.total_steps",
+}
+# The settings that a run's file may have otherwise than its checkpoints.
+_FREE = FREE_ON_RESUME | {"curriculum.steps"}
 
 
 @dataclass(frozen=True)
@@ -129,15 +158,46 @@ class RunDir:
         return folders[-1]
 
     def load_config(self) -> Config:
-        """Read the run's configuration. Raises CheckpointError where the folder is no run."""
+        """Read the run's configuration.
+
+        Raises CheckpointError where the folder is no run, or the file is not what the checkpoints were written with.
+        """
         if not self.path.is_dir():
             raise CheckpointError(f"run {self.path} does not exist")
         if not self.config_file.is_file():
             raise CheckpointError(f"{self.path} is not a run: it has no {self.config_file.name}")
         try:
-            return load_config(self.config_file)
+            tree = read_toml(self.config_file)
+            config = build_config(tree)
         except ConfigError as error:
             raise CheckpointError(f"run {self.path}: {error}") from error
+        self._check_settings(tree, config)
+        return config
+
+    def _check_settings(self, tree: Tree, config: Config) -> None:
+        """Raise CheckpointError unless the file has all settings of the checkpoint, and the fixed ones as they were.
+
+        A file without its end would be read with defaults for what is missing.
+        """
+        folder = self.chosen or next(reversed(self.checkpoints()), None)
+        try:
+            settings = read_state(folder).settings if folder else {}
+        except CheckpointError:  # which is said when the checkpoint is read, or passed over
+            return
+        given = {f"{section}.{key}" for section, values in tree.items() for key in values}
+        found: dict[str, Any] = json.loads(json.dumps(config.flat()))  # with lists for tuples
+        written = {current_name(name): value for name, value in settings.items()}
+        lost = ", ".join(name for name in written if name not in given)
+        problems = [f"without {lost}"] * bool(lost)
+        fixed = written.keys() & given - _FREE
+        problems += [
+            f"{name} is {found[name]} and was {written[name]}" for name in sorted(fixed) if found[name] != written[name]
+        ]
+        if folder and problems:
+            raise CheckpointError(
+                f"run {self.path}: {self.config_file.name} has other settings than {folder.name} was written with: "
+                f"{'; '.join(problems)}"
+            )
 
 
 def open_run(path: str | Path) -> RunDir:
@@ -152,7 +212,7 @@ def open_run(path: str | Path) -> RunDir:
     if path.name == "config.toml" and path.is_file():
         return RunDir(path.parent)
     folder = path.parent if path.is_file() else path
-    if _is_step(folder) and folder.parent.name in ("checkpoints", "best") and folder.is_dir():
+    if is_step(folder) and folder.parent.name in ("checkpoints", "best") and folder.is_dir():
         return RunDir(folder.parent.parent, folder)
     match = re.fullmatch(r"(.+)@(\d{1,18})", path.name)
     if match is None or path.exists():
@@ -166,10 +226,11 @@ def open_run(path: str | Path) -> RunDir:
 
 
 def _step_folders(parent: Path) -> list[Path]:
-    return sorted((p for p in parent.glob("step_*") if _is_step(p) and p.is_dir()), key=step_of)
+    return sorted((p for p in parent.glob("step_*") if is_step(p) and p.is_dir()), key=step_of)
 
 
-def _is_step(folder: Path) -> bool:
+def is_step(folder: Path) -> bool:
+    """True if a folder has the name of a checkpoint's."""
     return re.fullmatch(r"step_\d{8,}", folder.name) is not None
 
 
@@ -224,6 +285,8 @@ def remember_data(run: RunDir, config: Config, dataset: Dataset | None) -> None:
 def remember_changes(run: RunDir, config: Config) -> dict[str, tuple[object, object]]:
     """Write the settings of a run that goes on with other ones, and what changed at which step into RUN/changes.jsonl.
 
+    Settings that an earlier version did not have are written, too: later checkpoints hold them.
+
     Returns:
         The old and the new value of each setting that changed, by its name.
     """
@@ -232,6 +295,7 @@ def remember_changes(run: RunDir, config: Config) -> dict[str, tuple[object, obj
     if changed:
         record = {"step": step_of(run.latest_checkpoint()), "changed": changed}
         append_line(run.changes_file, json.dumps(record) + "\n")
+    if run.config_file.read_bytes() != config.to_toml().encode():
         write_atomically(run.config_file, config.to_toml().encode())
     return changed
 
@@ -241,12 +305,14 @@ def class_counts(run: RunDir, config: Config) -> np.ndarray | None:
 
     None for an unconditional network, and where the run does not say it: it was imported, or is of an earlier version.
     """
-    try:
-        counts = np.array(json.loads(run.data_file.read_text())["class_counts"], dtype=np.int64)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
     classes = config.network.num_classes
-    return counts if classes and counts.shape == (classes,) and (counts >= 0).all() and counts.any() else None
+    try:
+        counts = read_json(run.data_file, run.data_file.name)["class_counts"]
+        found = np.array(counts, dtype=np.int64)
+    except (CheckpointError, KeyError, ValueError, TypeError, OverflowError):
+        return None
+    ok = classes and found.shape == (classes,) and all(type(n) is int for n in counts) and (found >= 0).all()
+    return found if ok and found.any() else None
 
 
 def check_same_data(run: RunDir, dataset: Dataset) -> None:
@@ -268,14 +334,11 @@ def check_training_data(run: RunDir, config: Config, dataset: Dataset) -> None:
 
 def is_same_data(run: RunDir, dataset: Dataset) -> bool:
     """True if a data set is that of the run, or the run has seen none. Raises CheckpointError for a damaged record."""
-    try:
-        known = json.loads(run.data_file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"run {run.path}: {run.data_file.name} cannot be read ({error})") from error
-    if known["sha256"] is None:
-        return True
-    told = _describe_data(dataset)
-    return all(known[key] == told[key] for key in told)
+    known, told = read_json(run.data_file, f"run {run.path}: {run.data_file.name}"), _describe_data(dataset)
+    missing = [key for key in told if key not in known]
+    if missing:
+        raise CheckpointError(f"run {run.path}: {run.data_file.name} is damaged: it has no {missing[0]}")
+    return known["sha256"] is None or all(known[key] == told[key] for key in told)
 
 
 def _describe_data(dataset: Dataset | None) -> dict[str, object]:

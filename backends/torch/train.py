@@ -82,7 +82,7 @@ def train(
 
 
 def _restore(config: Config, run: RunDir, processes: Processes) -> TrainState:
-    folder, checkpoint = load_newest(run, warn=warn)
+    folder, checkpoint = load_newest(run, warn=warn, writes=processes.rank == 0)
     return from_checkpoint(config, checkpoint, processes, f"checkpoint {folder}")
 
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from ict_backends.console import warn
 from ict_backends.errors import CheckpointError, UserError
-from ict_backends.files import remove_folder, write_atomically
+from ict_backends.files import write_atomically
 from ict_backends.images import to_uint8
 from ict_backends.measuring.evaluation import check_counts, compare, gather, images_needed, in_batches
 from ict_backends.measuring.metrics import Gathered
 from ict_backends.protocols import Model
-from ict_backends.runs.checkpoint import Checkpoint, write_checkpoint
+from ict_backends.runs.checkpoint import Checkpoint, remove_checkpoint, write_checkpoint
 from ict_backends.runs.folder import RunDir, class_counts, step_of
 from ict_backends.runs.lines import read_lines
 from ict_backends.sampling.batches import proportional_labels, sample_images
@@ -49,7 +49,8 @@ class Evaluator:
         run: the run's folder.
         config: the run's settings.
         images: [n, c, h, w] uint8, the images that samples are compared with.
-        first: the step that training starts from; results of later steps, left by an interrupted run, are dropped.
+        first: the step that training starts from; results of later steps, left by an interrupted run, are dropped,
+            except the best one where no earlier best checkpoint is left.
 
     Raises:
         DataError: there are too few images or samples for the metric.
@@ -62,12 +63,14 @@ class Evaluator:
             return
         self._num = evaluation_size(config, len(images))
         lines = self._lines()
-        kept = [line for line in lines if line["step"] <= first]
+        steps = [step_of(best) for best in run.best_checkpoints()]
+        self._later = {max(steps)} if steps and min(steps) > first else set()
+        kept = [line for line in lines if line["step"] <= first or line["step"] in self._later]
         if len(kept) < len(lines):
             self._write(kept)
         for best in run.best_checkpoints():
-            if step_of(best) > first:
-                remove_folder(best)
+            if step_of(best) > first and step_of(best) not in self._later:
+                remove_checkpoint(best)
 
     def after(self, step: int, model: Model, checkpoint: Checkpoint) -> float | None:
         """Measure the model after `step` steps, and keep its checkpoint if it is the best so far.
@@ -95,15 +98,16 @@ class Evaluator:
 
     def _record(self, step: int, value: float, checkpoint: Checkpoint) -> None:
         line = {"step": step, "metric": self._config.eval.metric, "num": self._num, "value": value}
-        lines = [known for known in self._lines() if known["step"] < step]
+        lines = [known for known in self._lines() if known["step"] < step or known["step"] in self._later - {step}]
         # Distances between sets depend on their sizes: only values of the same number of samples are comparable.
         alike = [known["value"] for known in lines if (known["metric"], known["num"]) == (line["metric"], line["num"])]
         if value < min(alike, default=np.inf):
-            write_checkpoint(self._run.best_folder(step), checkpoint)
+            write_checkpoint(self._run.best_folder(step), checkpoint, config=self._config)
             for old in self._run.best_checkpoints():
                 if step_of(old) != step:
-                    remove_folder(old)
-        self._write([*lines, line])
+                    remove_checkpoint(old)
+            lines, self._later = [known for known in lines if known["step"] < step], set()
+        self._write(sorted([*lines, line], key=lambda known: known["step"]))
 
     @cached_property
     def _reference(self) -> Gathered:

@@ -11,36 +11,12 @@ from ict_backends.errors import DataError, UsageError
 from ict_backends.networks.families import parameter_shapes
 from ict_backends.protocols import Arrays
 from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
-from ict_backends.runs.folder import RunDir, check_same_data, step_of
+from ict_backends.runs.folder import FREE_ON_RESUME, RunDir, check_same_data, step_of
 from ict_backends.training.evaluator import evaluation_size
 from ict_backends.training.tensorboard import check_tensorboard
 from ict_core import Config
 from ict_core.config import DataConfig
 from ict_core.settings import Tree, build_sections, merge, replace
-
-# The settings that may change when a run is resumed. Most decide what is written or held in memory, not what is
-# computed. A run that has met NaN, or is finished, goes on with another rate, a seed for what follows, or more steps.
-FREE_ON_RESUME = {
-    "data.hold",
-    "data.source",
-    "eval.every",
-    "eval.metric",
-    "eval.num",
-    "network.checkpoint",
-    "train.checkpoint_every",
-    "train.compile",
-    "train.keep_checkpoints",
-    "train.keep_every",
-    "train.learning_rate",
-    "train.log_every",
-    "train.micro_batch",
-    "train.on_nonfinite",
-    "train.sample_every",
-    "train.seed",
-    "train.shard_weights",
-    "train.tensorboard",
-    "train.total_steps",
-}
 
 
 def given_settings(*, data: str | None, size: int | None, crop: str | None, steps: int | None, **train: Any) -> Tree:

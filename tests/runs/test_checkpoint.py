@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ict_backends.errors import CheckpointError, NonFiniteError
-from ict_backends.runs.checkpoint import Checkpoint, check_arrays, load_checkpoint, save_checkpoint
-from ict_backends.runs.folder import RunDir
+from ict_backends.runs.checkpoint import Checkpoint, check_arrays, load_checkpoint, load_newest, save_checkpoint
+from ict_backends.runs.folder import RunDir, create_run, remember_changes
+from ict_backends.runs.state import state_text
 from ict_core import Config, LossScale
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}
@@ -48,7 +50,7 @@ def test_the_names_in_the_file_are_the_formats(tmp_path: Path) -> None:
         "loss_scale/good_steps",
         "teacher/a",
     }
-    assert json.loads((folder / "state.json").read_text()).keys() == {"format", "step", "sha256"}
+    assert json.loads((folder / "state.json").read_text()).keys() == {"format", "step", "sha256", "checksum"}
 
 
 def test_arrays_of_any_strides_round_trip(tmp_path: Path) -> None:
@@ -67,11 +69,11 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_nothing_half_written
     run = RunDir(tmp_path)
     save_checkpoint(run, checkpoint(1), keep=0)
 
-    def full(arrays: object, path: Path) -> None:
+    def full(path: Path, arrays: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ict_backends.runs.checkpoint.save_file", full)
+    monkeypatch.setattr("ict_backends.runs.checkpoint.write_safetensors", full)
     for step in (1, 2):
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(run, checkpoint(step), keep=1)
@@ -109,11 +111,9 @@ def spoil(folder: Path, how: str) -> None:
         case "newer format":
             state.write_text(json.dumps(json.loads(state.read_text()) | {"format": "ict-checkpoint-9"}))
         case "foreign tensors":
-            import hashlib
-
             save_file({"model/a": np.zeros(1, np.float32)}, tensors)
             digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
-            state.write_text(json.dumps(json.loads(state.read_text()) | {"sha256": digest}))
+            state.write_text(state_text(3, digest, None))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,178 @@ def test_spoilt_checkpoints_are_refused_in_one_line(tmp_path: Path, how: str, sa
         load_checkpoint(folder)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"step": 2}, {"sha256": "0" * 64}, {"settings": {}}, {"more": 1}, {"checksum": "0" * 64}]
+)
+def test_the_checksum_covers_all_that_the_checkpoint_says(
+    tmp_path: Path, tiny_config: Callable[..., Config], changes: dict[str, object]
+) -> None:
+    folder = save_checkpoint(RunDir(tmp_path), checkpoint(), keep=0, config=tiny_config())
+    assert load_checkpoint(folder).step == 3
+    edit(folder / "state.json", **changes)
+    with pytest.raises(CheckpointError, match=r"is damaged: state.json is not as it was written"):
+        load_checkpoint(folder)
+
+
+def as_of_an_earlier_version(folder: Path, **changes: object) -> None:
+    state = json.loads((folder / "state.json").read_text()) | changes
+    kept = {name: value for name, value in state.items() if name not in ("checksum", "settings")}
+    (folder / "state.json").write_text(json.dumps(kept))
+
+
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """Without a checksum, a wrong step is seen by the folder's name at least."""
+    folder = save_checkpoint(RunDir(tmp_path), checkpoint(), keep=0)
+    as_of_an_earlier_version(folder)
+    assert load_checkpoint(folder).step == 3
+    as_of_an_earlier_version(folder, step=2)
+    with pytest.raises(CheckpointError, match="state.json says that it is of step 2"):
+        load_checkpoint(folder)
+
+
+NONSENSE = {
+    "deep": "[" * 100_000,
+    "deep object": '{"a":' * 100_000,
+    "zeros": "\0" * 100,
+    "long number": '{"step": ' + "9" * 10_000 + "}",
+    "infinite step": '{"step": Infinity, "sha256": "x"}',
+    "negative step": '{"step": -1, "sha256": "x"}',
+    "large step": '{"step": 9999999999999999999999, "sha256": "x"}',
+    "true for a step": '{"step": true, "sha256": "x"}',
+    "words for a step": '{"step": "three", "sha256": "x"}',
+    "list for a hash": '{"step": 3, "sha256": ["x"]}',
+    "list of settings": '{"step": 3, "sha256": "x", "settings": []}',
+    "nothing": "{}",
+}
+
+
+@pytest.mark.parametrize("text", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_in_the_json_file_is_one_line(tmp_path: Path, text: str) -> None:
+    folder = save_checkpoint(RunDir(tmp_path), checkpoint(), keep=0)
+    for content in (text.encode(), text.encode() + b"\xff\xfe"):
+        (folder / "state.json").write_bytes(content)
+        with pytest.raises(CheckpointError, match="is damaged: state.json") as error:
+            load_checkpoint(folder)
+        assert "\n" not in str(error.value)
+
+
+def header_of(**arrays: object) -> bytes:
+    text = json.dumps(arrays).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def array(dtype: str, shape: list[int], *offsets: int) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": list(offsets)}
+
+
+DEEP = b'{"a":' * 50_000
+LIES = {
+    "a long header": (2**62).to_bytes(8, "little") + b"{}",
+    "a deep header": len(DEEP).to_bytes(8, "little") + DEEP,
+    "more than there is": header_of(**{"params/a": array("F32", [10**12], 0, 4 * 10**12)}),
+    "more elements than bytes": header_of(**{"params/a": array("F32", [10**12], 0, 4)}) + bytes(4),
+    "an overflow": header_of(**{"params/a": array("F32", [2**62, 2**62], 0, 4)}) + bytes(4),
+    "an overlap": header_of(**{n: array("F32", [1], 0, 4) for n in ("params/a", "ema/a")}) + bytes(4),
+    "a gap": header_of(**{"params/a": array("F32", [1], 4, 8)}) + bytes(8),
+    "backwards": header_of(**{"params/a": array("F32", [1], 8, 4)}) + bytes(8),
+    "a negative shape": header_of(**{"params/a": array("F32", [-1], 0, 4)}) + bytes(4),
+    "float8": header_of(**{"params/a": array("F8_E4M3", [4], 0, 4)}) + bytes(4),
+    "float4": header_of(**{"params/a": array("F4", [8], 0, 4)}) + bytes(4),
+    "an unknown type": header_of(**{"params/a": array("F31", [1], 0, 4)}) + bytes(4),
+    "float64": header_of(**{"params/a": array("F64", [1], 0, 8)}) + bytes(8),
+    "integers": header_of(**{"params/a": array("I32", [1], 0, 4)}) + bytes(4),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", LIES.values(), ids=LIES)
+def test_files_of_arrays_that_lie_are_one_line(tmp_path: Path, content: bytes) -> None:
+    """Even where the sha256 is right, as somebody would make it."""
+    folder = save_checkpoint(RunDir(tmp_path), checkpoint(), keep=0)
+    (folder / "state.safetensors").write_bytes(content)
+    (folder / "state.json").write_text(state_text(3, hashlib.sha256(content).hexdigest(), None))
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_newer_checkpoints_take_no_place_of_good_ones(tmp_path: Path) -> None:
+    run, warnings = RunDir(tmp_path), list[str]()
+    for step in (1, 2, 3, 4):
+        save_checkpoint(run, checkpoint(step), keep=0)
+    for step in (3, 4):
+        spoil(run.checkpoint_folder(step), "truncated")
+    # A checkpoint that is older than others, damaged or not, is kept even if it is one of too many.
+    folder, loaded = load_newest(run, warn=warnings.append, writes=False)
+    save_checkpoint(run, checkpoint(2), keep=1)
+    assert [p.name for p in run.checkpoints()] == [f"step_0000000{step}" for step in (2, 3, 4)]
+    folder, loaded = load_newest(run, warn=warnings.append)
+    assert (folder.name, loaded.step, len(warnings)) == ("step_00000002", 2, 4)
+    assert [p.name for p in run.checkpoints()] == ["step_00000002"]
+    assert {p.name for p in folder.parent.iterdir()} == {folder.name, "step_00000003.damaged", "step_00000004.damaged"}
+    for step in (3, 4, 5):
+        save_checkpoint(run, checkpoint(step), keep=2)
+    assert [p.name for p in run.checkpoints()] == ["step_00000004", "step_00000005"]
+    spoil(run.checkpoint_folder(5), "truncated")
+    spoil(run.checkpoint_folder(4), "truncated")
+    with pytest.raises(CheckpointError, match="step_00000004 is damaged"):
+        load_newest(run, warn=warnings.append)
+    assert [p.name for p in run.checkpoints()] == ["step_00000004", "step_00000005"]  # as they were: none is good
+
+
+def test_links_are_never_followed_to_remove_a_checkpoint(tmp_path: Path) -> None:
+    mine, other = RunDir(tmp_path / "mine"), RunDir(tmp_path / "other")
+    for step in (1, 2):
+        save_checkpoint(other, checkpoint(step), keep=0)
+    # A checkpoint that is a link is one of those that are kept; then the link goes, and not what it points to.
+    mine.checkpoint_folder(1).parent.mkdir(parents=True)
+    mine.checkpoint_folder(1).symlink_to(other.checkpoint_folder(1))
+    save_checkpoint(mine, checkpoint(3), keep=1)
+    assert [p.name for p in mine.checkpoints()] == ["step_00000003"]
+    # Checkpoints that lie elsewhere, behind a link, all stay.
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "checkpoints").symlink_to(other.path / "checkpoints")
+    save_checkpoint(RunDir(tmp_path / "linked"), checkpoint(3), keep=1)
+    assert [load_checkpoint(p).step for p in other.checkpoints()] == [1, 2, 3]
+    # A link to the whole run is another name for it.
+    (tmp_path / "latest").symlink_to(mine.path)
+    save_checkpoint(RunDir(tmp_path / "latest"), checkpoint(4), keep=1)
+    assert [p.name for p in mine.checkpoints()] == ["step_00000004"]
+
+
+def test_settings_that_lack_their_end_or_were_changed_are_refused(
+    tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    config = tiny_config()
+    run = create_run(tmp_path / "run", config, None)
+    save_checkpoint(run, checkpoint(), keep=0, config=config)
+    text = config.to_toml()
+    lines = text.splitlines(keepends=True)
+    for stop in range(len(lines)):
+        run.config_file.write_text("".join(lines[:stop]))
+        if "".join(lines[:stop]).strip() == text.strip():
+            continue
+        with pytest.raises(CheckpointError, match="config.toml has other settings than step_00000003.*without "):
+            run.load_config()
+    run.config_file.write_text(text.replace("sigma_data = 0.5", "sigma_data = 0.7"))
+    with pytest.raises(CheckpointError, match="noise.sigma_data is 0.7 and was 0.5"):
+        run.load_config()
+    for free in ({"train": {"learning_rate": 1.0}}, {"curriculum": {"steps": 7}}, {"data": {"source": "elsewhere"}}):
+        run.config_file.write_text(tiny_config(**free).to_toml())
+        assert run.load_config() == tiny_config(**free)
+    # Of earlier versions, nothing but the file itself is known; what they lack is added where training goes on.
+    as_of_an_earlier_version(run.checkpoint_folder(3))
+    run.config_file.write_text("\n".join(line for line in text.splitlines() if not line.startswith("late_")))
+    assert run.load_config() == config
+    assert remember_changes(run, config) == {}
+    assert run.config_file.read_text() == text
 
 
 def test_every_difference_of_names_and_shapes_is_listed() -> None:
