@@ -14,6 +14,14 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory_bytes() -> int | None:
+    """The size of this machine's memory in bytes; None where the system does not tell it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def local_rank() -> int | None:
     """The number of this process on its machine, >= 0, from LOCAL_RANK, as torchrun sets it; None where it is unset.
 

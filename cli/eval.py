@@ -49,6 +49,11 @@ if TYPE_CHECKING:
     "once.  [default: none; kid and pr use pixels]",
 )
 @click.option(
+    "--trust-features",
+    is_flag=True,
+    help="Run a --features file that is not the known Inception network: such files are programs.",
+)
+@click.option(
     "--num",
     type=click.IntRange(min=2),
     help="Images to measure; published figures use 50,000. Of a folder or file, a random subset, always the same.  "
@@ -81,6 +86,7 @@ def eval_command(
     data: str | None,
     metrics: str | None,
     features: str | None,
+    trust_features: bool,
     num: int | None,
     resize: bool,
     halves: bool,
@@ -114,7 +120,7 @@ def eval_command(
     config = run.load_config() if run.config_file.is_file() else None
     levels = resolve_sigmas(config, steps, sigmas, run=what) if config else None
     _check_source(what, config, data)
-    network = feature_network(features, device)
+    network = feature_network(features, device, trust=trust_features)
     names = read_metrics(metrics, network)
     shape = config.data.shape if config and resize else None
     reference = read_reference(data_of(config, data), names, shape=shape)

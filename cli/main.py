@@ -111,6 +111,8 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
         # The reader of the output is gone; the rest, which Python flushes at exit, goes to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "Error: the output was closed", 1
+    if isinstance(error, MemoryError):
+        return f"Error: out of memory{f': {error}' if str(error) else ''}", 1
     if isinstance(error, OSError) and error.strerror:
         return f"Error: {error.filename or 'output'}: {error.strerror}", 1
     return None, 1

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     "--metric", help="Metric to minimise: pixel-fd, fid, kid or sw.  [default: pixel-fd; fid with --features]"
 )
 @click.option("--features", help="Network for fid and kid, as in `ict eval`.")
+@click.option("--trust-features", is_flag=True, help="Run any --features file, as in `ict eval`.")
 @click.option("--data", help="Images to compare with.  [default: those the run was trained on]")
 @click.option(
     "--num",
@@ -64,6 +65,7 @@ def search_sigmas_command(
     steps: int,
     metric: str | None,
     features: str | None,
+    trust_features: bool,
     data: str | None,
     num: int | None,
     plot: Path | None,
@@ -91,7 +93,7 @@ def search_sigmas_command(
     config = place.load_config()
     if plot is not None and plot.suffix != ".png":
         raise UsageError(f"--plot {plot} must end in .png")
-    network = feature_network(features, device)
+    network = feature_network(features, device, trust=trust_features)
     name = metric or ("fid" if network else "pixel-fd")
     samples = samples_of_model(config, num, read_metrics(name, network), network)
     reference = _read_reference(name, network, data_of(config, data), samples, config)

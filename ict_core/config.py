@@ -20,7 +20,13 @@ from ict_core.noise_law import LAWS
 
 
 class ConfigError(ValueError):
-    """A setting that is unknown, of the wrong type or out of range; the message is one line."""
+    """A setting that is unknown, of the wrong type or out of range; the message is one line.
+
+    Line breaks and other control characters in it, which names in a file can contain, become spaces.
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__("".join(c if c.isprintable() else " " for c in str(message)))
 
 
 class Rule(NamedTuple):
@@ -42,16 +48,15 @@ def above(bound: float) -> Rule:
     return Rule(f"> {bound:g}", lambda value: value > bound)
 
 
-def at_least(bound: int, *, zero: str = "") -> Rule:
-    """Integers >= bound, and 0 where it has a meaning of its own, which `zero` gives in words."""
-    if bound == 0 or not zero:
-        return Rule(f">= {bound}" + (f" (0: {zero})" if zero else ""), lambda value: value >= bound)
-    return Rule(f">= {bound} (or 0: {zero})", lambda value: value == 0 or value >= bound)
+def at_least(bound: int, *, zero: str = "", most: int | None = None) -> Rule:
+    """Integers >= bound, and 0 where it has a meaning of its own, which `zero` gives in words; at most `most`."""
+    words = f">= {bound}" if most is None else f">= {bound} and <= {most}"
+    meaning = f" ({'or ' if bound else ''}0: {zero})" if zero else ""
 
+    def holds(value: int) -> bool:
+        return (bool(zero) and value == 0) or (value >= bound and (most is None or value <= most))
 
-def within(least: int, most: int, *, zero: str) -> Rule:
-    """Integers in least..most, and 0, whose meaning `zero` gives in words."""
-    return Rule(f"in {least}..{most} (or 0: {zero})", lambda value: value == 0 or least <= value <= most)
+    return Rule(words + meaning, holds)
 
 
 def below_one() -> Rule:
@@ -90,7 +95,10 @@ def literal(value: object) -> str:
         return repr(value)
     if isinstance(value, tuple):
         value = list(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):  # Python does not write out numbers of thousands of digits
+        return f"a {type(value).__name__} that is too long or too deep"
 
 
 def check_ranges(name: str, section: object) -> None:
@@ -100,7 +108,15 @@ def check_ranges(name: str, section: object) -> None:
         require(rule.holds(value), f"{name}.{key}", value, rule.words)
 
 
-IMAGE_SHAPE = Rule("[channels, height, width], each >= 1", lambda shape: len(shape) == 3 and all(s >= 1 for s in shape))
+# More than anyone has, and less than would fill a machine before the first image: classes, images a step, levels of
+# noise, blocks a level, and pixels of an image's height.
+_MOST_CLASSES, _MOST_BATCH, _MOST_INTERVALS, _MOST_BLOCKS, _MOST_PIXELS = 10**6, 10**6, 10**5, 1000, 2**14
+# From each level to the next, the image halves.
+_MOST_LEVELS = 14
+IMAGE_SHAPE = Rule(
+    f"[channels, height, width], each >= 1 and <= {_MOST_PIXELS}",
+    lambda shape: len(shape) == 3 and all(1 <= s <= _MOST_PIXELS for s in shape),
+)
 FIR_KERNEL = Rule(
     "empty, or of even length with a positive sum",
     lambda taps: len(taps) == 0 or (len(taps) % 2 == 0 and sum(taps) > 0),
@@ -126,7 +142,7 @@ class DataConfig:
 
     source: Annotated[str, Rule('"digits" or a path', lambda source: source != "")] = "digits"
     shape: Annotated[tuple[int, ...], IMAGE_SHAPE] = (1, 8, 8)
-    size: Annotated[int, within(2, 4096, zero="as they are")] = 0
+    size: Annotated[int, at_least(2, zero="as they are", most=4096)] = 0
     crop: Annotated[str, one_of(("none", "center"))] = "none"
     flip: bool = False
     hold: Annotated[str, one_of(("auto", "device", "host"))] = "auto"
@@ -165,7 +181,7 @@ class NCSNppConfig:
     family: Annotated[str, one_of(("ncsnpp",))] = "ncsnpp"
     channels: Annotated[int, Rule("a multiple of 4, >= 4", lambda n: n >= 4 and n % 4 == 0)] = 128
     channel_mult: Annotated[tuple[int, ...], integers(empty=False)] = (2, 2, 2)
-    blocks: Annotated[int, at_least(1)] = 4
+    blocks: Annotated[int, at_least(1, most=_MOST_BLOCKS)] = 4
     attention_resolutions: Annotated[tuple[int, ...], integers(empty=True)] = (16,)
     dropout: Annotated[float, below_one()] = 0.3
     embedding: Annotated[str, one_of(("fourier", "positional"))] = "fourier"
@@ -173,7 +189,7 @@ class NCSNppConfig:
     fir_kernel: Annotated[tuple[float, ...], FIR_KERNEL] = (1.0, 3.0, 3.0, 1.0)
     input_pyramid: bool = True
     skip_rescale: bool = True
-    num_classes: Annotated[int, at_least(0, zero="unconditional")] = 0
+    num_classes: Annotated[int, at_least(0, zero="unconditional", most=_MOST_CLASSES)] = 0
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -207,7 +223,7 @@ class ADMConfig:
     family: Annotated[str, one_of(("adm",))] = "adm"
     channels: Annotated[int, at_least(2)] = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    blocks: Annotated[int, at_least(1)] = 3
+    blocks: Annotated[int, at_least(1, most=_MOST_BLOCKS)] = 3
     attention_resolutions: Annotated[tuple[int, ...], integers(empty=True)] = (32, 16, 8)
     head_channels: Annotated[int, at_least(1)] = 64
     dropout: Annotated[float, below_one()] = 0.2
@@ -215,7 +231,7 @@ class ADMConfig:
     scale_shift: bool = False
     resblock_updown: bool = True
     embedding_scale: Annotated[float, above(0)] = 1000.0
-    num_classes: Annotated[int, at_least(0)] = 0
+    num_classes: Annotated[int, at_least(0, zero="unconditional", most=_MOST_CLASSES)] = 0
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -266,7 +282,7 @@ class CurriculumConfig:
         schedule: "doubling" is the recipe's; "fixed" has `s1` intervals in every step; "cm" grows like a square root,
             as original consistency training does.
         s0: the first number of intervals between levels.
-        s1: the last number of intervals, >= `s0`.
+        s1: the last number of intervals, >= `s0` and <= 100,000.
         steps: the number of steps over which levels are added, after which their number stays; 0 for all of
             `train.total_steps`. A run that is made longer keeps those that it had.
     """
@@ -278,7 +294,8 @@ class CurriculumConfig:
 
     def __post_init__(self) -> None:
         check_ranges("curriculum", self)
-        require(self.s1 >= self.s0, "curriculum.s1", self.s1, f">= curriculum.s0 = {self.s0}")
+        allowed = f">= curriculum.s0 = {self.s0} and <= {_MOST_INTERVALS}"
+        require(self.s0 <= self.s1 <= _MOST_INTERVALS, "curriculum.s1", self.s1, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,7 +383,7 @@ class TrainConfig:
 
     seed: Annotated[int, Rule("in [0, 2^63)", lambda seed: 0 <= seed < 2**63)] = 0
     total_steps: Annotated[int, at_least(1)] = 400_000
-    batch_size: Annotated[int, at_least(1)] = 1024
+    batch_size: Annotated[int, at_least(1, most=_MOST_BATCH)] = 1024
     micro_batch: int = 0
     precision: Annotated[str, one_of(("float32", "tf32", "bf16", "fp16"))] = "float32"
     late_above: Annotated[int, at_least(0, zero="never")] = 0
@@ -444,8 +461,10 @@ class Config:
     def __post_init__(self) -> None:
         _, height, width = self.data.shape
         require(height == width, "data.shape", self.data.shape, "square")
-        factor = 2 ** (len(self.network.channel_mult) - 1)
         levels = len(self.network.channel_mult)
+        allowed = f"a list of {_MOST_LEVELS} integers at most"
+        require(levels <= _MOST_LEVELS, "network.channel_mult", self.network.channel_mult, allowed)
+        factor = 2 ** (levels - 1)
         allowed = f"of a size that divides by {factor}, since network.channel_mult has {levels} levels"
         require(height % factor == 0, "data.shape", self.data.shape, allowed)
         lo, hi = self.noise.sigma_min, self.noise.sigma_max

@@ -43,7 +43,7 @@ def read_toml(path: Path) -> Tree:
     """A TOML file of sections as nested dicts. Raises ConfigError where it is no such file."""
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # among them, those of TOML, of UTF-8 and of endless numbers
         raise ConfigError(f"{path} is not a TOML file: {error}") from None
     for name, section in tree.items():
         if not isinstance(section, dict):
@@ -92,7 +92,7 @@ def parse_assignment(text: str) -> Tree:
         raise ConfigError(f"--set {literal(text)} must be SECTION.KEY=VALUE, such as train.batch_size=64")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value.strip()
     return with_current_names({section: {key: parsed}})
 
@@ -152,6 +152,8 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
         item = typing.get_args(kind)[0]
         require(isinstance(value, (list, tuple)), name, value, f"a list of {_KINDS[item]}s")
         return tuple(_coerce(name, item, v) for v in value)
+    if isinstance(value, int):
+        require(-_WIDEST <= value < _WIDEST, name, value, "an integer of 64 bits")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     require(type(value) is kind, name, value, f"a{'n' if kind is int else ''} {_KINDS[kind]}")
@@ -160,6 +162,8 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
+# Integers beyond these would overflow in NumPy, in floats and in files.
+_WIDEST = 2**63
 _KINDS = {int: "integer", float: "number", str: "string", bool: "boolean (true or false)"}
 
 

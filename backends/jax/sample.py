@@ -18,7 +18,8 @@ from ict_backends.jax.device import check_device, float32_as, out_of_memory, spl
 from ict_backends.jax.state import abstract_network, merge_network
 from ict_backends.jax.step import consistency_function
 from ict_backends.jax.weights import load_arrays
-from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.networks.families import parameter_shapes
+from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
 from ict_backends.runs.folder import open_run
 from ict_backends.sampling.batches import compiled_size, padded
 from ict_core import Config, multistep_sample
@@ -161,5 +162,6 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     folder = run.checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
     arrays = checkpoint.params if weights == "raw" else checkpoint.ema
+    check_arrays(f"checkpoint {folder}", parameter_shapes(config), arrays)  # before there is a network of any size
     params, constants = load_arrays(abstract_network(config)[1:], arrays, mesh, f"checkpoint {folder}")
     return LoadedModel(config, params, constants, mesh)

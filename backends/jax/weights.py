@@ -24,6 +24,7 @@ from ict_backends.jax.state import (
     first_loss_scale,
     state_shardings,
 )
+from ict_backends.networks.families import parameter_shapes
 from ict_backends.protocols import Arrays
 from ict_backends.runs.checkpoint import Checkpoint, check_arrays
 from ict_core import Config, LossScale
@@ -146,6 +147,7 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: st
 
     Raises CheckpointError, naming `what`, if the checkpoint does not fit the configuration.
     """
+    check_arrays(f"{what}: params", parameter_shapes(config), checkpoint.params)  # before a network of any size
     weights = abstract_network(config)[1:]
     params, constants = load_arrays(weights, checkpoint.params, mesh, f"{what}: params")
     ema, _ = load_arrays(weights, checkpoint.ema, mesh, f"{what}: ema")

@@ -9,8 +9,8 @@ import urllib.request
 from pathlib import Path
 
 from ict_backends import load_features
-from ict_backends.errors import DataError
-from ict_backends.files import cache_folder, file_sha256, write_atomically
+from ict_backends.errors import CheckpointError, DataError, UsageError
+from ict_backends.files import cache_folder, check_no_pointer, file_sha256, write_atomically
 from ict_backends.protocols import FeatureNetwork
 
 # TensorFlow's network of that date, translated into TorchScript; EDM, StyleGAN and clean-fid measure with it.
@@ -42,19 +42,35 @@ def fetch_inception(url: str = _URL) -> Path:
     return path
 
 
-def feature_network(features: str | None, device: str) -> FeatureNetwork | None:
+def feature_network(features: str | None, device: str, *, trust: bool = False) -> FeatureNetwork | None:
     """The feature network that --features names; None for pixels.
 
     Args:
         features: a file, or `INCEPTION`, which is downloaded once; "pixels" or None for no network.
         device: name of the device that the network computes on.
+        trust: load any file. Such files are programs; without it, only the known network is loaded, by its sha256.
 
     Raises:
         DataError: the network cannot be downloaded.
         CheckpointError: the file cannot be read, or is no feature network.
-        UsageError: there is no such device.
+        UsageError: the file is not the known network and not trusted; or there is no such device.
     """
     if features is None or features == "pixels":
         return None
     path = fetch_inception() if features == INCEPTION else Path(features)
+    check_no_pointer(path)
+    if not trust:
+        _check_known(path)
     return load_features(path, device=device)
+
+
+def _check_known(path: Path) -> None:
+    try:
+        known = file_sha256(path) == _SHA256
+    except OSError as error:
+        raise CheckpointError(f"--features {path} cannot be read: {error.strerror}") from error
+    if not known:
+        raise UsageError(
+            f"--features {path} is not the known network {INCEPTION} by its sha256, and the file of a network is a "
+            "program that would run here; if you trust it, add --trust-features"
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from ict_backends.environment import memory_bytes
+from ict_backends.errors import OutOfMemoryError
 from ict_backends.networks.adm import adm_layers, adm_spec
 from ict_backends.networks.layers import Layer, Shapes, array_shapes
 from ict_backends.networks.ncsnpp import ncsnpp_layers, ncsnpp_spec
@@ -47,3 +49,13 @@ def trained_shapes(config: Config) -> Shapes:
 def count_parameters(config: Config) -> int:
     """The number of stored values of a configuration's network. Raises ConfigError where the network is invalid."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+def check_memory(config: Config) -> None:
+    """Raise OutOfMemoryError if the weights alone, in float32, are more than this machine's memory."""
+    needed, there = 4 * count_parameters(config), memory_bytes()
+    if there is not None and needed > there:
+        raise OutOfMemoryError(
+            f"the network has {needed // 4:,} parameters, which need {needed / 2**30:,.0f} GiB, and this machine has "
+            f"{there / 2**30:,.0f} GiB of memory; network.channels, channel_mult and blocks decide the size"
+        )

@@ -17,6 +17,7 @@ from ict_backends.protocols import Model
 from ict_backends.randomness import image_noises
 from ict_backends.runs.checkpoint import read_step
 from ict_backends.runs.folder import RunDir
+from ict_backends.runs.state import read_json
 from ict_backends.sampling.batches import consistency_in_batches
 from ict_core.sampling import check_falling_sigmas
 
@@ -163,7 +164,8 @@ def load_sigmas(run: RunDir) -> list[float]:
     """
     if not run.sigmas_file.is_file():
         return []
+    record = read_json(run.sigmas_file, f"run {run.path}: {run.sigmas_file.name}")
     try:
-        return check_falling_sigmas(json.loads(run.sigmas_file.read_text())["sigmas"], sigma_min=1e-12)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return check_falling_sigmas(record["sigmas"], sigma_min=1e-12)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"run {run.path}: {run.sigmas_file.name} cannot be read ({error})") from error

@@ -12,7 +12,8 @@ import torch
 from array_api_compat import torch as xp
 from torch import Tensor
 
-from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.networks.families import parameter_shapes
+from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
 from ict_backends.runs.folder import open_run
 from ict_backends.sampling.batches import compiled_size, padded
 from ict_backends.torch.device import check_device, float32_as, other_devices, out_of_memory
@@ -140,8 +141,10 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     config, where = run.load_config(), check_device(device)
     folder = run.checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
+    arrays, what = checkpoint.params if weights == "raw" else checkpoint.ema, f"checkpoint {folder}"
+    check_arrays(what, parameter_shapes(config), arrays)  # before there is a network, which may be of any size
     module = make_network(config)
-    load_arrays(module, checkpoint.params if weights == "raw" else checkpoint.ema, f"checkpoint {folder}")
+    load_arrays(module, arrays, what)
     modules = [module.to(where), *(copy.deepcopy(module).to(other) for other in other_devices(device))]
     if config.train.compile:
         for each in modules:

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from ict_backends.errors import CheckpointError
 from ict_backends.files import check_no_pointer
+from ict_backends.networks.families import parameter_shapes
 from ict_backends.protocols import Arrays
 from ict_backends.runs.checkpoint import Checkpoint, check_arrays
 from ict_backends.torch.networks import UNet, make_network
@@ -109,6 +110,8 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes
 
     Raises CheckpointError, naming `what`, if the checkpoint does not fit the configuration.
     """
+    # Before there are networks, which may be of any size.
+    check_arrays(f"{what}: params", parameter_shapes(config), checkpoint.params)
     params, ema = make_network(config), make_network(config)
     teacher = make_network(config) if config.teacher.averaged else None
     load_arrays(params, checkpoint.params, f"{what}: params")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ict_backends.data.dataset import Dataset, load_data_of
 from ict_backends.errors import DataError, UsageError
-from ict_backends.networks.families import parameter_shapes
+from ict_backends.networks.families import check_memory, parameter_shapes
 from ict_backends.protocols import Arrays
 from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
 from ict_backends.runs.folder import FREE_ON_RESUME, RunDir, check_same_data, step_of
@@ -147,7 +147,9 @@ def check_data(config: Config, dataset: Dataset) -> None:
         DataError: the network needs labels and the data have none or too large ones, or there are too few images for
             the evaluations.
         UsageError: TensorBoard is asked for and not installed.
+        OutOfMemoryError: the weights are more than the memory of this machine.
     """
+    check_memory(config)
     if config.train.tensorboard:
         check_tensorboard()
     if config.eval.every:

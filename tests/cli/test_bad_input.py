@@ -242,6 +242,11 @@ def test_a_bad_checkpoint_is_refused(
     else:
         shutil.rmtree(checkpoint)
         shutil.copytree(newest(labelled_run), checkpoint)
+        says = ["config.toml has other settings than step_00000030", r"data.shape is \[1, 8, 8\] and was \[3, 8, 8\]"]
+        refused(1, says, "sample", run_copy, "--out", tmp_path / "x.png")
+        state = checkpoint / "state.json"  # as an earlier version wrote it, without the settings
+        kept = {name: value for name, value in json.loads(state.read_text()).items() if name in ("step", "sha256")}
+        state.write_text(json.dumps(kept))
         says = ["does not fit the network", "unknown: embedding.labels.weight", r"conv_in.weight is \[8, 3, 3, 3\]"]
     refused(1, says, "sample", run_copy, "--out", tmp_path / "x.png")
     refused(1, says, "train", "--resume", "--out", run_copy)

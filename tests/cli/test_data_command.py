@@ -150,7 +150,7 @@ def test_packing_resamples_and_leaves_out_only_on_request(ict: Ict, tmp_path: Pa
         (["--pack", "x.npz", "--sheet", "x.png"], "--pack and --sheet exclude each other"),
         (["--sheet", "x.jpg"], "--sheet x.jpg must end in .png"),
         (["--skip-unreadable"], "--skip-unreadable is of --pack"),
-        (["--size", "1"], "data.size must be in 2..4096"),
+        (["--size", "1"], "data.size must be >= 2 and <= 4096"),
         (["--crop", "left"], "--crop"),
     ],
 )

@@ -104,6 +104,11 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def trusted(path: Path) -> tuple[object, ...]:
+    """The options that measure by the features of a file of the test's own."""
+    return "--features", path, "--trust-features"
+
+
 def means(path: Path) -> np.ndarray:
     images = load_data(str(path)).images[:, 0].astype(np.float64)
     return images.reshape(-1, 2, 4, 2, 4).mean(axis=(2, 4)).reshape(-1, 4)
@@ -119,7 +124,7 @@ def figures(ict: Ict, tmp_path: Path, *arguments: object) -> dict[str, Any]:
 def test_features_of_a_file_are_those_that_are_compared(
     ict: Ict, tmp_path: Path, networks: Path, sets: Path, file: str
 ) -> None:
-    options = ("--data", sets / "a.npz", "--features", networks / file, "--metrics", "fid,kid,pr")
+    options = ("--data", sets / "a.npz", *trusted(networks / file), "--metrics", "fid,kid,pr")
     found = figures(ict, tmp_path, sets / "b.npz", *options)
     a, b = means(sets / "a.npz"), means(sets / "b.npz")
     assert found["fid"] == pytest.approx(frechet_distance(moments(a), moments(b)), rel=1e-4)
@@ -155,7 +160,13 @@ def test_samples_are_rounded_as_in_files(ict: Ict, tmp_path: Path, digits_run: P
 
 
 def test_an_inception_network_gives_features_and_classes(ict: Ict, tmp_path: Path, networks: Path, sets: Path) -> None:
-    options = ("--data", sets / "a.npz", "--features", networks / "inception.pt", "--metrics", "is,fid")
+    options = (
+        "--data",
+        sets / "a.npz",
+        *trusted(networks / "inception.pt"),
+        "--metrics",
+        "is,fid",
+    )
     found = figures(ict, tmp_path, sets / "b.npz", *options)
     features = load_data(str(sets / "b.npz")).images.mean(axis=(2, 3))
     exponents = np.exp(features[:, :2] / 10)
@@ -165,17 +176,41 @@ def test_an_inception_network_gives_features_and_classes(ict: Ict, tmp_path: Pat
     assert found["fid"] == pytest.approx(frechet_distance(reference, moments(features)), rel=1e-3)
 
 
+@pytest.mark.parametrize("file", ["means.pt", "means.pt2", "inception.pt"])
+def test_a_network_is_a_program_and_runs_only_if_it_is_known_or_trusted(
+    ict: Ict,
+    refused: Refused,
+    networks: Path,
+    sets: Path,
+    digits_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+) -> None:
+    path = networks / file
+    with monkeypatch.context() as patch:
+        patch.setattr(inception, "load_features", lambda *arguments, **options: pytest.fail("it was loaded"))
+        for command in (("eval", sets / "b.npz", "--data", sets / "a.npz"), ("search-sigmas", digits_run)):
+            says = [f"--features {path} is not the known network", "--trust-features"]
+            refused(2, says, *command, "--features", path, "--device", "cpu")
+            refused(1, "none.pt cannot be read", *command, "--features", networks / "none.pt", "--device", "cpu")
+    options = ("--data", sets / "a.npz", "--features", path, "--metrics", "kid", "--device", "cpu")
+    first = ict("eval", sets / "b.npz", *options, "--trust-features")
+    assert first.code == 0
+    monkeypatch.setattr(inception, "_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert ict("eval", sets / "b.npz", *options) == first  # the known network, whatever its file is called
+
+
 def test_grey_images_are_repeated_for_a_network_of_rgb(
     ict: Ict, tmp_path: Path, networks: Path, digits_run: Path
 ) -> None:
-    options = ("--features", networks / "inception.pt", "--num", 100, "--metrics", "kid")
+    options = (*trusted(networks / "inception.pt"), "--num", 100, "--metrics", "kid")
     assert np.isfinite(figures(ict, tmp_path, digits_run, *options)["kid"])
 
 
 def test_statistics_of_the_data_are_kept_and_read_again(
     ict: Ict, tmp_path: Path, networks: Path, sets: Path, cache: Path
 ) -> None:
-    options = ("--features", networks / "means.pt", "--metrics", "fid")
+    options = (*trusted(networks / "means.pt"), "--metrics", "fid")
     first = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz", *options)
     (kept,) = cache.iterdir()
     with np.load(kept) as file:
@@ -215,7 +250,7 @@ def test_a_reference_batch_of_adm_gives_statistics_or_images(
     expected = moments(means(sets / "a.npz"))
     with np.load(sets / "a.npz") as file:
         np.savez(tmp_path / "ref.npz", arr_0=file["arr_0"], mu=expected.mean, sigma=expected.cov)
-    options = ("--features", networks / "means.pt", "--metrics")
+    options = (*trusted(networks / "means.pt"), "--metrics")
     direct = figures(ict, tmp_path, sets / "b.npz", "--data", sets / "a.npz", *options, "fid,kid")
     found = figures(ict, tmp_path, sets / "b.npz", "--data", tmp_path / "ref.npz", *options, "fid")
     assert found["fid"] == pytest.approx(direct["fid"], rel=1e-4)
@@ -231,7 +266,14 @@ def test_statistics_beside_images_are_used_whatever_else_is_asked(
     stored = moments(means(sets / "a.npz"))
     with np.load(sets / "a.npz") as file:
         np.savez(tmp_path / "ref.npz", arr_0=file["arr_0"], mu=stored.mean + 3.0, sigma=stored.cov)
-    options = ("--data", tmp_path / "ref.npz", "--features", networks / "means.pt", "--no-halves", "--metrics", metrics)
+    options = (
+        "--data",
+        tmp_path / "ref.npz",
+        *trusted(networks / "means.pt"),
+        "--no-halves",
+        "--metrics",
+        metrics,
+    )
     expected = frechet_distance(stored._replace(mean=stored.mean + 3.0), moments(means(sets / "b.npz")))
     assert figures(ict, tmp_path, sets / "b.npz", *options)["fid"] == pytest.approx(expected, rel=1e-4)
 
@@ -305,7 +347,14 @@ def test_fid_of_a_conditional_model_does_not_depend_on_what_else_is_asked(
     stored = moments(means(images_file))
     with np.load(images_file) as file:
         np.savez(tmp_path / "ref.npz", file["arr_0"], np.minimum(np.arange(12), 2), mu=stored.mean, sigma=stored.cov)
-    options = ("--data", tmp_path / "ref.npz", "--features", networks / "means.pt", "--num", 30, "--metrics")
+    options = (
+        "--data",
+        tmp_path / "ref.npz",
+        *trusted(networks / "means.pt"),
+        "--num",
+        30,
+        "--metrics",
+    )
     alone, beside = (figures(ict, tmp_path, labelled_run, *options, names)["fid"] for names in ("fid", "fid,kid"))
     assert alone == beside
 
@@ -363,7 +412,8 @@ def places(tmp_path: Path, networks: Path, sets: Path, digits_run: Path) -> dict
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
-    return {"here": tmp_path, "nets": networks, "a": sets / "a.npz", "b": sets / "b.npz", "digits": digits_run}
+    trust = f"--trust-features --features {networks}"
+    return {"here": tmp_path, "trust": trust, "a": sets / "a.npz", "b": sets / "b.npz", "digits": digits_run}
 
 
 @pytest.mark.parametrize(
@@ -371,28 +421,48 @@ def places(tmp_path: Path, networks: Path, sets: Path, digits_run: Path) -> dict
     [
         (2, "--metrics fif is unknown; there are fid, kid", "{b} --data {a} --metrics fif"),
         (2, "--metrics fid is of Inception features", "{b} --data {a} --metrics fid"),
-        (2, "needs class probabilities", "{b} --data {a} --metrics is --features {nets}/means.pt"),
-        (1, "neither TorchScript nor", "{b} --data {a} --features {nets}/noise.pt"),
-        (1, "neither TorchScript nor", "{b} --data {a} --features {nets}/noise.pt2"),
-        (1, "cannot be read", "{b} --data {a} --features {nets}/none.pt"),
-        (1, "must give [2, d] features, not [2, 3, 8, 8]", "{b} --data {a} --features {nets}/wrong.pt"),
-        (1, "only large images", "{b} --data {a} --features {nets}/picky.pt"),
+        (2, "needs class probabilities", "{b} --data {a} --metrics is {trust}/means.pt"),
+        (1, "neither TorchScript nor", "{b} --data {a} {trust}/noise.pt"),
+        (1, "neither TorchScript nor", "{b} --data {a} {trust}/noise.pt2"),
+        (1, "cannot be read", "{b} --data {a} {trust}/none.pt"),
+        (
+            1,
+            "must give [2, d] features, not [2, 3, 8, 8]",
+            "{b} --data {a} {trust}/wrong.pt",
+        ),
+        (1, "only large images", "{b} --data {a} {trust}/picky.pt"),
         (1, "--num gives 64 images; pixel-fd needs 65 at least", "{digits} --num 64"),
         (1, "gives 1 images; kid needs 2 at least", "{b} --data {here}/one.npz --metrics kid"),
-        (1, "gives 4 images; fid needs 5 at least", "{here}/few.npz --data {a} --features {nets}/means.pt"),
-        (1, "few.npz gives 4 images; fid needs 5", "{b} --data {here}/few.npz --features {nets}/means.pt"),
+        (
+            1,
+            "gives 4 images; fid needs 5 at least",
+            "{here}/few.npz --data {a} {trust}/means.pt",
+        ),
+        (
+            1,
+            "few.npz gives 4 images; fid needs 5",
+            "{b} --data {here}/few.npz {trust}/means.pt",
+        ),
         (1, "holds mu and sigma only", "{b} --data {here}/stats.npz --metrics kid"),
         (
             1,
             "statistics of 7 values; fid needs 4",
-            "{b} --data {here}/stats.npz --metrics fid --features {nets}/means.pt",
+            "{b} --data {here}/stats.npz --metrics fid {trust}/means.pt",
         ),
         (1, "statistics of 7 values; pixel-fd needs 192", "{b} --data {here}/stats.npz"),
         (1, "mu and sigma must be finite, [d] and [d, d]", "{b} --data {here}/odd.npz"),
         (1, "mu and sigma must be finite", "{b} --data {here}/nan.npz"),
-        (1, "sigma must be a covariance", "{b} --data {here}/indefinite.npz --features {nets}/means.pt --metrics fid"),
-        (1, "sigma must be a covariance", "{b} --data {here}/askew.npz --features {nets}/means.pt --metrics fid"),
-        (1, "features that are NaN or infinite", "{b} --data {a} --features {nets}/broken.pt"),
+        (
+            1,
+            "sigma must be a covariance",
+            "{b} --data {here}/indefinite.npz {trust}/means.pt --metrics fid",
+        ),
+        (
+            1,
+            "sigma must be a covariance",
+            "{b} --data {here}/askew.npz {trust}/means.pt --metrics fid",
+        ),
+        (1, "features that are NaN or infinite", "{b} --data {a} {trust}/broken.pt"),
         (1, "holds no images", "{here}/empty --data {a}"),
         (1, "holds no image that can be read", "{here}/bad --data {a}"),
         (1, "the model's images are 8x8 grey, but those of the data 8x8 RGB", "{digits} --data {a}"),

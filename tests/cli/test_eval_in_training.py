@@ -15,8 +15,8 @@ from tiny import TINY
 
 from ict_backends import load_backend
 from ict_backends.protocols import Model
-from ict_backends.runs.checkpoint import load_checkpoint
-from ict_backends.runs.folder import RunDir
+from ict_backends.runs.checkpoint import load_checkpoint, write_checkpoint
+from ict_backends.runs.folder import RunDir, step_of
 from ict_backends.runs.lines import read_lines
 from ict_backends.training.evaluator import Evaluator, evaluation_size
 from ict_core import load_preset
@@ -84,10 +84,47 @@ def test_a_resumed_run_has_the_same_curve_and_the_same_best(ict: Ict, tmp_path: 
     )
 
 
+def values_of(run: RunDir) -> dict[int, float]:
+    return {line["step"]: line["value"] for line in lines(run.path)}
+
+
+def test_a_best_checkpoint_that_is_newer_stays_until_another_is_better(
+    ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed from an earlier step, a run keeps the best that it had, since the one before it is gone."""
+    assert train(ict, tmp_path / "run", *EVAL, KEEP, steps=2).code == 0
+    run = RunDir(tmp_path / "run")
+    config, whole = run.load_config(), load_checkpoint(run.latest_checkpoint())
+    images = np.zeros((80, 1, 8, 8), np.uint8)
+
+    def measured(evaluator: Evaluator, step: int, value: float) -> list[int]:
+        """The steps of the best checkpoints after an evaluation that finds a value."""
+        monkeypatch.setattr(evaluator, "_measure", lambda model: value)
+        assert evaluator.after(step, Any, whole._replace(step=step)) == value
+        return [step_of(folder) for folder in run.best_checkpoints()]
+
+    first = Evaluator(run, config, images, first=0)
+    assert [measured(first, step, value) for step, value in ((2, 9.0), (4, 5.0), (6, 7.0))] == [[2], [4], [4]]
+    again = Evaluator(run, config, images, first=2)
+    assert values_of(run) == {2: 9.0, 4: 5.0}
+    assert load_checkpoint(run.checkpoint_of("best")).step == 4
+    assert measured(again, 3, 6.0) == [4]
+    assert values_of(run) == {2: 9.0, 3: 6.0, 4: 5.0}
+    assert measured(again, 4, 5.0) == [4]
+    assert measured(again, 5, 4.0) == [5]
+    third = Evaluator(run, config, images, first=3)
+    assert measured(third, 4, 3.0) == [4]  # better than the newer one, which goes with its value
+    assert values_of(run) == {2: 9.0, 3: 6.0, 4: 3.0}
+    # While one best replaces another, both are there: the earlier one counts.
+    write_checkpoint(run.best_folder(6), whole._replace(step=6))
+    Evaluator(run, config, images, first=5)
+    assert [step_of(folder) for folder in run.best_checkpoints()] == [4]
+
+
 def test_what_goes_wrong_is_said_and_training_goes_on(
     ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ict_backends.training.evaluator.write_checkpoint", fail)

@@ -360,3 +360,38 @@ def test_every_setting_that_is_one_of_several_words_lists_them() -> None:
                 assert rule.holds(getattr(kind(), name))
                 assert all(map(rule.holds, rule.choices))
                 assert not rule.choices or not rule.holds("another word")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "says"),
+    [
+        ("network", "blocks", 1001, "network.blocks must be >= 1 and <= 1000, not 1001"),
+        ("network", "channel_mult", [1] * 15, "network.channel_mult must be a list of 14 integers at most"),
+        ("network", "num_classes", 10**6 + 1, "network.num_classes must be >= 0 and <= 1000000 .0: unconditional."),
+        ("data", "shape", [3, 16385, 16385], "each >= 1 and <= 16384, not .3, 16385, 16385."),
+        ("data", "size", 16385, "data.size must be >= 2 and <= 16384 .or 0: as they are., not 16385"),
+        ("curriculum", "s1", 100_001, "curriculum.s1 must be >= curriculum.s0 = 10 and <= 100000, not 100001"),
+        ("train", "batch_size", 10**6 + 1, "train.batch_size must be >= 1 and <= 1000000"),
+        ("train", "total_steps", 2**63, "train.total_steps must be an integer of 64 bits, not 9223372036854775808"),
+        ("train", "learning_rate", 10**400, "train.learning_rate must be an integer of 64 bits"),
+        ("train", "log_every", 16**9999, "train.log_every must be an integer of 64 bits, not a int that is too long"),
+    ],
+)
+def test_what_would_fill_a_machine_is_out_of_range(section: str, key: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        build_config({section: {key: value}})
+
+
+@pytest.mark.parametrize(
+    "text", ["[a]\nb = " + "[" * 9999, "[a]\nb = " + "9" * 9999, "\0", "[a]\nb = 1979-99-99", '[a]\n"b" = 1\nb = 2']
+)
+def test_every_file_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(ConfigError, match="is not a TOML file"):
+        read_toml(tmp_path / "x.toml")
+    assert parse_assignment(f"a.b={'[' * 9999}") == {"a": {"b": "[" * 9999}}
+
+
+def test_an_error_is_one_line_whatever_the_names() -> None:
+    with pytest.raises(ConfigError, match="^unknown key train.a b$"):
+        build_config({"train": {"a\nb": 1}})
