@@ -20,7 +20,7 @@ COMMANDS = {
     "report": ["report", "{run}", "--out", "{out}.html"],
     "export": ["export", "diffusers", "{run}", "--out", "{out}"],
     "resume": ["train", "--resume", "--out", "{run}"],
-    "init": ["train", "--init", "{run}", "--out", "{out}", *TINY],
+    "init": ["train", "--init", "{run}", "--out", "{out}", "--device=cpu", "--steps=1"],
     "show": ["show", "{run}"],
 }
 

@@ -140,6 +140,7 @@ def test_the_rooms_are_those_that_there_are() -> None:
 
 def test_the_ground_floor_is_what_every_room_may_use() -> None:
     assert {
+        "arrays",
         "console",
         "environment",
         "errors",
