@@ -83,13 +83,14 @@ def test_absurd_settings_are_one_line_before_memory_is_asked_for(
     text = run.config_file.read_text()
     assert old in text
     run.config_file.write_bytes(text.replace(old, new).encode(errors="surrogateescape"))
-    for command in COMMANDS:
-        if command == "show" and says.startswith("does not fit"):
-            assert ict(*words(command, run.path, tmp_path / "x")).code == 0  # it only computes the size
-        elif command != "export" or not says.startswith(
-            "does not fit"
-        ):  # this network cannot be exported, whatever its size
-            refused(1, says, *words(command, run.path, tmp_path / "x"))
+    commands = set(COMMANDS)
+    if says.startswith("does not fit"):
+        assert ict(*words("show", run.path, tmp_path / "x")).code == 0  # it only computes the size
+        commands -= {"show", "export"}  # of this family, no size can be exported
+    if name == "grey":
+        commands -= {"init"}  # which takes the shape from the data
+    for command in sorted(commands):
+        refused(1, says, *words(command, run.path, tmp_path / "x"))
 
 
 def test_a_network_that_fits_no_machine_is_refused_before_there_is_a_run(refused: Refused, tmp_path: Path) -> None:
