@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ict_backends.errors import CheckpointError
 from ict_backends.images import encode_png, tile, to_float
 from ict_backends.networks.families import count_parameters
 from ict_backends.reports.charts import Mark, Series, line_chart
 from ict_backends.runs.folder import RunDir
 from ict_backends.runs.lines import read_lines
+from ict_backends.training.evaluator import is_number, read_evaluations
 from ict_backends.training.metrics_log import band_edges
 from ict_backends.training.step_plan import some_stages
 from ict_core import Config
@@ -61,7 +63,7 @@ def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) ->
         CheckpointError: the run's records are damaged.
     """
     config = run.load_config()
-    metrics, evals = read_lines(run.metrics_file), read_lines(run.evals_file)
+    metrics, evals = _read_metrics(run, config), read_evaluations(run)
     done = metrics[-1]["step"] if metrics else 0
     facts = [
         f"{done:,} of {config.train.total_steps:,} steps",
@@ -87,6 +89,21 @@ def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) ->
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{escape(run.path.name)}: report</title><style>{_STYLE}</style>"
     return f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+
+
+def _read_metrics(run: RunDir, config: Config) -> list[dict[str, Any]]:
+    """The lines of a run's log. Raises CheckpointError if one has anything but numbers where there are numbers."""
+    lines, bands = read_lines(run.metrics_file), len(band_edges(config)) - 1
+    for line in lines:
+        bad = [key for key in ("step", "loss", "grad_norm", "skipped") if key in line and not is_number(line[key])]
+        means = line.get("loss_bands") or []
+        ok = isinstance(means, list) and len(means) in (0, bands) and all(m is None or is_number(m) for m in means)
+        if bad or not ok:
+            raise CheckpointError(
+                f"{run.metrics_file} cannot be read: the line of step {line['step']} has a {(*bad, 'loss_bands')[0]} "
+                "that is no number"
+            )
+    return lines
 
 
 def _samples(run: RunDir) -> list[str]:

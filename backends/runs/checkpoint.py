@@ -159,6 +159,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """
     state = _read_state(folder)
     tensors = folder / _TENSORS
+    if tensors.exists() and not tensors.is_file():  # a device or a pipe could be read for ever
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {_TENSORS} is no file")
     try:
         read = file_sha256(tensors)
     except OSError as error:

@@ -179,11 +179,7 @@ class RunDir:
 
         A file without its end would be read with defaults for what is missing.
         """
-        folder = self.chosen or next(reversed(self.checkpoints()), None)
-        try:
-            settings = read_state(folder).settings if folder else {}
-        except CheckpointError:  # which is said when the checkpoint is read, or passed over
-            return
+        folder, settings = self._written_settings()
         given = {f"{section}.{key}" for section, values in tree.items() for key in values}
         found: dict[str, Any] = json.loads(json.dumps(config.flat()))  # with lists for tuples
         written = {current_name(name): value for name, value in settings.items()}
@@ -193,11 +189,23 @@ class RunDir:
         problems += [
             f"{name} is {found[name]} and was {written[name]}" for name in sorted(fixed) if found[name] != written[name]
         ]
-        if folder and problems:
+        if problems:
             raise CheckpointError(
-                f"run {self.path}: {self.config_file.name} has other settings than {folder.name} was written with: "
+                f"run {self.path}: {self.config_file.name} has other settings than {folder} was written with: "
                 f"{'; '.join(problems)}"
             )
+
+    def _written_settings(self) -> tuple[str, dict[str, Any]]:
+        """The name and the settings of the newest checkpoint, or the chosen one; none of an earlier version.
+
+        Those that are damaged are passed over here: whoever reads them says so.
+        """
+        for folder in [self.chosen] if self.chosen else reversed(self.checkpoints()):
+            try:
+                return folder.name, read_state(folder).settings
+            except CheckpointError:
+                continue
+        return "", {}
 
 
 def open_run(path: str | Path) -> RunDir:

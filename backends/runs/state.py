@@ -65,8 +65,8 @@ def read_state(folder: Path) -> State:
     if "checksum" in state and state["checksum"] != _checksum(state):
         raise CheckpointError(f"{damaged} is not as it was written")
     step, sha256, settings = state.get("step"), state.get("sha256"), state.get("settings", {})
-    if type(step) is not int or not 0 <= step < 2**63:
-        raise CheckpointError(f"{damaged} says no step, an integer >= 0")
+    if type(step) is not int or not 0 <= step < 2**31:
+        raise CheckpointError(f"{damaged} says no step, an integer in [0, 2^31)")
     if not isinstance(sha256, str) or not isinstance(settings, dict):
         raise CheckpointError(f"{damaged} says no sha256, or settings that are none")
     return State(step, sha256, settings)
@@ -83,6 +83,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or holds anything else.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")  # a device or a pipe could be read for ever
         with open(path, "rb") as file:
             content = file.read(_MOST_JSON + 1)
         if len(content) > _MOST_JSON:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,30 @@ def evaluation_size(config: Config, images: int) -> int:
     check_counts([settings.metric], num, None, pixels, f"eval.num = {num}")
     check_counts([settings.metric], images, None, pixels, f"data {config.data.source}")
     return num
+
+
+def read_evaluations(run: RunDir) -> list[dict[str, Any]]:
+    """The evaluations of a run, each with `step`, `metric`, `num` and `value`.
+
+    Raises CheckpointError if one of them lacks any of these, or has another kind of value.
+    """
+    lines = read_lines(run.evals_file)
+    for line in lines:
+        for key, holds in (("metric", _is_word), ("num", is_number), ("value", is_number)):
+            if not holds(line.get(key)):
+                raise CheckpointError(
+                    f"{run.evals_file} cannot be read: the line of step {line['step']} has no {key}, or no usable one"
+                )
+    return [{key: line[key] for key in ("step", "metric", "num", "value")} for line in lines]
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def is_number(value: object) -> bool:
+    """True for a number that a float can have, NaN included; True and False are none."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 class Evaluator:
@@ -113,12 +138,8 @@ class Evaluator:
     def _reference(self) -> Gathered:
         return gather(in_batches(self._images), [self._config.eval.metric], None)
 
-    def _lines(self) -> list[dict]:
-        lines = read_lines(self._run.evals_file)
-        try:
-            return [{key: line[key] for key in ("step", "metric", "num", "value")} for line in lines]
-        except KeyError as error:
-            raise CheckpointError(f"{self._run.evals_file} cannot be read: a line has no {error}") from error
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_evaluations(self._run)
 
     def _write(self, lines: list[dict]) -> None:
         write_atomically(self._run.evals_file, "".join(json.dumps(line) + "\n" for line in lines).encode())

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import TINY
 
+from ict_backends.errors import CheckpointError
 from ict_backends.reports.charts import Mark, Series, line_chart
 from ict_backends.reports.page import nearest_images
 from ict_backends.runs.folder import RunDir
+from ict_backends.training.evaluator import read_evaluations
 from ict_backends.training.metrics_log import BANDS, band_edges
 from ict_backends.training.step_plan import plan_step
 from ict_core import stages
@@ -178,3 +180,47 @@ def test_a_chart_puts_larger_values_higher_and_later_ones_to_the_right() -> None
     assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
     assert y0 > y2
     assert ">10<" in text
+
+
+LOGS = [
+    '{"step": 2, "loss": "x"}',
+    '{"step": 2, "loss": null}',
+    '{"step": 2, "grad_norm": [1]}',
+    '{"step": 2, "skipped": "many"}',
+    '{"step": 2, "loss_bands": 3}',
+    '{"step": 2, "loss_bands": [1]}',
+    '{"step": 2, "loss_bands": ["a", 1, 1, 1, 1, 1, 1, 1]}',
+    f'{{"step": {10**400}}}',
+]
+
+
+@pytest.mark.parametrize("text", LOGS, ids=range(len(LOGS)))
+def test_a_log_of_no_numbers_is_refused(refused: Refused, run: Path, text: str) -> None:
+    (run / "metrics.jsonl").write_text(text + "\n")
+    refused(1, "metrics.jsonl cannot be read: the line of step", "report", run, "--device", "cpu")
+
+
+EVALUATIONS = [
+    '{"step": 2, "metric": "sw", "num": 70, "value": "x"}',
+    '{"step": 2, "metric": ["sw"], "num": 70, "value": 1}',
+    '{"step": 2, "metric": "sw", "num": 70}',
+    '{"step": 2, "num": 70, "value": 1}',
+    f'{{"step": 2, "metric": "sw", "num": 70, "value": {10**400}}}',
+]
+
+
+@pytest.mark.parametrize("text", EVALUATIONS, ids=range(len(EVALUATIONS)))
+def test_evaluations_without_a_value_are_refused(refused: Refused, run: Path, text: str) -> None:
+    (run / "evals.jsonl").write_text(text + "\n")
+    says = "evals.jsonl cannot be read: the line of step 2 has no"
+    refused(1, says, "report", run, "--device", "cpu")
+    with pytest.raises(CheckpointError, match=says):
+        read_evaluations(RunDir(run))
+
+
+def test_a_name_in_a_record_is_shown_and_is_no_part_of_the_page(ict: Ict, run: Path) -> None:
+    (run / "evals.jsonl").write_text('{"step": 2, "metric": "</svg><script>x()", "num": 70, "value": 1}\n')
+    assert ict("report", run, "--device", "cpu").code == 0
+    page = (run / "report.html").read_text()
+    assert "<script>x()" not in page
+    assert "&lt;script&gt;x()" in page

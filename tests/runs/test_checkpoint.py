@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from ict_backends.errors import CheckpointError, NonFiniteError
 from ict_backends.runs.checkpoint import Checkpoint, check_arrays, load_checkpoint, load_newest, save_checkpoint
-from ict_backends.runs.folder import RunDir, create_run, remember_changes
+from ict_backends.runs.folder import RunDir, create_run, remember_changes, remove_leftovers
 from ict_backends.runs.state import state_text
 from ict_core import Config, LossScale
 
@@ -282,6 +284,36 @@ def test_links_are_never_followed_to_remove_a_checkpoint(tmp_path: Path) -> None
     assert [p.name for p in mine.checkpoints()] == ["step_00000004"]
 
 
+def test_files_that_never_end_are_not_read(tmp_path: Path) -> None:
+    folder = save_checkpoint(RunDir(tmp_path), checkpoint(), keep=0)
+    for name in ("state.safetensors", "state.json"):
+        whole = (folder / name).read_bytes()
+        for device in ("/dev/zero", tmp_path / "pipe"):
+            if not Path(device).exists():
+                os.mkfifo(device)
+            (folder / name).unlink()
+            (folder / name).symlink_to(device)
+            with pytest.raises(CheckpointError, match="is no file"):
+                load_checkpoint(folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(whole)
+    assert load_checkpoint(folder).step == 3
+
+
+def test_leftovers_are_removed_and_not_what_they_point_to(tmp_path: Path) -> None:
+    run, other = RunDir(tmp_path / "run"), save_checkpoint(RunDir(tmp_path / "other"), checkpoint(), keep=0)
+    save_checkpoint(run, checkpoint(), keep=0)
+    (run.path / "checkpoints" / ".step_00000004.1.tmp").symlink_to(other)
+    (run.path / "checkpoints" / ".step_00000005.1.tmp").mkdir()
+    (run.path / ".config.toml.1.tmp").symlink_to(other / "state.json")
+    (run.path / "best").symlink_to(other.parent)
+    (other.parent / ".mine.tmp").write_text("of another run")
+    remove_leftovers(run)
+    assert not [p for p in run.path.rglob(".*.tmp") if p.parent.name != "best"]
+    assert load_checkpoint(other).step == 3
+    assert (other.parent / ".mine.tmp").exists()
+
+
 def test_settings_that_lack_their_end_or_were_changed_are_refused(
     tmp_path: Path, tiny_config: Callable[..., Config]
 ) -> None:
@@ -302,6 +334,13 @@ def test_settings_that_lack_their_end_or_were_changed_are_refused(
     for free in ({"train": {"learning_rate": 1.0}}, {"curriculum": {"steps": 7}}, {"data": {"source": "elsewhere"}}):
         run.config_file.write_text(tiny_config(**free).to_toml())
         assert run.load_config() == tiny_config(**free)
+    # If the newest checkpoint is damaged, the one before it tells.
+    save_checkpoint(run, checkpoint(4), keep=0, config=config)
+    spoil(run.checkpoint_folder(4), "no json")
+    run.config_file.write_text(text[: text.index("[train]")])
+    with pytest.raises(CheckpointError, match="other settings than step_00000003.*without train.seed"):
+        run.load_config()
+    shutil.rmtree(run.checkpoint_folder(4))
     # Of earlier versions, nothing but the file itself is known; what they lack is added where training goes on.
     as_of_an_earlier_version(run.checkpoint_folder(3))
     run.config_file.write_text("\n".join(line for line in text.splitlines() if not line.startswith("late_")))
