@@ -111,6 +111,8 @@ def check_ranges(name: str, section: object) -> None:
 # More than anyone has, and less than would fill a machine before the first image: classes, images a step, levels of
 # noise, blocks a level, and pixels of an image's height.
 _MOST_CLASSES, _MOST_BATCH, _MOST_INTERVALS, _MOST_BLOCKS, _MOST_PIXELS = 10**6, 10**6, 10**5, 1000, 2**14
+# Steps are counted in 32 bits.
+_MOST_STEPS = 2**31 - 1
 # From each level to the next, the image halves.
 _MOST_LEVELS = 14
 IMAGE_SHAPE = Rule(
@@ -382,7 +384,7 @@ class TrainConfig:
     """
 
     seed: Annotated[int, Rule("in [0, 2^63)", lambda seed: 0 <= seed < 2**63)] = 0
-    total_steps: Annotated[int, at_least(1)] = 400_000
+    total_steps: Annotated[int, at_least(1, most=_MOST_STEPS)] = 400_000
     batch_size: Annotated[int, at_least(1, most=_MOST_BATCH)] = 1024
     micro_batch: int = 0
     precision: Annotated[str, one_of(("float32", "tf32", "bf16", "fp16"))] = "float32"

@@ -13,6 +13,7 @@ from ict_backends.protocols import Arrays
 from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
 from ict_backends.runs.folder import FREE_ON_RESUME, RunDir, check_same_data, step_of
 from ict_backends.training.evaluator import evaluation_size
+from ict_backends.training.step_plan import check_levels
 from ict_backends.training.tensorboard import check_tensorboard
 from ict_core import Config
 from ict_core.config import DataConfig
@@ -148,8 +149,10 @@ def check_data(config: Config, dataset: Dataset) -> None:
             the evaluations.
         UsageError: TensorBoard is asked for and not installed.
         OutOfMemoryError: the weights are more than the memory of this machine.
+        ConfigError: there are no such noise levels.
     """
     check_memory(config)
+    check_levels(config)
     if config.train.tensorboard:
         check_tensorboard()
     if config.eval.every:

@@ -9,7 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ict_backends.randomness import batch_indices, step_generator
-from ict_core import Config, Grid, Levels, NoiseConfig, Stage, adaptive_decay, discretization_steps, make_grid, stages
+from ict_core import (
+    Config,
+    ConfigError,
+    Grid,
+    Levels,
+    NoiseConfig,
+    Stage,
+    adaptive_decay,
+    discretization_steps,
+    make_grid,
+    stages,
+)
 
 
 class StepPlan(NamedTuple):
@@ -53,6 +64,14 @@ def _grid(n: int, noise: NoiseConfig, weighting: str) -> Grid:
 def grid_of(config: Config, n: int) -> Grid:
     """The grid of noise levels in the stage of a run with n levels."""
     return _grid(n, config.noise, config.loss.weighting)
+
+
+def check_levels(config: Config) -> None:
+    """Raise ConfigError if the last stage has more levels than are distinct, or the law reaches none of them."""
+    try:
+        grid_of(config, config.curriculum.s1 + 1)
+    except ValueError as error:
+        raise ConfigError(f"noise with curriculum.s1 = {config.curriculum.s1}: {error}") from error
 
 
 def stages_of(config: Config) -> list[Stage]:

@@ -49,7 +49,7 @@ def newest(run: Path) -> Path:
         (["--set", "noise.sigma_min=80"], ["noise.sigma_max must be > noise.sigma_min = 80"]),
         (["--set", "noise.p_std=0"], ["noise.p_std must be > 0"]),
         (["--set", "sample.second_sigma=100"], ["sample.second_sigma must be in", "not 100"]),
-        (["--set", "train.batch_size=0"], ["train.batch_size must be >= 1, not 0"]),
+        (["--set", "train.batch_size=0"], ["train.batch_size must be >= 1 and <= 1000000, not 0"]),
         (
             ["--set", "train.precision=half"],
             ['train.precision must be "float32", "tf32", "bf16" or "fp16", not "half"'],
@@ -58,7 +58,12 @@ def newest(run: Path) -> Path:
             ["--set", "train.compile=true", "--set", "train.shard_weights=true"],
             ["train.compile must be false with train.shard_weights = true, not true"],
         ),
-        (["--steps", "0"], ["train.total_steps must be >= 1, not 0"]),
+        (
+            ["--set", "noise.rho=1e-300"],
+            ["noise with curriculum.s1 = 160: n = 161 levels .* are not distinct"],
+        ),
+        (["--set", "noise.p_mean=1e9"], ["noise with curriculum.s1 = 160: p_mean = 1.* put no mass between"]),
+        (["--steps", "0"], ["train.total_steps must be >= 1 and <= 2147483647, not 0"]),
         (["--seed", "-1"], ["train.seed must be in", "not -1"]),
         (["--set", "network.dropout=1"], [r"network.dropout must be in \[0, 1\)"]),
         (["--set", "network.channels=10"], ["network.channels must be a multiple of 4"]),

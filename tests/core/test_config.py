@@ -372,11 +372,12 @@ def test_every_setting_that_is_one_of_several_words_lists_them() -> None:
         ("data", "size", 16385, "data.size must be >= 2 and <= 16384 .or 0: as they are., not 16385"),
         ("curriculum", "s1", 100_001, "curriculum.s1 must be >= curriculum.s0 = 10 and <= 100000, not 100001"),
         ("train", "batch_size", 10**6 + 1, "train.batch_size must be >= 1 and <= 1000000"),
+        ("train", "total_steps", 2**31, "train.total_steps must be >= 1 and <= 2147483647, not 2147483648"),
         ("train", "total_steps", 2**63, "train.total_steps must be an integer of 64 bits, not 9223372036854775808"),
         ("train", "learning_rate", 10**400, "train.learning_rate must be an integer of 64 bits"),
         ("train", "log_every", 16**9999, "train.log_every must be an integer of 64 bits, not a int that is too long"),
     ],
-    ids=range(10),  # pytest cannot write out the last value, either
+    ids=range(11),  # pytest cannot write out the last value, either
 )
 def test_what_would_fill_a_machine_is_out_of_range(section: str, key: str, value: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
