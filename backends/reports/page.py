@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,8 @@ def _read_metrics(run: RunDir, config: Config) -> list[dict[str, Any]]:
 
 def _samples(run: RunDir) -> list[str]:
     """The HTML of the samples over the course of training, with a slider that starts at the last ones."""
-    pictures = sorted((run.path / "samples").glob("step_*.png"))
+    # A page goes to other people: it holds pictures only, and none that lies outside of the run.
+    pictures = [path for path in sorted((run.path / "samples").glob("step_*.png")) if _is_own_picture(path)]
     frames = [(int(m[1]), _data_url(path.read_bytes())) for path in pictures if (m := re.search(r"(\d+)", path.name))]
     if not frames:
         return []
@@ -123,6 +125,13 @@ def _samples(run: RunDir) -> list[str]:
         f'<img class="wide" id="strip" alt="samples" src="{frames[-1][1]}">',
         f"<script>const frames = {json.dumps(frames)};{_SLIDER}</script>",
     ]
+
+
+def _is_own_picture(path: Path) -> bool:
+    if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def _curves(config: Config, metrics: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -114,6 +114,19 @@ def test_the_page_shows_the_run_and_needs_nothing_else(ict: Ict, run: Path) -> N
     assert nearest.size == (5 * 36, 8 * 36)
 
 
+def test_the_page_holds_no_file_from_elsewhere(ict: Ict, tmp_path: Path, run: Path) -> None:
+    """Pages are given to others, runs are taken from others: a link in a run reaches no file of the reader."""
+    picture_file = RunDir(run).samples_file(4)
+    (tmp_path / "secret.png").write_bytes(picture_file.read_bytes() + b"secret")
+    picture_file.unlink()
+    picture_file.symlink_to(tmp_path / "secret.png")
+    RunDir(run).samples_file(3).write_bytes(b"no picture")
+    RunDir(run).samples_file(5).symlink_to("/dev/zero")
+    assert ict("report", run, "--device", "cpu").code == 0
+    frames = json.loads(re.search(r"const frames = (\[.*?\]);\n", (run / "report.html").read_text())[1])
+    assert [step for step, _ in frames] == [2]
+
+
 def test_losses_by_level_add_up_to_the_loss(ict: Ict, run: Path) -> None:
     config = RunDir(run).load_config()
     edges = band_edges(config)
