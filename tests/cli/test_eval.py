@@ -412,8 +412,7 @@ def places(tmp_path: Path, networks: Path, sets: Path, digits_run: Path) -> dict
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
-    trust = f"--trust-features --features {networks}"
-    return {"here": tmp_path, "trust": trust, "a": sets / "a.npz", "b": sets / "b.npz", "digits": digits_run}
+    return {"here": tmp_path, "nets": networks, "a": sets / "a.npz", "b": sets / "b.npz", "digits": digits_run}
 
 
 @pytest.mark.parametrize(
@@ -421,33 +420,33 @@ def places(tmp_path: Path, networks: Path, sets: Path, digits_run: Path) -> dict
     [
         (2, "--metrics fif is unknown; there are fid, kid", "{b} --data {a} --metrics fif"),
         (2, "--metrics fid is of Inception features", "{b} --data {a} --metrics fid"),
-        (2, "needs class probabilities", "{b} --data {a} --metrics is {trust}/means.pt"),
-        (1, "neither TorchScript nor", "{b} --data {a} {trust}/noise.pt"),
-        (1, "neither TorchScript nor", "{b} --data {a} {trust}/noise.pt2"),
-        (1, "cannot be read", "{b} --data {a} {trust}/none.pt"),
+        (2, "needs class probabilities", "{b} --data {a} --metrics is --features {nets}/means.pt"),
+        (1, "neither TorchScript nor", "{b} --data {a} --features {nets}/noise.pt"),
+        (1, "neither TorchScript nor", "{b} --data {a} --features {nets}/noise.pt2"),
+        (1, "cannot be read", "{b} --data {a} --features {nets}/none.pt"),
         (
             1,
             "must give [2, d] features, not [2, 3, 8, 8]",
-            "{b} --data {a} {trust}/wrong.pt",
+            "{b} --data {a} --features {nets}/wrong.pt",
         ),
-        (1, "only large images", "{b} --data {a} {trust}/picky.pt"),
+        (1, "only large images", "{b} --data {a} --features {nets}/picky.pt"),
         (1, "--num gives 64 images; pixel-fd needs 65 at least", "{digits} --num 64"),
         (1, "gives 1 images; kid needs 2 at least", "{b} --data {here}/one.npz --metrics kid"),
         (
             1,
             "gives 4 images; fid needs 5 at least",
-            "{here}/few.npz --data {a} {trust}/means.pt",
+            "{here}/few.npz --data {a} --features {nets}/means.pt",
         ),
         (
             1,
             "few.npz gives 4 images; fid needs 5",
-            "{b} --data {here}/few.npz {trust}/means.pt",
+            "{b} --data {here}/few.npz --features {nets}/means.pt",
         ),
         (1, "holds mu and sigma only", "{b} --data {here}/stats.npz --metrics kid"),
         (
             1,
             "statistics of 7 values; fid needs 4",
-            "{b} --data {here}/stats.npz --metrics fid {trust}/means.pt",
+            "{b} --data {here}/stats.npz --metrics fid --features {nets}/means.pt",
         ),
         (1, "statistics of 7 values; pixel-fd needs 192", "{b} --data {here}/stats.npz"),
         (1, "mu and sigma must be finite, [d] and [d, d]", "{b} --data {here}/odd.npz"),
@@ -455,14 +454,14 @@ def places(tmp_path: Path, networks: Path, sets: Path, digits_run: Path) -> dict
         (
             1,
             "sigma must be a covariance",
-            "{b} --data {here}/indefinite.npz {trust}/means.pt --metrics fid",
+            "{b} --data {here}/indefinite.npz --features {nets}/means.pt --metrics fid",
         ),
         (
             1,
             "sigma must be a covariance",
-            "{b} --data {here}/askew.npz {trust}/means.pt --metrics fid",
+            "{b} --data {here}/askew.npz --features {nets}/means.pt --metrics fid",
         ),
-        (1, "features that are NaN or infinite", "{b} --data {a} {trust}/broken.pt"),
+        (1, "features that are NaN or infinite", "{b} --data {a} --features {nets}/broken.pt"),
         (1, "holds no images", "{here}/empty --data {a}"),
         (1, "holds no image that can be read", "{here}/bad --data {a}"),
         (1, "the model's images are 8x8 grey, but those of the data 8x8 RGB", "{digits} --data {a}"),
@@ -479,7 +478,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     refused: Refused, places: dict[str, Path], code: int, says: str, options: str
 ) -> None:
     words = [word.format(**places) for word in options.split()]
-    refused(code, re.escape(says), "eval", *words, "--device", "cpu")
+    refused(code, re.escape(says), "eval", *words, "--device", "cpu", "--trust-features")
 
 
 def test_the_inception_network_is_downloaded_once_and_its_hash_checked(

@@ -17,8 +17,9 @@ from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.dispatch import train_steps
 from ict_backends.jax.weights import from_checkpoint as jax_from_checkpoint
 from ict_backends.randomness import image_noises
-from ict_backends.runs.checkpoint import load_checkpoint
+from ict_backends.runs.checkpoint import load_checkpoint, read_digest
 from ict_backends.runs.folder import RunDir, create_run
+from ict_backends.runs.state import state_text
 from ict_backends.sampling.batches import sample_images
 
 BACKENDS = ["torch", "jax"]
@@ -134,6 +135,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_both_shapes(runs: dict[s
         jax_from_checkpoint(wider, whole, mesh, "it")
     run = RunDir(shutil.copytree(runs["torch"].path, tmp_path / "run"))
     run.config_file.write_text(run.config_file.read_text().replace("channels = 8", "channels = 12"))
+    with pytest.raises(CheckpointError, match="network.channels is 12 and was 8"):
+        run.load_config()
+    latest = run.latest_checkpoint()  # from here on as of an earlier version, which did not write the settings
+    (latest / "state.json").write_text(state_text(24, read_digest(latest), None))
     for backend in BACKENDS:
         with pytest.raises(CheckpointError, match=r"conv_in.weight is \[8, 3, 3, 3\] and not \[12, 3, 3, 3\]"):
             load_backend(backend).load_model(run.path, device="cpu")
