@@ -272,7 +272,7 @@ def ncsnpp_fixture(folder: Path) -> tuple[RunDir, dict[str, np.ndarray], None]:
     params = {name: a for name, a in whole.items() if name.startswith("params/")}
     io = {k: whole[k] for k in ("net_in_t", "sigma")}
     io |= {k: whole[k].transpose(0, 3, 1, 2) for k in ("net_in_x", "x", "network_output", "consistency_output")}
-    return import_jcm(params, config, folder, "the fixture"), io, None
+    return import_jcm(params, config, folder, "the fixture")[0], io, None
 
 
 def adm_fixture(folder: Path) -> tuple[RunDir, dict[str, np.ndarray], np.ndarray]:
