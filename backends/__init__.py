@@ -29,8 +29,10 @@ def load_backend(name: str) -> Backend[Any, Any]:
     try:
         for framework in BACKENDS[name]:
             importlib.import_module(framework)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(f"backend {name!r} is not installed ({error}): pip install 'ict[{name}]'") from error
+    except ImportError as error:  # as where there is too little memory for it
+        raise UsageError(f"backend {name!r} cannot be loaded: {error}") from error
     return cast("Backend[Any, Any]", importlib.import_module(f"ict_backends.{name}"))
 
 

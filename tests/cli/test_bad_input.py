@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -166,6 +167,21 @@ def test_a_backend_that_is_not_installed_names_its_extra(
     monkeypatch.setitem(sys.modules, framework, None)
     says = [f"backend '{backend}' is not installed", rf"pip install 'ict\[{backend}\]'"]
     refused(2, says, command, *run, "--out", tmp_path / "x.png", "--backend", backend)
+
+
+def test_a_backend_that_does_not_load_is_not_said_to_be_missing(
+    refused: Refused, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_module = importlib.import_module
+
+    def fail(name: str, package: str | None = None) -> object:
+        if name == "torch":
+            raise ImportError("failed to map segment from shared object")
+        return import_module(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    says = "backend 'torch' cannot be loaded: failed to map segment"
+    refused(2, says, "sample", digits_run, "--out", tmp_path / "x.png")
 
 
 def test_data_need_their_extra(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

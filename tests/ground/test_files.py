@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -110,3 +111,10 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path, umask: int) -> No
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
     assert modes == {"folder": 0o777 & ~umask, "a.safetensors": 0o666 & ~umask, "file": 0o666 & ~umask}
     assert read_safetensors(tmp_path / "folder" / "a.safetensors")["a"] == 0
+
+
+def test_a_write_that_fails_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as stop, whole_file(tmp_path / "x.png"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert stop.value.filename == str(tmp_path / "x.png")
+    assert list(tmp_path.iterdir()) == []
