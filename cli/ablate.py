@@ -31,6 +31,8 @@ from ict_backends.reports.ablation import (
 )
 from ict_cli.options import (
     DATA_HELP,
+    PATH,
+    SOURCE,
     backend_option,
     command_line,
     crop_option,
@@ -102,7 +104,7 @@ class Study(NamedTuple):
 
 
 @click.command("ablate")
-@click.argument("plan_name", metavar="[PLAN|FILE.toml]", required=False)
+@click.argument("plan_name", metavar="[PLAN|FILE.toml]", type=SOURCE, required=False)
 @backend_option
 @click.option(
     "--seeds",
@@ -112,7 +114,7 @@ class Study(NamedTuple):
     help="Runs of each variant, with different seeds.",
 )
 @click.option("--preset", help="Settings that the variants change.  [default: the plan's]")
-@click.option("--data", help=DATA_HELP)
+@click.option("--data", type=SOURCE, help=DATA_HELP)
 @size_option
 @crop_option
 @click.option(
@@ -127,9 +129,7 @@ class Study(NamedTuple):
     help="Metric to compare, on one-step samples, as in `ict eval`.",
 )
 @click.option("--num", type=click.IntRange(min=2), help="Samples to measure of each run.  [default: as in `ict eval`]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for runs and results.  [default: runs/ablate-PLAN-NNN]"
-)
+@click.option("--out", type=PATH, help="Folder for runs and results.  [default: runs/ablate-PLAN-NNN]")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -200,7 +200,7 @@ def _find_plan(name: str) -> StudyPlan:
     """Read the plan of this name, or in this file. Raises UsageError, which lists the plans, if there is none."""
     own = {path.stem: path for path in PLANS.glob("*.toml")}
     path = own.get(name, Path(name))
-    if path.suffix != ".toml" or not path.is_file():
+    if path.suffix.lower() != ".toml" or not path.is_file():
         raise UsageError(f"plan {name!r} is no file that ends in .toml, and none of {', '.join(sorted(own))}")
     return read_plan(path)
 

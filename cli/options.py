@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,36 @@ if TYPE_CHECKING:
     from ict_backends.measuring.reference import Reference
     from ict_backends.protocols import Backend
     from ict_backends.runs.folder import RunDir
+
+
+class _Path(click.Path):
+    """A path, in which `~` stands for the user's home, also where the shell has left it as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path. "-", which other programs take for a pipe, and an empty name are refused."""
+        text = os.fspath(value)
+        if text in ("", "-"):
+            self.fail(f'"{text}" names no file or folder; pipes are not supported', param, ctx)
+        return super().convert(os.path.expanduser(text), param, ctx)
+
+
+class _Source(click.ParamType):
+    """A path, as above, or another name of what is meant."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, with the user's home for `~`. "-" and an empty text are refused."""
+        if value in ("", "-"):
+            self.fail(f'"{value}" names nothing; pipes are not supported', param, ctx)
+        return os.path.expanduser(value)
+
+
+# The types of all arguments and options that name a file or a folder; and of those that may name something else.
+PATH, SOURCE = _Path(), _Source()
 
 backend_option = click.option(
     "--backend", default="torch", show_default=True, help="Library to compute with: torch or jax."
@@ -236,14 +267,14 @@ def check_output(out: Path, suffixes: Sequence[str], *, create: bool) -> None:
     """Check, before any work, that `out` can become a file with one of the suffixes, or a new folder.
 
     Args:
-        suffixes: the suffixes that a file may have, such as ".png".
+        suffixes: the suffixes that a file may have, such as ".png", in small letters; `out` may have capital ones.
         create: make the folder, or the folder of the file, so that an error comes now and not after the work.
 
     Raises:
         UsageError: `out` has another suffix, is a folder but should be a file, or is a folder that is not empty.
         OSError: the folder cannot be made.
     """
-    if out.suffix and out.suffix not in suffixes:
+    if out.suffix and out.suffix.lower() not in suffixes:
         raise UsageError(f"--out {out} must end in {' or '.join(suffixes)}, or name a folder")
     if out.suffix and out.is_dir():
         raise UsageError(f"--out {out} is a folder")

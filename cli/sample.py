@@ -11,6 +11,7 @@ import numpy as np
 
 from ict_backends.errors import UsageError
 from ict_cli.options import (
+    PATH,
     backend_option,
     batch_option,
     check_output,
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 
 
 @click.command("sample")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Where to write: x.png (a grid), x.npz, or a new folder.",
 )
@@ -95,7 +96,7 @@ def sample_command(
     if dry_run:
         click.echo(f"would draw {num} images at sigmas {', '.join(f'{s:g}' for s in levels)} into {out}")
         return
-    if out.suffix != ".png":
+    if out.suffix.lower() != ".png":
         _write_many(model, drawing, recipe)
     elif drawing.rank == 0 and trajectory:
         _write_trajectory(model, drawing)
@@ -156,13 +157,13 @@ def _check_output(out: Path, recipe: dict[str, object], trajectory: bool, *, cre
     """Raise UsageError unless the samples can be written to `out`."""
     from ict_backends.sampling.files import check_sink
 
-    if trajectory and out.suffix != ".png":
+    if trajectory and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out} must end in .png for --trajectory")
     if out.suffix:
         check_output(out, (".png", ".npz"), create=create)
     elif out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not an empty folder; choose another one")
-    if out.suffix != ".png":
+    if out.suffix.lower() != ".png":
         check_sink(out, recipe)
 
 

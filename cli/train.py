@@ -12,6 +12,8 @@ import click
 from ict_backends.errors import UsageError
 from ict_cli.options import (
     DATA_HELP,
+    PATH,
+    SOURCE,
     backend_option,
     crop_option,
     debug_option,
@@ -34,13 +36,11 @@ _MOST_INITIAL = 0.05
 @click.command("train")
 @backend_option
 @click.option("--preset", default="digits", show_default=True, help="Settings to start from; `ict show` lists them.")
-@click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="TOML file of settings that override the preset's."
-)
-@click.option("--data", help=DATA_HELP)
+@click.option("--config", "config_file", type=PATH, help="TOML file of settings that override the preset's.")
+@click.option("--data", type=SOURCE, help=DATA_HELP)
 @size_option
 @crop_option
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/PRESET-BACKEND-NNN]")
+@click.option("--out", type=PATH, help="The run's folder.  [default: runs/PRESET-BACKEND-NNN]")
 @click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")
 @click.option("--steps", type=int, help="Training steps (train.total_steps).")
 @click.option("--seed", type=int, help="Seed of all random numbers (train.seed).")
@@ -55,7 +55,7 @@ _MOST_INITIAL = 0.05
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its newest checkpoint.")
 @click.option(
     "--init",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Start from the averaged weights of another run, with the settings of its network and its noise levels.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")

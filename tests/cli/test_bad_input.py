@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from command_line import Ict, Refused, assert_refusal, contents
@@ -352,3 +353,61 @@ def test_debug_shows_the_traceback(ict: Ict, tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="unknown preset"):
         run(["train", "--preset", "digitz", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("--out", ["train"]),
+        ("--data", ["train"]),
+        ("--config", ["train"]),
+        ("--init", ["train"]),
+        ("--out", ["sample", "RUN"]),
+        ("--json", ["eval", "RUN"]),
+        ("--features", ["eval", "RUN"]),
+        ("--plot", ["show"]),
+        ("--out", ["edit", "denoise", "RUN", "--sigma=1", "--image=x.png"]),
+        ("--out", ["export", "diffusers", "RUN"]),
+        ("--out", ["ablate", "five-changes"]),
+    ],
+)
+@pytest.mark.parametrize("value", ["-", ""])
+def test_a_dash_and_an_empty_name_are_no_files(
+    refused: Refused,
+    digits_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    arguments: list[str],
+    value: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(digits_run) if word == "RUN" else word for word in arguments]
+    refused(2, [f"'{option}'", f'"{value}" names no'], *words, option, value)
+
+
+def test_every_option_of_a_path_takes_the_users_home_for_a_tilde() -> None:
+    """Where the shell has left it, as after = or in quotes."""
+    from ict_cli.main import _COMMANDS, ict
+    from ict_cli.options import PATH, SOURCE
+
+    commands = [ict.get_command(click.Context(ict), name) for name in _COMMANDS if name != "data"]
+    commands += [each for group in commands if isinstance(group, click.Group) for each in group.commands.values()]
+    parameters = [parameter for command in commands for parameter in command.params]
+    assert not [p for p in parameters if isinstance(p.type, click.Path) and p.type is not PATH]
+    assert {"out", "run", "json_file", "config_file", "init"} <= {p.name for p in parameters if p.type is PATH}
+    assert {p.name for p in parameters if p.name in ("data", "features") and p.type is not SOURCE} == set()
+
+
+def test_a_tilde_is_the_users_home(
+    ict: Ict, refused: Refused, tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs").symlink_to(digits_run.parent)
+    run = f"~/runs/{digits_run.name}"
+    assert ict("sample", run, "--out=~/new/x.PNG", "--num=2", "--device=cpu").code == 0
+    assert (tmp_path / "new" / "x.PNG").read_bytes().startswith(b"\x89PNG")
+    assert ict("sample", run, "--out=~/new/x.NPZ", "--num=2", "--device=cpu").code == 0
+    with np.load(tmp_path / "new" / "x.NPZ") as file:
+        assert file["arr_0"].shape == (2, 8, 8, 1)
+    refused(1, f"{tmp_path / 'none.npz'} does not exist", "train", "--data=~/none.npz", "--out=~/other")
