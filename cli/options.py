@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from ict_backends.console import warn
 from ict_backends.errors import UsageError
 from ict_core import Config
 from ict_core.sampling import check_falling_sigmas
@@ -85,6 +86,9 @@ crop_option = click.option(
 # `ict_cli.main.run` reads --debug from the arguments; this declares it, so that every command takes and documents it.
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
+# Warn of a first level below this share of sigma_max.
+_NEAR_FIRST = 0.5
+
 
 def open_backend(name: str, device: str) -> Backend[Any, Any]:
     """Load a backend by its name, and set up this process for the backend and the device.
@@ -158,7 +162,8 @@ def labels_to_compare(
 def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run: Path | None = None) -> list[float]:
     """The falling noise levels to sample at, one per step: those of --sigmas, or the first --steps known levels.
 
-    The known levels are those that `ict search-sigmas` found for `run`, or else the two of the settings.
+    The known levels are those that `ict search-sigmas` found for `run`, or else the two of the settings. A first level
+    of --sigmas that is far below sigma_max leads to a warning.
 
     Raises:
         UsageError: the options exclude each other, or their values are not allowed; the message says what is.
@@ -180,6 +185,11 @@ def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run
         check_falling_sigmas(levels, sigma_min=config.noise.sigma_min, sigma_max=first)
     except ValueError as error:
         raise UsageError(f"--sigmas {sigmas}: {error}") from error
+    if levels[0] < _NEAR_FIRST * first:
+        warn(
+            f"--sigmas {sigmas}: the first level is far below {first:g} (noise.sigma_max), where the first images are "
+            "nothing but noise: they will have too little contrast"
+        )
     return levels
 
 

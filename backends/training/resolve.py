@@ -81,12 +81,26 @@ def fit_to_data(tree: Tree, asked: Tree, shape: tuple[int, ...]) -> Config:
 
     Raises:
         DataError: the user has asked for another shape.
+        UsageError: attention is asked for at a height that no level of the network has.
     """
     sections = build_sections(tree)
     data = sections.get("data", DataConfig())
     if "shape" in asked.get("data", {}) and data.shape != shape:
         raise DataError(f"data {data.source} has images of {list(shape)}, but data.shape is set to {list(data.shape)}")
-    return Config(**sections | {"data": dataclasses.replace(data, shape=shape, source=absolute_source(data.source))})
+    config = Config(**sections | {"data": dataclasses.replace(data, shape=shape, source=absolute_source(data.source))})
+    _check_attention(config)
+    return config
+
+
+def _check_attention(config: Config) -> None:
+    """Raise UsageError unless every height with attention is one of a level. Runs of earlier versions may differ."""
+    network = config.network
+    heights = [config.data.shape[1] >> level for level in range(len(network.channel_mult))]
+    if any(height not in heights for height in network.attention_resolutions):
+        raise UsageError(
+            f"network.attention_resolutions = {list(network.attention_resolutions)}: the levels of the network have "
+            f"the heights {', '.join(map(str, heights))}, for images of {config.data.shape[1]}"
+        )
 
 
 def absolute_source(source: str) -> str:

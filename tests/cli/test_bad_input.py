@@ -66,6 +66,10 @@ def newest(run: Path) -> Path:
         (["--set", "network.channels=132"], ["network.channels = 132", "132 channels", "multiples of 32"]),
         (["--set", "network.channel_mult=[1,1,1,1,1]"], ["data.shape", "divides by 16", "5 levels"]),
         (["--set", "data.shape=[1,8,4]"], ["images of .1, 8, 8.", "data.shape is set to .1, 8, 4."]),
+        (
+            ["--set", "network.attention_resolutions=[16,4]"],
+            [r"network.attention_resolutions = \[16, 4\]: .*the heights 8, 4, for images of 8$"],
+        ),
         (["--device", "warp"], ["--device warp", "allowed"]),
         (["--device", "cuda:77"], ["--device cuda:77"]),
         (["--steps", "many"], ["--steps", "many"]),
@@ -411,3 +415,20 @@ def test_a_tilde_is_the_users_home(
     with np.load(tmp_path / "new" / "x.NPZ") as file:
         assert file["arr_0"].shape == (2, 8, 8, 1)
     refused(1, f"{tmp_path / 'none.npz'} does not exist", "train", "--data=~/none.npz", "--out=~/other")
+
+
+def test_attention_that_earlier_versions_took_and_left_out_is_still_read(ict: Ict, run_copy: Path) -> None:
+    file = run_copy / "config.toml"
+    text = file.read_text().replace("attention_resolutions = []", "attention_resolutions = [64]")
+    file.write_text(text)
+    assert "[64]" in text
+    assert ict("train", "--resume", f"--out={run_copy}", "--device=cpu", "--steps=31").code == 0
+    assert ict("sample", run_copy, f"--out={run_copy / 'x.png'}", "--num=2", "--device=cpu").code == 0
+
+
+def test_a_first_level_far_below_the_largest_is_warned_of(ict: Ict, digits_run: Path, tmp_path: Path) -> None:
+    draw = ("sample", digits_run, f"--out={tmp_path / 'x.png'}", "--num=2", "--device=cpu", "--dry-run")
+    low, near = ict(*draw, "--sigmas=20,1"), ict(*draw, "--sigmas=60,1")
+    assert (low.code, near.code) == (0, 0)
+    assert "Warning: --sigmas 20,1: the first level is far below 80 (noise.sigma_max)" in low.err
+    assert "Warning" not in near.err
