@@ -70,10 +70,15 @@ def save_checkpoint(run: RunDir, checkpoint: Checkpoint, *, keep: int, keep_ever
     """
     folder = run.checkpoint_folder(checkpoint.step)
     write_checkpoint(folder, checkpoint, last=run.describe_latest())
+    remove_old_checkpoints(run, keep=keep, keep_every=keep_every)
+    return folder
+
+
+def remove_old_checkpoints(run: RunDir, *, keep: int, keep_every: int) -> None:
+    """Remove all checkpoints but those that `save_checkpoint` keeps by the same arguments."""
     for old in run.checkpoints()[:-keep] if keep else []:
         if not keep_every or step_of(old) % keep_every:
             remove_folder(old)
-    return folder
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, last: object = "none") -> None:
