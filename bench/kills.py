@@ -67,7 +67,7 @@ def _campaign(backend: str, folder: Path, kills: int, rng: np.random.Generator) 
     length = time.perf_counter() - begin
     run, done, killed = folder / "run", False, 0
     while not done:
-        child = _start(backend, run, resume=run.exists())
+        child = _start(backend, run, resume=(run / "config.toml").exists())
         try:
             # Up to the time that a whole run takes, of which the start is the larger part.
             child.wait(rng.uniform(0.3, 1.0) * length if killed < kills else None)

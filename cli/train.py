@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,11 @@ _MOST_INITIAL = 0.05
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files (train.tensorboard).")
 @device_option
-@click.option("--resume", is_flag=True, help="Continue the run in --out from its newest checkpoint.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue the run in --out from its newest checkpoint, or from its beginning if it has none yet.",
+)
 @click.option(
     "--init",
     type=PATH,
@@ -131,7 +136,7 @@ def train_command(
             _prepare(out, config, dataset, weights, resume=resume)
         processes.wait()
         run = RunDir(out)
-        engine.train(config, dataset, run, processes=processes, resume=resume or weights is not None)
+        engine.train(config, dataset, run, processes=processes, resume=bool(run.checkpoints()))
     if processes.rank == 0:
         if weights is None and not resume:
             _warn_of_average(config)
@@ -203,15 +208,17 @@ def _prepare(out: Path, config: Config, dataset: Dataset, weights: Arrays | None
     from ict_backends.exchange.importing import start_from
     from ict_backends.runs.folder import RunDir, create_run, remember_changes, remember_data, remove_leftovers
 
-    if resume:
-        remove_leftovers(RunDir(out))
-        remember_data(RunDir(out), config, dataset)
-        for name, (old, new) in remember_changes(RunDir(out), config).items():
-            click.echo(f"# from here on, {name} is {new} and no longer {old}")
-    else:
-        create_run(out, config, dataset)
-    if weights is not None:
-        start_from(RunDir(out), config, weights)
+    run = RunDir(out)
+    if not resume:
+        first = None if weights is None else partial(start_from, config=config, arrays=weights)
+        create_run(out, config, dataset, prepare=first or (lambda run: None))
+        return
+    remove_leftovers(run)
+    remember_data(run, config, dataset)
+    for name, (old, new) in remember_changes(run, config).items():
+        click.echo(f"# from here on, {name} is {new} and no longer {old}")
+    if not run.checkpoints():
+        click.echo("# there is no checkpoint yet: starting from the beginning")
 
 
 def _read_file(path: Path) -> Tree:

@@ -11,7 +11,8 @@ from ict_backends.errors import DataError, UsageError
 from ict_backends.networks.families import parameter_shapes
 from ict_backends.protocols import Arrays
 from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
-from ict_backends.runs.folder import RunDir, check_same_data, step_of
+from ict_backends.runs.folder import RunDir, check_same_data
+from ict_backends.runs.lines import read_lines
 from ict_backends.training.evaluator import evaluation_size
 from ict_backends.training.tensorboard import check_tensorboard
 from ict_core import Config
@@ -117,11 +118,12 @@ def resolve_resumed(run: RunDir, asked: Tree) -> tuple[Config, Dataset]:
 
     Raises:
         UsageError: a setting that was asked for contradicts the run.
-        CheckpointError: the run has no checkpoint.
+        CheckpointError: the run's checkpoints are gone. A run that was killed before its first one has none yet.
         DataError: the data are not the same.
     """
-    config = _resumed_config(run, asked)
-    done = step_of(run.latest_checkpoint())
+    config, done = _resumed_config(run, asked), run.steps_done()
+    if not run.checkpoints() and _has_had_checkpoints(run):
+        run.latest_checkpoint()  # raises
     if config.train.total_steps < done:
         raise UsageError(f"--steps {config.train.total_steps}: the run in {run.path} has done {done} steps already")
     dataset = load_data_of(config.data)
@@ -130,6 +132,13 @@ def resolve_resumed(run: RunDir, asked: Tree) -> tuple[Config, Dataset]:
         have, needed = list(dataset.shape), list(config.data.shape)
         raise DataError(f"data {config.data.source} has images of {have}, but the run in {run.path} is of {needed}")
     return config, dataset
+
+
+def _has_had_checkpoints(run: RunDir) -> bool:
+    """True if the log has steps before which a checkpoint must have been written."""
+    logged = max((record["step"] for record in read_lines(run.metrics_file)), default=0)
+    # One is written and another waits while training goes on to the next.
+    return 0 < 3 * run.load_config().train.checkpoint_every < logged
 
 
 def _resumed_config(run: RunDir, asked: Tree) -> Config:

@@ -225,7 +225,7 @@ def test_what_is_no_run_is_refused(refused: Refused, tmp_path: Path, run_copy: P
     refused(1, ["copy", "unknown key train.sed"], "sample", run_copy, *out)
 
 
-@pytest.mark.parametrize("command", ["sample {run} --out {out}", "eval {run}", "train --resume --out {run}"])
+@pytest.mark.parametrize("command", ["sample {run} --out {out}", "eval {run}"])
 def test_a_run_without_checkpoints_is_refused(refused: Refused, tmp_path: Path, run_copy: Path, command: str) -> None:
     shutil.rmtree(run_copy / "checkpoints")
     words = [word.format(run=run_copy, out=tmp_path / "x.png") for word in command.split()]
