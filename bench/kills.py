@@ -62,24 +62,34 @@ def main(kills: int, seed: int, keep: str) -> None:
 
 
 def _campaign(backend: str, folder: Path, kills: int, rng: np.random.Generator) -> Outcome:
-    begin = time.perf_counter()
     _check(_start(backend, folder / "whole", resume=False))
-    length = time.perf_counter() - begin
-    run, done, killed = folder / "run", False, 0
-    while not done:
+    begin, run, killed = time.perf_counter(), folder / "run", 0
+    while True:
         child = _start(backend, run, resume=(run / "config.toml").exists())
-        try:
-            # Up to the time that a whole run takes, of which the start is the larger part.
-            child.wait(rng.uniform(0.3, 1.0) * length if killed < kills else None)
-            _check(child)
-            done = True
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-            killed += 1
+        if killed == kills or not _reaches(child, run, _logged(run) + int(rng.integers(0, 8))):
+            break
+        time.sleep(rng.uniform(0.0, 0.3))
+        child.kill()
+        child.communicate()
+        killed += 1
+    _check(child)
     ours, theirs = _contents(run), _contents(folder / "whole")
     different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     return Outcome(killed, time.perf_counter() - begin, different)
+
+
+def _reaches(child: subprocess.Popen[str], run: Path, step: int) -> bool:
+    """Wait until a training has logged so many steps; False if it ends before."""
+    while child.poll() is None:
+        if _logged(run) >= step:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def _logged(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
 def _start(backend: str, run: Path, *, resume: bool) -> subprocess.Popen[str]:

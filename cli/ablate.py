@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from ict_backends.errors import UsageError
+from ict_backends.errors import UsageError, UserError
 from ict_backends.reports.ablation import (
     Outcome,
     StudyPlan,
@@ -168,6 +168,7 @@ def ablate_command(
     from ict_backends import load_backend
     from ict_backends.reports.figures import check_matplotlib
     from ict_backends.runs.folder import free_run_path
+    from ict_backends.runs.lock import in_use
     from ict_backends.training.resolve import given_settings
 
     if plan_name is None:
@@ -188,12 +189,16 @@ def ablate_command(
             click.echo(shlex.join(["ict", *study.train_words(run), f"--out={run.folder}"]))
         return
     _check_folder(out, runs, resume=resume)
-    outcomes = _carry_out(study, runs, jobs)
-    summaries = _write_results(study, runs, outcomes, out, {"command": command_line("out", "resume"), "jobs": jobs})
+    with in_use(out):
+        outcomes = _carry_out(study, runs, jobs)
+        about = {"command": command_line("out", "resume"), "jobs": jobs}
+        summaries = _write_results(study, runs, outcomes, out, about)
     for summary in summaries:
         words = f"{metric} {summary.mean:.3g}, spread {summary.spread:.2g}; {summary.verdict()}"
         click.echo(f"{summary.variant.name}: {words}")
     click.echo(f"Results: {out / 'table.md'}, figure.png, samples.png and results.json beside it")
+    if all(outcome.error for outcome in outcomes.values()):
+        raise UserError(f"all {len(outcomes)} runs have failed; {out / 'table.md'} says how")
 
 
 def _find_plan(name: str) -> StudyPlan:
@@ -226,13 +231,21 @@ def _runs(study: Study, seeds: int, out: Path) -> list[StudyRun]:
 
 
 def _check_folder(out: Path, runs: Sequence[StudyRun], *, resume: bool) -> None:
-    """Make the folder of the study. Raises UsageError if it is not empty, or if a run to resume has other settings."""
+    """Make the folder of the study.
+
+    Raises UsageError if it is not empty, or if a run to resume has other settings or is in use: by a training of a
+    study that was killed, which ends as soon as it has written a checkpoint.
+    """
     from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.lock import in_use
 
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is not an empty folder; choose another one, or go on in it with --resume")
     (out / "runs").mkdir(parents=True, exist_ok=True)
     for run in runs:
+        if run.folder.is_dir():
+            with in_use(run.folder):
+                pass
         if RunDir(run.folder).config_file.is_file():
             known, asked = RunDir(run.folder).load_config().flat(), run.config.flat()
             changed = [f"{k} is {known.get(k)} and not {v}" for k, v in asked.items() if known.get(k) != v]
@@ -287,7 +300,10 @@ def _take(shares: queue.Queue[set[int]]) -> None:
 
 
 class _Children:
-    """The running processes of `ict` commands; `stopped` is true once they have been told to end."""
+    """The running processes of `ict` commands; `stopped` is true once they have been told to end.
+
+    They also end by themselves where this process is killed (cli/child.py).
+    """
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -302,9 +318,10 @@ class _Children:
             file.write(f"$ {shlex.join(['ict', *words])}\n".encode())
             file.flush()
             # In a session of its own: Ctrl-C at the terminal reaches only this process, which passes on one signal.
+            # With -P, no file of the working folder is imported in place of a library.
             child = subprocess.Popen(
-                [sys.executable, "-m", "ict_cli", *words],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-P", "-m", "ict_cli.child", *words],
+                stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -315,6 +332,8 @@ class _Children:
                 child.terminate()
             code = child.wait()
             self._running.discard(child)
+            if child.stdin is not None:
+                child.stdin.close()
         return code
 
     def stop(self) -> None:
