@@ -16,7 +16,7 @@ from ict_backends.images import encode_png, tile, to_float
 from ict_backends.networks.families import count_parameters
 from ict_backends.reports.charts import Mark, Series, line_chart
 from ict_backends.runs.folder import RunDir
-from ict_backends.runs.lines import read_lines
+from ict_backends.runs.lines import is_evaluation, is_log, read_lines
 from ict_backends.training.metrics_log import band_edges
 from ict_backends.training.step_plan import some_stages
 from ict_core import Config
@@ -61,7 +61,7 @@ def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) ->
         CheckpointError: the run's records are damaged.
     """
     config = run.load_config()
-    metrics, evals = read_lines(run.metrics_file), read_lines(run.evals_file)
+    metrics, evals = read_lines(run.metrics_file, is_log), read_lines(run.evals_file, is_evaluation)
     done = metrics[-1]["step"] if metrics else 0
     facts = [
         f"{done:,} of {config.train.total_steps:,} steps",
@@ -138,7 +138,7 @@ def _band_chart(config: Config, metrics: Sequence[Mapping[str, Any]], marks: Seq
         points = [
             (line["step"], line["loss_bands"][i])
             for line in metrics
-            if line.get("loss_bands") and line["loss_bands"][i] is not None
+            if len(line.get("loss_bands", [])) > i and line["loss_bands"][i] is not None
         ]
         lines.append(Series(f"{low:.2g} to {high:.2g}", points, color))
     return line_chart(lines, x_label="step", y_label="loss", marks=marks, log_y=True)

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ict_backends.console import warn
-from ict_backends.errors import CheckpointError, UserError
+from ict_backends.errors import UserError
 from ict_backends.files import remove_folder, write_atomically
 from ict_backends.images import to_uint8
 from ict_backends.measuring.evaluation import check_counts, compare, gather, images_needed, in_batches
@@ -17,7 +17,7 @@ from ict_backends.measuring.metrics import Gathered
 from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import Checkpoint, write_checkpoint
 from ict_backends.runs.folder import RunDir, class_counts, step_of
-from ict_backends.runs.lines import read_lines
+from ict_backends.runs.lines import is_evaluation, read_lines
 from ict_backends.sampling.batches import proportional_labels, sample_images
 from ict_core import Config
 
@@ -141,11 +141,7 @@ class Evaluator:
         return gather(in_batches(self._images), [self._config.eval.metric], None, on_batch=self._check_stopping)
 
     def _lines(self) -> list[dict]:
-        lines = read_lines(self._run.evals_file)
-        try:
-            return [{key: line[key] for key in ("step", "metric", "num", "value")} for line in lines]
-        except KeyError as error:
-            raise CheckpointError(f"{self._run.evals_file} cannot be read: a line has no {error}") from error
+        return read_lines(self._run.evals_file, is_evaluation)
 
     def _write(self, lines: list[dict]) -> None:
         write_atomically(self._run.evals_file, "".join(json.dumps(line) + "\n" for line in lines).encode())
