@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ict_backends.protocols import Model
-    from ict_backends.runs.folder import RunDir
 
 
 @click.command("sample")
@@ -90,9 +89,11 @@ def sample_command(
     levels = resolve_sigmas(config, steps, sigmas, run=run)
     classes = resolve_labels(config, labels, num, seed=seed, counts=class_counts(place, config))
     drawing = _Drawing(out, num, levels, seed, classes, clip_steps, truncate, batch_size, *share_of_work())
-    recipe = _recipe(place, weights, drawing, labels)
+    # Read once: a run that is training has another newest checkpoint a moment later.
+    checkpoint = place.checkpoint_of(weights)
+    recipe = _recipe(checkpoint, weights, drawing, labels)
     _check_output(out, recipe, trajectory, create=not dry_run)
-    model = open_backend(backend, device).load_model(run, weights=weights, device=device)
+    model = open_backend(backend, device).load_model(checkpoint, weights=weights, device=device)
     if dry_run:
         click.echo(f"would draw {num} images at sigmas {', '.join(f'{s:g}' for s in levels)} into {out}")
         return
@@ -133,17 +134,18 @@ class _Drawing(NamedTuple):
     world: int
 
 
-def _recipe(run: RunDir, weights: str, drawing: _Drawing, labels: str | None) -> dict[str, object]:
+def _recipe(checkpoint: Path, weights: str, drawing: _Drawing, labels: str | None) -> dict[str, object]:
     """The settings that determine the samples: equal ones give equal samples.
 
     Args:
+        checkpoint: the folder of the checkpoint that the samples are drawn from.
         labels: the value of --labels.
     """
     from ict_backends.runs.checkpoint import read_digest
 
     return {
         "weights": weights,
-        "sha256": read_digest(run.checkpoint_of(weights)),
+        "sha256": read_digest(checkpoint),
         "num": drawing.num,
         "sigmas": drawing.sigmas,
         "seed": drawing.seed,
