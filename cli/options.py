@@ -90,8 +90,12 @@ debug_option = click.option("--debug", is_flag=True, expose_value=False, help="S
 _NEAR_FIRST = 0.5
 
 
-def open_backend(name: str, device: str) -> Backend[Any, Any]:
+def open_backend(name: str, device: str, *, joins: bool = False) -> Backend[Any, Any]:
     """Load a backend by its name, and set up this process for the backend and the device.
+
+    Args:
+        joins: several processes are going to train together: `joined` checks the device then, since JAX must not look
+            for devices before it knows of the other processes.
 
     Raises:
         UsageError: the backend or the device is not available.
@@ -100,7 +104,8 @@ def open_backend(name: str, device: str) -> Backend[Any, Any]:
 
     engine = load_backend(name)
     engine.tune_process(device)
-    engine.check_device(device)
+    if not joins:
+        engine.check_device(device)
     return engine
 
 

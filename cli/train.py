@@ -94,10 +94,12 @@ def train_command(
     129; a second Ctrl-C exits at once. Under torchrun, or wherever RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are
     set, processes train together.
     """
+    from ict_backends.environment import share_of_work
     from ict_backends.runs.folder import RunDir, free_run_path, open_run
     from ict_backends.runs.lock import in_use
     from ict_backends.training.resolve import (
         averaged_weights,
+        check_alike,
         check_data,
         given_settings,
         resolve_new,
@@ -108,7 +110,7 @@ def train_command(
         raise UsageError("--resume and --init exclude each other")
     flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
     asked = _asked(config_file, assignments, given_settings(data=data, size=size, crop=crop, steps=steps, **flags))
-    engine = open_backend(backend, device)
+    engine = open_backend(backend, device, joins=share_of_work()[1] > 1)
     with engine.joined(device) as processes, contextlib.ExitStack() as held:
         if processes.world > 1 and out is None:
             raise UsageError("--out RUN is needed where several processes train together")
@@ -132,6 +134,7 @@ def train_command(
             _announce(f"{'resume' if resume else 'run'} {out} with {backend}", config, dataset)
         if dry_run:
             return
+        check_alike(processes, config, dataset, resume=resume, init=weights is not None)
         if processes.rank == 0:
             _prepare(out, config, dataset, weights, resume=resume)
         processes.wait()

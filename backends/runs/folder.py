@@ -312,6 +312,11 @@ def _describe_data(dataset: Dataset | None) -> dict[str, object]:
     return {"count": len(dataset.images), "sha256": digest.hexdigest()}
 
 
+def data_digest(dataset: Dataset) -> str:
+    """The sha256 of the images and labels of a data set, as RUN/data.json has it."""
+    return str(_describe_data(dataset)["sha256"])
+
+
 def free_run_path(parent: Path, name: str) -> Path:
     """The first of parent/name-001, parent/name-002, ... that does not exist."""
     return next(p for i in range(1, 10**6) if not (p := parent / f"{name}-{i:03d}").exists())

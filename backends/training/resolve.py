@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 from ict_backends.data.dataset import Dataset, load_data_of
 from ict_backends.errors import DataError, UsageError
 from ict_backends.networks.families import parameter_shapes
-from ict_backends.protocols import Arrays
+from ict_backends.protocols import Arrays, Processes
 from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
-from ict_backends.runs.folder import RunDir, check_same_data
+from ict_backends.runs.folder import RunDir, check_same_data, data_digest
 from ict_backends.runs.lines import read_lines
 from ict_backends.training.evaluator import evaluation_size
 from ict_backends.training.tensorboard import check_tensorboard
@@ -208,3 +209,24 @@ def check_data(config: Config, dataset: Dataset) -> None:
         raise DataError(
             f"data {config.data.source}: label {labels.max()} is not in 0..{classes - 1} (network.num_classes)"
         )
+
+
+def check_alike(processes: Processes, config: Config, dataset: Dataset, **options: object) -> None:
+    """Raise UsageError in every process, in the same words, unless all train the same; every process must call this.
+
+    Else they would train a mixture, and nothing would show it. Only the paths of the data may differ.
+
+    Args:
+        options: what else must be the same, by name.
+    """
+    if processes.world == 1:
+        return
+    mine = {name: value for name, value in config.flat().items() if name != "data.source"} | options
+    texts = processes.exchange(json.dumps(mine | {"data (sha256)": data_digest(dataset)}))
+    first, *others = [json.loads(text) for text in texts]
+    for rank, other in enumerate(others, start=1):
+        differ = [
+            f"{k} is {other.get(k)} and not {first.get(k)}" for k in first | other if other.get(k) != first.get(k)
+        ]
+        if differ:
+            raise UsageError(f"process {rank} of {processes.world} differs from process 0: {'; '.join(differ)}")
