@@ -1,4 +1,4 @@
-"""Kills of training at random moments, as a test of resuming: python bench/kills.py [--kills N] [--seed S].
+"""Kills of training at random moments, as a test of resuming: python bench/kills.py [--kills N] [--backend B] [--seed S].
 
 In each backend, a small run is killed (SIGKILL) again and again and resumed until it is done. Its folder must then hold
 the same files as that of a run that nobody killed, with the same content but for times: checkpoints, the best one,
@@ -45,13 +45,14 @@ class Outcome(NamedTuple):
 
 @click.command()
 @click.option("--kills", default=20, show_default=True, help="How often to kill each run at most.")
+@click.option("--backend", "backends", multiple=True, default=("torch", "jax"), show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--keep", default="kill-faults", show_default=True, help="Folder for the runs that differ.")
-def main(kills: int, seed: int, keep: str) -> None:
+def main(kills: int, backends: tuple[str, ...], seed: int, keep: str) -> None:
     """Kill runs, resume them, and compare what they leave."""
     faults = 0
     click.echo(f"{'backend':10}{'kills':>8}{'seconds':>10}  differs from a run that nobody killed in")
-    for backend in ("torch", "jax"):
+    for backend in backends:
         with tempfile.TemporaryDirectory() as folder:
             outcome = _campaign(backend, Path(folder), kills, np.random.default_rng(seed))
             if outcome.different:
