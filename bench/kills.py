@@ -1,4 +1,4 @@
-"""Kills of training at random moments, as a test of resuming: python bench/kills.py [--kills N] [--backend B] [--seed S].
+"""Kills of training at random moments, as a test of resuming: python bench/kills.py [--kills N] [--backend B].
 
 In each backend, a small run is killed (SIGKILL) again and again and resumed until it is done. Its folder must then hold
 the same files as that of a run that nobody killed, with the same content but for times: checkpoints, the best one,
