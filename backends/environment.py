@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
-from ict_backends.errors import UsageError
+from ict_backends.console import warn
+from ict_backends.errors import UsageError, UserError
 
 
 def available_cores() -> int:
@@ -81,6 +83,31 @@ def check_rendezvous() -> str:
             "in one process"
         )
     return f"{host}:{port}"
+
+
+# How long a process waits for the others to appear before it says so, and before it gives up.
+SILENCE_SECONDS, JOINING_SECONDS = 10.0, 600
+
+
+@contextlib.contextmanager
+def joining(rank: int, world: int, where: str) -> Iterator[None]:
+    """A context in which this process waits for the others; it says so when that takes long.
+
+    Raises:
+        UserError: the processes have not found each other, for the reason that a RuntimeError, a ValueError or an
+            OSError in the context gives.
+    """
+    waits = f"process {rank} of {world} waits at {where} for the others, for {JOINING_SECONDS // 60} minutes at most"
+    timer = threading.Timer(SILENCE_SECONDS, warn, [waits])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"process {rank} of {world} cannot join the others at {where}: {reason}") from error
+    finally:
+        timer.cancel()
 
 
 def leave(wait: Callable[[], object]) -> None:

@@ -7,12 +7,16 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
 import platformdirs
 
+from ict_backends.console import warn
 from ict_backends.errors import CheckpointError
 
 # The most bytes of a file that is read at once.
@@ -20,8 +24,27 @@ _SMALL = 2**18
 
 
 def cache_folder() -> Path:
-    """The user's folder for files that can be made again: on Linux $XDG_CACHE_HOME/ict or ~/.cache/ict."""
-    return Path(platformdirs.user_cache_dir("ict", appauthor=False))
+    """The user's folder for files that can be made again: on Linux $XDG_CACHE_HOME/ict or ~/.cache/ict.
+
+    A user without a home, as in some containers, has it among the temporary files.
+    """
+    try:
+        path = Path(platformdirs.user_cache_dir("ict", appauthor=False))
+    except RuntimeError:  # newer versions of platformdirs raise it; older ones leave the ~
+        return _cache_of_the_homeless()
+    return _cache_of_the_homeless() if path.parts[0] == "~" else path
+
+
+@lru_cache
+def _cache_of_the_homeless() -> Path:
+    path = Path(tempfile.gettempdir()) / f"ict-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
+        path = Path(tempfile.mkdtemp(prefix="ict-"))  # others can write into the one by that name
+    warn(f"there is no home folder: {path} keeps what can be made again; XDG_CACHE_HOME sets another folder")
+    return path
 
 
 def file_sha256(path: Path) -> str:

@@ -105,6 +105,10 @@ class Processes(Protocol):
         """
         ...
 
+    def exchange(self, text: str) -> list[str]:
+        """The texts of all processes, in the order of their numbers; must be called by every process."""
+        ...
+
     def wait(self) -> None:
         """Return when every process has called this."""
         ...

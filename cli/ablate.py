@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from ict_backends.errors import UsageError
+from ict_backends.errors import UsageError, UserError
 from ict_backends.reports.ablation import (
     Outcome,
     StudyPlan,
@@ -31,6 +31,8 @@ from ict_backends.reports.ablation import (
 )
 from ict_cli.options import (
     DATA_HELP,
+    PATH,
+    SOURCE,
     backend_option,
     command_line,
     crop_option,
@@ -102,7 +104,7 @@ class Study(NamedTuple):
 
 
 @click.command("ablate")
-@click.argument("plan_name", metavar="[PLAN|FILE.toml]", required=False)
+@click.argument("plan_name", metavar="[PLAN|FILE.toml]", type=SOURCE, required=False)
 @backend_option
 @click.option(
     "--seeds",
@@ -112,7 +114,7 @@ class Study(NamedTuple):
     help="Runs of each variant, with different seeds.",
 )
 @click.option("--preset", help="Settings that the variants change.  [default: the plan's]")
-@click.option("--data", help=DATA_HELP)
+@click.option("--data", type=SOURCE, help=DATA_HELP)
 @size_option
 @crop_option
 @click.option(
@@ -127,9 +129,7 @@ class Study(NamedTuple):
     help="Metric to compare, on one-step samples, as in `ict eval`.",
 )
 @click.option("--num", type=click.IntRange(min=2), help="Samples to measure of each run.  [default: as in `ict eval`]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for runs and results.  [default: runs/ablate-PLAN-NNN]"
-)
+@click.option("--out", type=PATH, help="Folder for runs and results.  [default: runs/ablate-PLAN-NNN]")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -168,6 +168,7 @@ def ablate_command(
     from ict_backends import load_backend
     from ict_backends.reports.figures import check_matplotlib
     from ict_backends.runs.folder import free_run_path
+    from ict_backends.runs.lock import in_use
     from ict_backends.training.resolve import given_settings
 
     if plan_name is None:
@@ -188,19 +189,23 @@ def ablate_command(
             click.echo(shlex.join(["ict", *study.train_words(run), f"--out={run.folder}"]))
         return
     _check_folder(out, runs, resume=resume)
-    outcomes = _carry_out(study, runs, jobs)
-    summaries = _write_results(study, runs, outcomes, out, {"command": command_line("out", "resume"), "jobs": jobs})
+    with in_use(out):
+        outcomes = _carry_out(study, runs, jobs)
+        about = {"command": command_line("out", "resume"), "jobs": jobs}
+        summaries = _write_results(study, runs, outcomes, out, about)
     for summary in summaries:
         words = f"{metric} {summary.mean:.3g}, spread {summary.spread:.2g}; {summary.verdict()}"
         click.echo(f"{summary.variant.name}: {words}")
     click.echo(f"Results: {out / 'table.md'}, figure.png, samples.png and results.json beside it")
+    if all(outcome.error for outcome in outcomes.values()):
+        raise UserError(f"all {len(outcomes)} runs have failed; {out / 'table.md'} says how")
 
 
 def _find_plan(name: str) -> StudyPlan:
     """Read the plan of this name, or in this file. Raises UsageError, which lists the plans, if there is none."""
     own = {path.stem: path for path in PLANS.glob("*.toml")}
     path = own.get(name, Path(name))
-    if path.suffix != ".toml" or not path.is_file():
+    if path.suffix.lower() != ".toml" or not path.is_file():
         raise UsageError(f"plan {name!r} is no file that ends in .toml, and none of {', '.join(sorted(own))}")
     return read_plan(path)
 
@@ -226,13 +231,21 @@ def _runs(study: Study, seeds: int, out: Path) -> list[StudyRun]:
 
 
 def _check_folder(out: Path, runs: Sequence[StudyRun], *, resume: bool) -> None:
-    """Make the folder of the study. Raises UsageError if it is not empty, or if a run to resume has other settings."""
+    """Make the folder of the study.
+
+    Raises UsageError if it is not empty, or if a run to resume has other settings or is in use: by a training of a
+    study that was killed, which ends as soon as it has written a checkpoint.
+    """
     from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.lock import in_use
 
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is not an empty folder; choose another one, or go on in it with --resume")
     (out / "runs").mkdir(parents=True, exist_ok=True)
     for run in runs:
+        if run.folder.is_dir():
+            with in_use(run.folder):
+                pass
         if RunDir(run.folder).config_file.is_file():
             known, asked = RunDir(run.folder).load_config().flat(), run.config.flat()
             changed = [f"{k} is {known.get(k)} and not {v}" for k, v in asked.items() if known.get(k) != v]
@@ -287,7 +300,10 @@ def _take(shares: queue.Queue[set[int]]) -> None:
 
 
 class _Children:
-    """The running processes of `ict` commands; `stopped` is true once they have been told to end."""
+    """The running processes of `ict` commands; `stopped` is true once they have been told to end.
+
+    They also end by themselves where this process is killed (cli/child.py).
+    """
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -302,9 +318,10 @@ class _Children:
             file.write(f"$ {shlex.join(['ict', *words])}\n".encode())
             file.flush()
             # In a session of its own: Ctrl-C at the terminal reaches only this process, which passes on one signal.
+            # With -P, no file of the working folder is imported in place of a library.
             child = subprocess.Popen(
-                [sys.executable, "-m", "ict_cli", *words],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-P", "-m", "ict_cli.child", *words],
+                stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -315,6 +332,8 @@ class _Children:
                 child.terminate()
             code = child.wait()
             self._running.discard(child)
+            if child.stdin is not None:
+                child.stdin.close()
         return code
 
     def stop(self) -> None:

@@ -11,6 +11,7 @@ import click
 
 from ict_backends.errors import UsageError
 from ict_cli.options import (
+    PATH,
     backend_option,
     batch_option,
     check_output,
@@ -35,7 +36,7 @@ from ict_core.settings import build_config, merge, parse_assignment, preset_tree
 @batch_option
 @click.option(
     "--plain",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE.py",
     help="Also time the training steps in this file, such as bench/plain.py.",
 )
@@ -48,7 +49,7 @@ from ict_core.settings import build_config, merge, parse_assignment, preset_tree
     "--product", type=click.IntRange(min=1), hidden=True, help="Side of the square matrices that are multiplied."
 )
 @click.option("--copy", type=click.IntRange(min=1), hidden=True, help="Bytes of the array that is copied.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.json", help="Write all figures into this file.")
+@click.option("--out", type=PATH, metavar="FILE.json", help="Write all figures into this file.")
 @debug_option
 def bench_command(
     backend: str,
@@ -110,7 +111,7 @@ def _describe(about: dict[str, Any], device: str) -> str:
 
 def _check_out(out: Path) -> None:
     """Raise UsageError or OSError, before any work, unless `out` can be written."""
-    if out.suffix != ".json":
+    if out.suffix.lower() != ".json":
         raise UsageError(f"--out {out} must end in .json")
     check_output(out, (".json",), create=True)
     if not os.access(out.parent, os.W_OK):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ict_backends.errors import DataError, UsageError
 from ict_cli.options import (
+    PATH,
     backend_option,
     check_output,
     debug_option,
@@ -56,18 +57,18 @@ _Command = Callable[..., None]
 def _shared_options(default_out: str) -> Callable[[_Command], _Command]:
     """A decorator that adds the parameters of an `EditRequest`, and --debug."""
     decorators = [
-        click.argument("run", type=click.Path(path_type=Path)),
+        click.argument("run", type=PATH),
         click.option(
             "--image",
             "images",
-            type=click.Path(path_type=Path),
+            type=PATH,
             multiple=True,
             required=True,
             help="Image to change; repeatable.",
         ),
         click.option(
             "--out",
-            type=click.Path(path_type=Path),
+            type=PATH,
             default=Path(default_out),
             show_default=True,
             help="Where to write the result: x.png. The comparison is x-side-by-side.png.",
@@ -103,7 +104,7 @@ _sigmas_option = click.option("--sigmas", help="Falling noise levels, one per st
 @_shared_options("inpaint.png")
 @click.option(
     "--mask",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Picture of what to change: white is filled in, black stays.",
 )
@@ -199,7 +200,7 @@ def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
 
 
 @edit_command.command("interpolate")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option(
     "--from", "first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first image."
 )
@@ -211,7 +212,7 @@ def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("interpolate.png"),
     show_default=True,
     help="Where to write the result: x.png.",
@@ -264,7 +265,7 @@ def _config(request: EditRequest) -> Config:
     from ict_backends.runs.folder import open_run
 
     config = open_run(request.run).load_config()
-    if request.out.suffix != ".png":
+    if request.out.suffix.lower() != ".png":
         raise UsageError(f"--out {request.out} must end in .png")
     check_output(request.out, (".png",), create=False)
     return config

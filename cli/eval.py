@@ -12,6 +12,8 @@ import numpy as np
 
 from ict_backends.errors import DataError, UsageError
 from ict_cli.options import (
+    PATH,
+    SOURCE,
     backend_option,
     batch_option,
     check_reference,
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
 
 
 @click.command("eval")
-@click.argument("what", metavar="RUN|FOLDER|NPZ", type=click.Path(path_type=Path))
+@click.argument("what", metavar="RUN|FOLDER|NPZ", type=PATH)
 @click.option(
-    "--data", help="Images to compare with, or an .npz of mu and sigma.  [default: the run's training images]"
+    "--data",
+    type=SOURCE,
+    help="Images to compare with, or an .npz of mu and sigma.  [default: the run's training images]",
 )
 @click.option(
     "--metrics",
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--features",
+    type=SOURCE,
     help="Network for fid, kid, is, pr: a TorchScript or .pt2 file, or inception-2015-12-05, which is downloaded "
     "once.  [default: none; kid and pr use pixels]",
 )
@@ -71,7 +76,7 @@ if TYPE_CHECKING:
     help="With pixel-fd, print what a perfect model would show, from random halves of the data: minutes for thousands "
     "of pixels.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures into this file.")
+@click.option("--json", "json_file", type=PATH, help="Also write the figures into this file.")
 @labels_option
 @steps_options
 @released_options

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ict_cli.options import check_new_folder, debug_option, weights_option
+from ict_cli.options import PATH, check_new_folder, debug_option, weights_option
 
 
 @click.group("export")
@@ -15,8 +15,8 @@ def export_command() -> None:
 
 
 @export_command.command("diffusers")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder to write.")
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, required=True, help="New folder to write.")
 @weights_option
 @debug_option
 def diffusers_command(run: Path, out: Path, weights: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ict_backends.errors import CheckpointError, UsageError
-from ict_cli.options import debug_option
+from ict_cli.options import PATH, debug_option
 from ict_core import Config
 from ict_core.settings import build_config, merge, read_toml
 
@@ -17,11 +17,9 @@ def import_command() -> None:
     """Make a run from a checkpoint of another project, to sample from, to train on, or to start other runs from."""
 
 
-_file = click.argument("file", type=click.Path(path_type=Path))
-_out = click.option("--out", type=click.Path(path_type=Path), required=True, help="The new run's folder.")
-_config = click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="TOML file with the network's settings."
-)
+_file = click.argument("file", type=PATH)
+_out = click.option("--out", type=PATH, required=True, help="The new run's folder.")
+_config = click.option("--config", "config_file", type=PATH, help="TOML file with the network's settings.")
 
 
 @import_command.command("openai-adm")
@@ -80,7 +78,7 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
 
 
 @import_command.command("diffusers")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @_out
 @debug_option
 def diffusers_command(folder: Path, out: Path) -> None:

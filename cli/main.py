@@ -95,12 +95,20 @@ def _exit(code: int, error: BaseException | None = None) -> NoReturn:
 
 
 def _explain(error: BaseException) -> tuple[str | None, int]:
-    """The line to show for an error, and the exit code; the line is None for a bug, which shows its traceback."""
+    """The line to show for an error, and the exit code; the line is None for a bug, which shows its traceback.
+
+    Where a group is called without a command, its help takes the place of the line.
+    """
     from ict_backends.errors import UserError
     from ict_core import ConfigError
 
+    if isinstance(error.__cause__, EOFError):  # which click takes for the end of what a user types
+        return "Error: a file that was being read ends too early; --debug shows where", 1
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return "Interrupted.", _INTERRUPTED
+    no_arguments = getattr(click.exceptions, "NoArgsIsHelpError", ())  # which click 8.1 lacks
+    if isinstance(error, click.ClickException) and isinstance(error, no_arguments):
+        return error.format_message(), error.exit_code
     if isinstance(error, click.ClickException):
         return f"Error: {' '.join(error.format_message().split())}", error.exit_code
     if isinstance(error, UserError):

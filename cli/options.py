@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from ict_backends.console import warn
 from ict_backends.errors import UsageError
 from ict_core import Config
 from ict_core.sampling import check_falling_sigmas
@@ -18,6 +20,36 @@ if TYPE_CHECKING:
     from ict_backends.measuring.reference import Reference
     from ict_backends.protocols import Backend
     from ict_backends.runs.folder import RunDir
+
+
+class _Path(click.Path):
+    """A path, in which `~` stands for the user's home, also where the shell has left it as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path. "-", which other programs take for a pipe, and an empty name are refused."""
+        text = os.fspath(value)
+        if text in ("", "-"):
+            self.fail(f'"{text}" names no file or folder; pipes are not supported', param, ctx)
+        return super().convert(os.path.expanduser(text), param, ctx)
+
+
+class _Source(click.ParamType):
+    """A path, as above, or another name of what is meant."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, with the user's home for `~`. "-" and an empty text are refused."""
+        if value in ("", "-"):
+            self.fail(f'"{value}" names nothing; pipes are not supported', param, ctx)
+        return os.path.expanduser(value)
+
+
+# The types of all arguments and options that name a file or a folder; and of those that may name something else.
+PATH, SOURCE = _Path(), _Source()
 
 backend_option = click.option(
     "--backend", default="torch", show_default=True, help="Library to compute with: torch or jax."
@@ -54,9 +86,16 @@ crop_option = click.option(
 # `ict_cli.main.run` reads --debug from the arguments; this declares it, so that every command takes and documents it.
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
+# Warn of a first level below this share of sigma_max.
+_NEAR_FIRST = 0.5
 
-def open_backend(name: str, device: str) -> Backend[Any, Any]:
+
+def open_backend(name: str, device: str, *, joins: bool = False) -> Backend[Any, Any]:
     """Load a backend by its name, and set up this process for the backend and the device.
+
+    Args:
+        joins: several processes are going to train together: `joined` checks the device then, since JAX must not look
+            for devices before it knows of the other processes.
 
     Raises:
         UsageError: the backend or the device is not available.
@@ -65,7 +104,8 @@ def open_backend(name: str, device: str) -> Backend[Any, Any]:
 
     engine = load_backend(name)
     engine.tune_process(device)
-    engine.check_device(device)
+    if not joins:
+        engine.check_device(device)
     return engine
 
 
@@ -127,7 +167,8 @@ def labels_to_compare(
 def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run: Path | None = None) -> list[float]:
     """The falling noise levels to sample at, one per step: those of --sigmas, or the first --steps known levels.
 
-    The known levels are those that `ict search-sigmas` found for `run`, or else the two of the settings.
+    The known levels are those that `ict search-sigmas` found for `run`, or else the two of the settings. A first level
+    of --sigmas that is far below sigma_max leads to a warning.
 
     Raises:
         UsageError: the options exclude each other, or their values are not allowed; the message says what is.
@@ -149,6 +190,11 @@ def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run
         check_falling_sigmas(levels, sigma_min=config.noise.sigma_min, sigma_max=first)
     except ValueError as error:
         raise UsageError(f"--sigmas {sigmas}: {error}") from error
+    if levels[0] < _NEAR_FIRST * first:
+        warn(
+            f"--sigmas {sigmas}: the first level is far below {first:g} (noise.sigma_max), where the first images are "
+            "nothing but noise: they will have too little contrast"
+        )
     return levels
 
 
@@ -236,14 +282,14 @@ def check_output(out: Path, suffixes: Sequence[str], *, create: bool) -> None:
     """Check, before any work, that `out` can become a file with one of the suffixes, or a new folder.
 
     Args:
-        suffixes: the suffixes that a file may have, such as ".png".
+        suffixes: the suffixes that a file may have, such as ".png", in small letters; `out` may have capital ones.
         create: make the folder, or the folder of the file, so that an error comes now and not after the work.
 
     Raises:
         UsageError: `out` has another suffix, is a folder but should be a file, or is a folder that is not empty.
         OSError: the folder cannot be made.
     """
-    if out.suffix and out.suffix not in suffixes:
+    if out.suffix and out.suffix.lower() not in suffixes:
         raise UsageError(f"--out {out} must end in {' or '.join(suffixes)}, or name a folder")
     if out.suffix and out.is_dir():
         raise UsageError(f"--out {out} is a folder")

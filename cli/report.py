@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from ict_backends.errors import UsageError
-from ict_cli.options import backend_option, check_output, debug_option, device_option, open_backend
+from ict_cli.options import PATH, backend_option, check_output, debug_option, device_option, open_backend
 
 _SHOWN = 8
 
 
 @click.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="HTML file to write.  [default: RUN/report.html]")
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, help="HTML file to write.  [default: RUN/report.html]")
 @backend_option
 @device_option
 @debug_option
@@ -35,7 +35,7 @@ def report_command(run: Path, out: Path | None, backend: str, device: str) -> No
     place = open_run(run)
     config = place.load_config()
     out = out or place.path / "report.html"
-    if out.suffix != ".html":
+    if out.suffix.lower() != ".html":
         raise UsageError(f"--out {out} must end in .html")
     check_output(out, (".html",), create=False)
     model = open_backend(backend, device).load_model(run, device=device)

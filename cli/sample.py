@@ -11,6 +11,7 @@ import numpy as np
 
 from ict_backends.errors import UsageError
 from ict_cli.options import (
+    PATH,
     backend_option,
     batch_option,
     check_output,
@@ -29,14 +30,13 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ict_backends.protocols import Model
-    from ict_backends.runs.folder import RunDir
 
 
 @click.command("sample")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Where to write: x.png (a grid), x.npz, or a new folder.",
 )
@@ -89,13 +89,15 @@ def sample_command(
     levels = resolve_sigmas(config, steps, sigmas, run=run)
     classes = resolve_labels(config, labels, num, seed=seed, counts=class_counts(place, config))
     drawing = _Drawing(out, num, levels, seed, classes, clip_steps, truncate, batch_size, *share_of_work())
-    recipe = _recipe(place, weights, drawing, labels)
+    # Read once: a run that is training has another newest checkpoint a moment later.
+    checkpoint = place.checkpoint_of(weights)
+    recipe = _recipe(checkpoint, weights, drawing, labels)
     _check_output(out, recipe, trajectory, create=not dry_run)
-    model = open_backend(backend, device).load_model(run, weights=weights, device=device)
+    model = open_backend(backend, device).load_model(checkpoint, weights=weights, device=device)
     if dry_run:
         click.echo(f"would draw {num} images at sigmas {', '.join(f'{s:g}' for s in levels)} into {out}")
         return
-    if out.suffix != ".png":
+    if out.suffix.lower() != ".png":
         _write_many(model, drawing, recipe)
     elif drawing.rank == 0 and trajectory:
         _write_trajectory(model, drawing)
@@ -132,17 +134,18 @@ class _Drawing(NamedTuple):
     world: int
 
 
-def _recipe(run: RunDir, weights: str, drawing: _Drawing, labels: str | None) -> dict[str, object]:
+def _recipe(checkpoint: Path, weights: str, drawing: _Drawing, labels: str | None) -> dict[str, object]:
     """The settings that determine the samples: equal ones give equal samples.
 
     Args:
+        checkpoint: the folder of the checkpoint that the samples are drawn from.
         labels: the value of --labels.
     """
     from ict_backends.runs.checkpoint import read_digest
 
     return {
         "weights": weights,
-        "sha256": read_digest(run.checkpoint_of(weights)),
+        "sha256": read_digest(checkpoint),
         "num": drawing.num,
         "sigmas": drawing.sigmas,
         "seed": drawing.seed,
@@ -156,13 +159,13 @@ def _check_output(out: Path, recipe: dict[str, object], trajectory: bool, *, cre
     """Raise UsageError unless the samples can be written to `out`."""
     from ict_backends.sampling.files import check_sink
 
-    if trajectory and out.suffix != ".png":
+    if trajectory and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out} must end in .png for --trajectory")
     if out.suffix:
         check_output(out, (".png", ".npz"), create=create)
     elif out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not an empty folder; choose another one")
-    if out.suffix != ".png":
+    if out.suffix.lower() != ".png":
         check_sink(out, recipe)
 
 

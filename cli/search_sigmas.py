@@ -11,6 +11,8 @@ import numpy as np
 
 from ict_backends.errors import UsageError
 from ict_cli.options import (
+    PATH,
+    SOURCE,
     backend_option,
     batch_option,
     check_reference,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @click.command("search-sigmas")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option(
     "--steps",
     type=click.IntRange(min=2),
@@ -43,15 +45,15 @@ if TYPE_CHECKING:
 @click.option(
     "--metric", help="Metric to minimise: pixel-fd, fid, kid or sw.  [default: pixel-fd; fid with --features]"
 )
-@click.option("--features", help="Network for fid and kid, as in `ict eval`.")
+@click.option("--features", type=SOURCE, help="Network for fid and kid, as in `ict eval`.")
 @click.option("--trust-features", is_flag=True, help="Run any --features file, as in `ict eval`.")
-@click.option("--data", help="Images to compare with.  [default: those the run was trained on]")
+@click.option("--data", type=SOURCE, help="Images to compare with.  [default: those the run was trained on]")
 @click.option(
     "--num",
     type=click.IntRange(min=2),
     help="Samples to draw for each level.  [default: 2000, or more if the metric needs them]",
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the metric over the levels into this PNG.")
+@click.option("--plot", type=PATH, help="Draw the metric over the levels into this PNG.")
 @labels_option
 @released_options
 @seed_option
@@ -91,7 +93,7 @@ def search_sigmas_command(
 
     place = open_run(run)
     config = place.load_config()
-    if plot is not None and plot.suffix != ".png":
+    if plot is not None and plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {plot} must end in .png")
     network = feature_network(features, device, trust=trust_features)
     name = metric or ("fid" if network else "pixel-fd")

@@ -7,17 +7,17 @@ from pathlib import Path
 import click
 
 from ict_backends.errors import UsageError
-from ict_cli.options import debug_option, device_option
+from ict_cli.options import PATH, SOURCE, debug_option, device_option
 from ict_core import Config, load_preset, preset_names
 
 _MOST_STAGES = 16
 
 
 @click.command("show")
-@click.argument("what", metavar="[PRESET|RUN]", required=False)
+@click.argument("what", metavar="[PRESET|RUN]", type=SOURCE, required=False)
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Draw noise levels, noise law, loss weights and curriculum into this PNG.",
 )
 @click.option("--backend", help="Also print the device that this backend would use.")
@@ -42,7 +42,7 @@ def show_command(what: str | None, plot: Path | None, backend: str | None, devic
     if plot is not None:
         from ict_backends.reports.figures import plot_method
 
-        if plot.suffix != ".png":
+        if plot.suffix.lower() != ".png":
             raise UsageError(f"--plot {plot} must end in .png")
         plot_method(config, plot)
         click.echo(f"plot: {plot}")

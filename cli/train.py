@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import click
 from ict_backends.errors import UsageError
 from ict_cli.options import (
     DATA_HELP,
+    PATH,
+    SOURCE,
     backend_option,
     crop_option,
     debug_option,
@@ -34,13 +37,11 @@ _MOST_INITIAL = 0.05
 @click.command("train")
 @backend_option
 @click.option("--preset", default="digits", show_default=True, help="Settings to start from; `ict show` lists them.")
-@click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="TOML file of settings that override the preset's."
-)
-@click.option("--data", help=DATA_HELP)
+@click.option("--config", "config_file", type=PATH, help="TOML file of settings that override the preset's.")
+@click.option("--data", type=SOURCE, help=DATA_HELP)
 @size_option
 @crop_option
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/PRESET-BACKEND-NNN]")
+@click.option("--out", type=PATH, help="The run's folder.  [default: runs/PRESET-BACKEND-NNN]")
 @click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")
 @click.option("--steps", type=int, help="Training steps (train.total_steps).")
 @click.option("--seed", type=int, help="Seed of all random numbers (train.seed).")
@@ -52,10 +53,14 @@ _MOST_INITIAL = 0.05
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files (train.tensorboard).")
 @device_option
-@click.option("--resume", is_flag=True, help="Continue the run in --out from its newest checkpoint.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue the run in --out from its newest checkpoint, or from its beginning if it has none yet.",
+)
 @click.option(
     "--init",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Start from the averaged weights of another run, with the settings of its network and its noise levels.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
@@ -89,10 +94,12 @@ def train_command(
     129; a second Ctrl-C exits at once. Under torchrun, or wherever RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are
     set, processes train together.
     """
+    from ict_backends.environment import share_of_work
     from ict_backends.runs.folder import RunDir, free_run_path, open_run
     from ict_backends.runs.lock import in_use
     from ict_backends.training.resolve import (
         averaged_weights,
+        check_alike,
         check_data,
         given_settings,
         resolve_new,
@@ -103,7 +110,7 @@ def train_command(
         raise UsageError("--resume and --init exclude each other")
     flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
     asked = _asked(config_file, assignments, given_settings(data=data, size=size, crop=crop, steps=steps, **flags))
-    engine = open_backend(backend, device)
+    engine = open_backend(backend, device, joins=share_of_work()[1] > 1)
     with engine.joined(device) as processes, contextlib.ExitStack() as held:
         if processes.world > 1 and out is None:
             raise UsageError("--out RUN is needed where several processes train together")
@@ -127,11 +134,12 @@ def train_command(
             _announce(f"{'resume' if resume else 'run'} {out} with {backend}", config, dataset)
         if dry_run:
             return
+        check_alike(processes, config, dataset, resume=resume, init=weights is not None)
         if processes.rank == 0:
             _prepare(out, config, dataset, weights, resume=resume)
         processes.wait()
         run = RunDir(out)
-        engine.train(config, dataset, run, processes=processes, resume=resume or weights is not None)
+        engine.train(config, dataset, run, processes=processes, resume=bool(run.checkpoints()))
     if processes.rank == 0:
         if weights is None and not resume:
             _warn_of_average(config)
@@ -203,15 +211,17 @@ def _prepare(out: Path, config: Config, dataset: Dataset, weights: Arrays | None
     from ict_backends.exchange.importing import start_from
     from ict_backends.runs.folder import RunDir, create_run, remember_changes, remember_data, remove_leftovers
 
-    if resume:
-        remove_leftovers(RunDir(out))
-        remember_data(RunDir(out), config, dataset)
-        for name, (old, new) in remember_changes(RunDir(out), config).items():
-            click.echo(f"# from here on, {name} is {new} and no longer {old}")
-    else:
-        create_run(out, config, dataset)
-    if weights is not None:
-        start_from(RunDir(out), config, weights)
+    run = RunDir(out)
+    if not resume:
+        first = None if weights is None else partial(start_from, config=config, arrays=weights)
+        create_run(out, config, dataset, prepare=first or (lambda run: None))
+        return
+    remove_leftovers(run)
+    remember_data(run, config, dataset)
+    for name, (old, new) in remember_changes(run, config).items():
+        click.echo(f"# from here on, {name} is {new} and no longer {old}")
+    if not run.checkpoints():
+        click.echo("# there is no checkpoint yet: starting from the beginning")
 
 
 def _read_file(path: Path) -> Tree:

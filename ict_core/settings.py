@@ -121,7 +121,7 @@ def build_sections(tree: Tree) -> dict[str, Any]:
     tree = with_current_names(tree)
     for section in tree:
         if section not in types:
-            raise ConfigError(f"unknown section [{section}]{_suggest(section, types)}")
+            raise ConfigError(f"unknown section [{section}]{_suggest(section, types)}; there are {', '.join(types)}")
     if "network" in tree:
         types["network"] = _network_type(tree["network"].get("family", "ncsnpp"))
     return {name: _build_section(name, types[name], tree[name]) for name in tree}
@@ -137,12 +137,9 @@ def _network_type(family: object) -> type[NCSNppConfig] | type[ADMConfig]:
 
 def _build_section(section: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
     types = typing.get_type_hints(kind)
-    sections = typing.get_type_hints(Config) | {section: kind}
-    every_name = [f"{s}.{f.name}" for s, t in sections.items() if dataclasses.is_dataclass(t) for f in fields(t)]
     for key in values:
         if key not in types:
-            name = f"{section}.{key}"
-            raise ConfigError(f"unknown key {name}{_suggest(name, every_name)}")
+            raise ConfigError(f"unknown key {section}.{key}{_suggest_setting(section, kind, key)}")
     return kind(**{key: _coerce(f"{section}.{key}", types[key], value) for key, value in values.items()})
 
 
@@ -167,9 +164,39 @@ _WIDEST = 2**63
 _KINDS = {int: "integer", float: "number", str: "string", bool: "boolean (true or false)"}
 
 
+# What settings are often called elsewhere -> what they are called here.
+_ELSEWHERE = {
+    "attention": "network.attention_resolutions",
+    "batch": "train.batch_size",
+    "classes": "network.num_classes",
+    "ema": "train.ema_decay",
+    "iterations": "train.total_steps",
+    "lr": "train.learning_rate",
+    "num_steps": "train.total_steps",
+    "steps": "train.total_steps",
+    "width": "network.channels",
+}
+
+
+def _suggest_setting(section: str, kind: type[Any], key: str) -> str:
+    """The setting that an unknown key of a section may mean, or else all settings of the section."""
+    sections = typing.get_type_hints(Config) | {"network": NCSNppConfig} | {section: kind}
+    every = {s: [f.name for f in fields(t)] for s, t in sections.items()}
+    elsewhere = [f"{s}.{key}" for s, keys in every.items() if key in keys]
+    # Keys alone are compared: the section in front would make all of them alike.
+    near = [f"{section}.{name}" for name in _near(key, every[section])]
+    for name in (*filter(None, [_ELSEWHERE.get(key)]), *elsewhere, *near):
+        return f"; did you mean {name}?"
+    return f"; [{section}] has {', '.join(every[section])}"
+
+
 def _suggest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+    return "".join(f"; did you mean {near}?" for near in _near(name, known))
+
+
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    """The known name that is nearest to another one, if it is near."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
 
 
 def replace(config: Config, **sections: Mapping[str, Any]) -> Config:

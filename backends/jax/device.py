@@ -79,23 +79,22 @@ def check_device(name: str) -> Mesh:
             sets; the name of a platform for all of its devices; or that name with ":N" for one of them.
 
     Raises:
-        UsageError: the name is unknown, or the platform or the device is not there.
+        UsageError: the device is not there; the message says which ones are.
     """
     platform, colon, index = name.partition(":")
-    if platform != "auto" and platform not in _PLATFORMS:
-        raise UsageError(f'--device {name} is not available (allowed: "auto", {_allowed()})')
+    if name != "auto" and platform not in _PLATFORMS:
+        raise _no_such_device(name)
     try:
         devices = jax.local_devices() if name == "auto" else jax.local_devices(backend=_PLATFORMS[platform])
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f'--device {name} is not available: {reason} (allowed: "auto", {_allowed()})') from error
+    except RuntimeError as error:
+        raise _no_such_device(name) from error
     rank = local_rank()
     if name == "auto" and rank is not None:  # several processes share this machine's devices
         devices = [devices[rank % len(devices)]]
     if colon:
         chosen = [d for d in devices if str(d.id) == index]
         if not chosen:
-            raise UsageError(f"--device {name} is not available: {platform} has devices 0..{len(devices) - 1}")
+            raise _no_such_device(name)
         devices = chosen
     return Mesh(np.array(devices), (BATCH_AXIS,))
 
@@ -170,5 +169,9 @@ def put(array: Any, sharding: NamedSharding) -> Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _allowed() -> str:
-    return ", ".join(f'"{p}"' for p in _PLATFORMS) + ', "cpu:N" and so on'
+def _no_such_device(name: str) -> UsageError:
+    """The error of a device that is not there; it names the values of --device on this machine."""
+    there = [] if on_cpu(Mesh(np.array(jax.local_devices()), (BATCH_AXIS,))) else jax.local_devices()
+    names = ["auto", "cpu", *dict.fromkeys(d.platform for d in there), *(f"{d.platform}:{d.id}" for d in there)]
+    allowed = ", ".join(f'"{known}"' for known in names)
+    return UsageError(f"--device {name} is not available: JAX sees no such device (allowed: {allowed})")

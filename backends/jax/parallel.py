@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,15 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ict_backends.environment import check_rendezvous, local_rank, share_of_work
-from ict_backends.errors import LostProcessError, UserError
+from ict_backends.environment import (
+    JOINING_SECONDS,
+    check_rendezvous,
+    joining,
+    leave_at_once,
+    local_rank,
+    share_of_work,
+)
+from ict_backends.errors import LostProcessError
 from ict_backends.jax.device import BATCH_AXIS, check_device, replicated, split
 
 # A process counts as ended so many seconds after its last sign of life.
@@ -50,6 +58,15 @@ class Processes:
         sharding = split(self.mesh)
         self._asked = _any(self.mesh)(jax.make_array_from_callback(mine.shape, sharding, lambda index: mine[index]))
         return before is not None and bool(before)
+
+    def exchange(self, text: str) -> list[str]:
+        """The texts of all processes, in the order of their numbers; must be called by every process."""
+        if self.world == 1:
+            return [text]
+        mine = np.frombuffer(text.encode(), np.uint8)
+        sizes = multihost_utils.process_allgather(np.array([len(mine)]))[:, 0]
+        padded = multihost_utils.process_allgather(np.pad(mine, (0, int(sizes.max()) - len(mine))))
+        return [row[:size].tobytes().decode() for row, size in zip(padded, sizes, strict=True)]
 
     def wait(self) -> None:
         """Return when every process has called this."""
@@ -98,7 +115,7 @@ def joined(name: str) -> Iterator[Processes]:
 
 
 def _initialize(where: str, rank: int, world: int) -> None:
-    try:
+    with joining(rank, world, where):
         if rank == 0:  # it listens at this port; the library crashes if it cannot
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -106,9 +123,18 @@ def _initialize(where: str, rank: int, world: int) -> None:
         # Else the library aborts this process when another one is gone, before this one can say so.
         jax.config.update("jax_enable_recoverability", True)
         # With LOCAL_RANK set, as by torchrun, a process has one GPU of its machine; else all GPUs that it sees.
-        jax.distributed.initialize(
-            where, world, rank, local_device_ids=local_rank(), heartbeat_timeout_seconds=_PATIENCE_SECONDS
+        initialize = partial(
+            jax.distributed.initialize,
+            where,
+            world,
+            rank,
+            local_device_ids=local_rank(),
+            initialization_timeout=2 * JOINING_SECONDS,
+            heartbeat_timeout_seconds=_PATIENCE_SECONDS,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"process {rank} of {world} cannot join the others at {where}: {reason}") from error
+        # In a thread, since the library aborts the process where the others do not come: this one gives up before.
+        try:
+            ThreadPoolExecutor(1, thread_name_prefix="joining").submit(initialize).result(JOINING_SECONDS)
+        except TimeoutError:
+            leave_at_once()
+            raise RuntimeError(f"not all of them have come in {JOINING_SECONDS} seconds") from None

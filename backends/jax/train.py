@@ -73,24 +73,34 @@ def train(
         stride = steps_per_dispatch(config, mesh, done)
         held = fits_on_device(config, dataset.images, free_bytes(mesh))
         advance = report_first_call(_advance(config, dataset, mesh, parts, held=held), processes)
-        feed, stopping = prefetched(config, dataset.images, done, stride=stride, gather=not held), False
+        feed = prefetched(config, dataset.images, done, stride=stride, gather=not held)
         with Recorder(
-            run, config, dataset.images, first=done, to_numpy=_to_numpy, writes=processes.rank == 0
+            run,
+            config,
+            dataset.images,
+            first=done,
+            to_numpy=_to_numpy,
+            writes=processes.rank == 0,
+            stopping=lambda: processes.world == 1 and interruption.number is not None,
         ) as recorder:
+            interruption.is_writing = recorder.is_writing
+            stopping = recorder.catch_up(
+                partial(_model, config, state, processes), partial(to_checkpoint, config, state, mesh)
+            )
             for plans, gathered in feed:
+                if stopping:
+                    break
                 state, results = advance(state, plans, gathered)
                 done += stride
                 stopping = processes.agree(interruption.number is not None)
-                recorder.after(
+                stopping = recorder.after(
                     [(done - stride + i, plan, _row(results, i)) for i, plan in enumerate(plans)],
                     partial(_model, config, state, processes),
                     partial(to_checkpoint, config, state, mesh),
                     stopping=stopping,
                 )
-                if stopping:
-                    break
         leave(processes.wait)
-    if stopping and done < config.train.total_steps:
+    if recorder.cut_short or (stopping and done < config.train.total_steps):
         raise StoppedError.after(done, run.path, interruption.number)
 
 

@@ -93,7 +93,8 @@ def plot_ablation(plan: StudyPlan, summaries: Sequence[Summary], metric: str, pa
     if plan.axis:
         _along_axis(axes, plan.axis, known)
         axes.set(xlabel=plan.axis, ylabel=METRICS[metric].describe())
-        axes.legend(fontsize="small")
+        if known:  # matplotlib warns of a legend of nothing
+            axes.legend(fontsize="small")
     else:
         _in_rows(axes, plan, known)
         axes.set(xlabel=f"{METRICS[metric].describe()}; less is better")

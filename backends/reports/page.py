@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ict_backends.errors import CheckpointError
 from ict_backends.images import encode_png, tile, to_float
 from ict_backends.networks.families import count_parameters
 from ict_backends.reports.charts import Mark, Series, line_chart
 from ict_backends.runs.folder import RunDir
-from ict_backends.runs.lines import read_lines
-from ict_backends.training.evaluator import is_number, read_evaluations
+from ict_backends.runs.lines import is_log, read_lines
+from ict_backends.training.evaluator import read_evaluations
 from ict_backends.training.metrics_log import band_edges
 from ict_backends.training.step_plan import some_stages
 from ict_core import Config
@@ -93,18 +92,11 @@ def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) ->
 
 
 def _read_metrics(run: RunDir, config: Config) -> list[dict[str, Any]]:
-    """The lines of a run's log. Raises CheckpointError if one has anything but numbers where there are numbers."""
-    lines, bands = read_lines(run.metrics_file), len(band_edges(config)) - 1
-    for line in lines:
-        bad = [key for key in ("step", "loss", "grad_norm", "skipped") if key in line and not is_number(line[key])]
-        means = line.get("loss_bands") or []
-        ok = isinstance(means, list) and len(means) in (0, bands) and all(m is None or is_number(m) for m in means)
-        if bad or not ok:
-            raise CheckpointError(
-                f"{run.metrics_file} cannot be read: the line of step {line['step']} has a {(*bad, 'loss_bands')[0]} "
-                "that is no number"
-            )
-    return lines
+    """The records of a run's log, with as many bands as the settings have. Raises CheckpointError."""
+    bands = len(band_edges(config)) - 1
+    return read_lines(
+        run.metrics_file, lambda record: is_log(record) and len(record.get("loss_bands") or []) in (0, bands)
+    )
 
 
 def _samples(run: RunDir) -> list[str]:
@@ -164,7 +156,7 @@ def _band_chart(config: Config, metrics: Sequence[Mapping[str, Any]], marks: Seq
         points = [
             (line["step"], line["loss_bands"][i])
             for line in metrics
-            if line.get("loss_bands") and line["loss_bands"][i] is not None
+            if len(line.get("loss_bands", [])) > i and line["loss_bands"][i] is not None
         ]
         lines.append(Series(f"{low:.2g} to {high:.2g}", points, color))
     return line_chart(lines, x_label="step", y_label="loss", marks=marks, log_y=True)

@@ -74,11 +74,16 @@ def save_checkpoint(
     """
     folder = run.checkpoint_folder(checkpoint.step)
     write_checkpoint(folder, checkpoint, last=run.describe_latest(), config=config)
-    until_now = [each for each in run.checkpoints() if step_of(each) <= checkpoint.step]
+    remove_old_checkpoints(run, checkpoint.step, keep=keep, keep_every=keep_every)
+    return folder
+
+
+def remove_old_checkpoints(run: RunDir, step: int, *, keep: int, keep_every: int) -> None:
+    """Remove all checkpoints up to that of `step` but those that `save_checkpoint` keeps by the same arguments."""
+    until_now = [each for each in run.checkpoints() if step_of(each) <= step]
     for old in until_now[:-keep] if keep else []:
         if not keep_every or step_of(old) % keep_every:
             remove_checkpoint(old)
-    return folder
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -66,6 +66,10 @@ class CheckpointWriter:
             self._changed.wait_for(lambda: self._failing or not (self._writing or self._waiting is not None))
         return self._run.describe_latest()
 
+    def is_busy(self) -> bool:
+        """True while a checkpoint is being written or waits to be; this takes no lock, for handlers of signals."""
+        return self._writing or self._waiting is not None
+
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error

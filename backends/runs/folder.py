@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,10 @@ class RunDir:
         if not folders:
             raise CheckpointError(f"run {self.path} has no checkpoints in {self.path / 'checkpoints'}")
         return folders[-1]
+
+    def steps_done(self) -> int:
+        """The step of the newest checkpoint; 0 where there is none yet."""
+        return max((step_of(folder) for folder in self.checkpoints()), default=0)
 
     def describe_latest(self) -> str:
         """The newest checkpoint's folder, or "none"."""
@@ -253,30 +258,46 @@ def remove_leftovers(run: RunDir) -> None:
         discard(leftover)
 
 
-def create_run(path: Path, config: Config, dataset: Dataset | None) -> RunDir:
+def create_run(
+    path: Path,
+    config: Config,
+    dataset: Dataset | None,
+    *,
+    prepare: Callable[[RunDir], object] = lambda run: None,
+) -> RunDir:
     """Make the folder of a new run.
 
     Args:
         path: the folder, which must be empty or not exist.
         config: the resolved configuration.
         dataset: the data set of the run; None for a run that has not seen one yet.
+        prepare: called with the run before its settings are written, which make the folder a run that can be resumed.
 
     Raises:
         UsageError: the folder holds another run, or other files.
     """
     check_new_run(path)
     run = RunDir(path)
+    remove_leftovers(run)
+    prepare(run)
     remember_data(run, config, dataset)
     write_atomically(run.config_file, config.to_toml().encode())
     return run
 
 
 def check_new_run(path: Path) -> None:
-    """Raise UsageError if the folder of a new run holds another run, or other files."""
+    """Raise UsageError if the folder of a new run holds another run, or other files.
+
+    What a process leaves that is killed before the run's settings are written is no other file.
+    """
     if RunDir(path).config_file.exists():
         raise UsageError(f"--out {path} holds another run; continue it with --resume or choose another folder")
-    if path.exists() and (not path.is_dir() or any(file.name != LOCK_FILE for file in path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(not _is_leftover(file) for file in path.iterdir())):
         raise UsageError(f"--out {path} is not an empty folder; choose another one")
+
+
+def _is_leftover(file: Path) -> bool:
+    return file.name in (LOCK_FILE, "data.json") or file.match(".*.tmp")
 
 
 def remember_data(run: RunDir, config: Config, dataset: Dataset | None) -> None:
@@ -301,7 +322,7 @@ def remember_changes(run: RunDir, config: Config) -> dict[str, tuple[object, obj
     old, new = run.load_config().flat(), config.flat()
     changed = {name: (old.get(name), value) for name, value in new.items() if value != old.get(name)}
     if changed:
-        record = {"step": step_of(run.latest_checkpoint()), "changed": changed}
+        record = {"step": run.steps_done(), "changed": changed}
         append_line(run.changes_file, json.dumps(record) + "\n")
     if run.config_file.read_bytes() != config.to_toml().encode():
         write_atomically(run.config_file, config.to_toml().encode())
@@ -356,6 +377,11 @@ def _describe_data(dataset: Dataset | None) -> dict[str, object]:
     if dataset.labels is not None:
         digest.update(np.ascontiguousarray(dataset.labels).data)
     return {"count": len(dataset.images), "sha256": digest.hexdigest()}
+
+
+def data_digest(dataset: Dataset) -> str:
+    """The sha256 of the images and labels of a data set, as RUN/data.json has it."""
+    return str(_describe_data(dataset)["sha256"])
 
 
 def free_run_path(parent: Path, name: str) -> Path:

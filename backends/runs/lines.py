@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from ict_backends.console import warn
 from ict_backends.errors import CheckpointError
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, sound: Callable[[dict[str, Any]], bool] = lambda record: True) -> list[dict[str, Any]]:
     """Read the records of a file; there are none without a file.
 
     A last line that is not whole is left out, with a warning: a full disk or a lost machine leaves such lines.
+
+    Args:
+        sound: whether a record has the fields that records of this file have; every record has the number of its step.
 
     Raises:
         CheckpointError: another line is damaged, or the file cannot be read.
@@ -25,23 +29,41 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     # What a lost machine had not written yet may read as zeros.
     *whole, rest = content.rstrip(b"\0").split(b"\n")
-    records = [_record(line) for line in whole]
+    records = [_record(line, sound) for line in whole]
     if rest or (records and records[-1] is None):
         warn(f"the last line of {path} is not whole and is left out")
         records = records if rest else records[:-1]
     damaged = next((number for number, record in enumerate(records, start=1) if record is None), None)
     if damaged is not None:
-        raise CheckpointError(f"{path} cannot be read: line {damaged} is damaged")
+        raise CheckpointError(f"{path} cannot be read: line {damaged} is damaged; without that line, it can")
     return [record for record in records if record is not None]
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
-    """The record of a line, or None if the line is damaged. Every record has the number of its step."""
+def is_evaluation(record: Mapping[str, Any]) -> bool:
+    """True for a record of RUN/evals.jsonl: a step, the name of a metric, a number of samples, and a value."""
+    return type(record.get("num")) is int and isinstance(record.get("metric"), str) and _is_number(record.get("value"))
+
+
+def is_log(record: Mapping[str, Any]) -> bool:
+    """True for a record of RUN/metrics.jsonl: numbers and, as `loss_bands`, a list in which null stands for none."""
+    bands = record.get("loss_bands") or []
+    numbers = all(_is_number(value) for name, value in record.items() if name != "loss_bands")
+    return numbers and isinstance(bands, list) and all(mean is None or _is_number(mean) for mean in bands)
+
+
+def _is_number(value: object) -> bool:
+    """True for a number that a float can have, NaN included; True and False are none."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def _record(line: bytes, sound: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """The record of a line, or None if the line is damaged."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+    whole = isinstance(record, dict) and type(record.get("step")) is int and sound(record)
+    return record if whole else None
 
 
 def append_line(path: Path, text: str) -> None:

@@ -23,6 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ict_backends.console import warn
 from ict_backends.errors import UsageError
 from ict_backends.files import file_sha256, write_atomically
 from ict_backends.images import save_folder, save_npz
@@ -76,12 +77,25 @@ def open_sink(out: Path, num: int, recipe: Mapping[str, object], *, rank: int = 
         UsageError: `out` holds samples of another recipe, or other files.
     """
     done = _read(_done_file(out)) or {}
-    if recipe.items() <= done.items() and (rank > 0 or (out.is_file() and done.get(_DIGEST) == file_sha256(out))):
+    if recipe.items() <= done.items() and _is_complete(out, num, done.get(_DIGEST)) and (rank > 0 or out.suffix):
         return None
     if rank == 0:
         _done_file(out).unlink(missing_ok=True)
     check_sink(out, recipe)
     return NpzSink(out, num, recipe) if out.suffix else FolderSink(out, num, recipe)
+
+
+def _is_complete(out: Path, num: int, digest: object) -> bool:
+    """True if the output is what the file says that tells of its end: somebody may have removed or changed it since."""
+    if out.suffix:
+        return out.is_file() and digest == file_sha256(out)
+    return out.is_dir() and not _without_file(out, num)
+
+
+def _without_file(folder: Path, num: int) -> list[int]:
+    """The numbers of the images that have no file in a folder."""
+    there = {path.name for path in folder.iterdir()}
+    return [i for i in range(num) if f"{i:06d}.png" not in there]
 
 
 def check_sink(out: Path, recipe: Mapping[str, object]) -> None:
@@ -147,8 +161,7 @@ class FolderSink:
 
     def missing(self) -> list[int]:
         """The numbers that have no file."""
-        there = {path.name for path in self.out.iterdir()}
-        return [i for i in range(self._num) if f"{i:06d}.png" not in there]
+        return _without_file(self.out, self._num)
 
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
         """Write each of the images, [b, c, h, w] uint8, into its own file."""
@@ -166,7 +179,7 @@ class NpzSink:
 
     def __init__(self, out: Path, num: int, recipe: Mapping[str, object]) -> None:
         self.out, self.recipe, self._num = out, recipe, num
-        self._parts = _parts_folder(out)
+        self._parts, self._sound = _parts_folder(out), set[str]()
         _write(self._parts / _MANIFEST, recipe)
 
     def missing(self) -> list[int]:
@@ -200,10 +213,25 @@ class NpzSink:
             leftover.unlink(missing_ok=True)
 
     def _stored(self) -> Iterator[tuple[int, int, Path]]:
-        """Yield (first number, last number, file) for each part."""
+        """Yield (first number, last number, file) for each part; a damaged one is removed, to be drawn again."""
         for path in sorted(self._parts.glob("*.npy")):
             if match := re.fullmatch(r"(\d+)-(\d+)\.npy", path.name):
-                yield int(match[1]), int(match[2]), path
+                first, last = int(match[1]), int(match[2])
+                if path.name in self._sound or _is_part(path, last + 1 - first):
+                    self._sound.add(path.name)
+                    yield first, last, path
+                else:
+                    warn(f"{path} is damaged and is drawn again")
+                    path.unlink(missing_ok=True)
+
+
+def _is_part(path: Path, count: int) -> bool:
+    """True if a file holds so many images, [count, c, h, w] uint8."""
+    try:
+        part = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return isinstance(part, np.ndarray) and part.dtype == np.uint8 and part.ndim == 4 and len(part) == count
 
 
 def draw_into(

@@ -49,22 +49,33 @@ def check_device(name: str) -> torch.device:
             first one, or the one with the number LOCAL_RANK, which torchrun sets.
 
     Raises:
-        UsageError: torch has no such name, or the device is not there.
+        UsageError: the device is not there; the message says which ones are.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         if accelerator is None:
             return torch.device("cpu")
         return torch.device(accelerator.type, (local_rank() or 0) % torch.accelerator.device_count())
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f'--device {name} is not available: {reason} (allowed: "auto", "cpu", "cuda", "cuda:N")'
-        ) from error
-    return device
+    there = _device_names()
+    reason = "torch sees no such device"
+    if name in (*there, "cpu:0"):
+        try:
+            device = torch.device(name)
+            torch.empty(1, device=device)
+            return device
+        except RuntimeError as error:  # a GPU can be there and yet in exclusive use
+            reason = str(error).splitlines()[0]
+    allowed = ", ".join(f'"{known}"' for known in there)
+    raise UsageError(f"--device {name} is not available: {reason} (allowed: {allowed})")
+
+
+def _device_names() -> list[str]:
+    """The values of --device on this machine."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["auto", "cpu"]
+    kind = accelerator.type
+    return ["auto", "cpu", kind, *(f"{kind}:{i}" for i in range(torch.accelerator.device_count()))]
 
 
 def other_devices(name: str) -> list[torch.device]:

@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ict_backends.environment import check_rendezvous, leave_at_once, share_of_work
-from ict_backends.errors import LostProcessError, UserError
+from ict_backends.environment import JOINING_SECONDS, check_rendezvous, joining, leave_at_once, share_of_work
+from ict_backends.errors import LostProcessError
 from ict_backends.torch.device import check_device
 
 # The first process evaluates and draws while the others wait.
@@ -60,6 +61,18 @@ class Processes:
     def wait(self) -> None:
         """Return when every process has called this."""
         self.agree(False)
+
+    def exchange(self, text: str) -> list[str]:
+        """The texts of all processes, in the order of their numbers; must be called by every process."""
+        if self.world == 1:
+            return [text]
+        mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)  # on the host, as for `agree`
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(mine)]))
+        longest = max(int(size) for size in sizes)
+        padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
+        dist.all_gather(padded, torch.nn.functional.pad(mine, (0, longest - len(mine))))
+        return [bytes(p[: int(size)].tolist()).decode() for p, size in zip(padded, sizes, strict=True)]
 
     def gather(self, losses: Tensor) -> np.ndarray:
         """Join the losses, [k, b], of all processes to [k, world b] on the host, in the order of the ranks.
@@ -124,10 +137,12 @@ def joined(name: str) -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     engine = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
-    try:
-        dist.init_process_group(engine, rank=rank, world_size=world, timeout=_PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"process {rank} of {world} cannot join the others at {where}: {_first_line(error)}") from error
+    with joining(rank, world, where):
+        limit = timedelta(seconds=JOINING_SECONDS)
+        store, *_ = next(rendezvous("env://", rank, world, timeout=limit))
+        store.set(f"process {rank}", "is here")
+        store.wait([f"process {other}" for other in range(world)], limit)
+        dist.init_process_group(engine, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     leave_at_once()  # gloo was seen to hang at exit after the other processes had left
     try:
         with warnings.catch_warnings():

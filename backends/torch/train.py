@@ -10,7 +10,7 @@ import torch
 from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.environment import leave
-from ict_backends.runs.checkpoint import load_newest
+from ict_backends.runs.checkpoint import Checkpoint, load_newest
 from ict_backends.runs.folder import RunDir
 from ict_backends.torch.batch import make_batch, to_device
 from ict_backends.torch.device import float32_as, free_bytes, out_of_memory, upload
@@ -59,25 +59,35 @@ def train(
     with out_of_memory(shortage), Interruption() as interruption:
         parts = check_split(config.train.batch_size, config.train.micro_batch, processes.world, "processes")
         state = _restore(config, run, processes) if resume else init_state(config, processes)
-        feed, to_numpy, stopping = _feed(config, dataset, state.step, processes, parts), _to_numpy(processes), False
+        feed, to_numpy = _feed(config, dataset, state.step, processes, parts), _to_numpy(processes)
+
+        def model() -> LoadedModel:
+            return LoadedModel(config, averaged_network(config, state))
+
+        def checkpoint() -> Checkpoint:
+            return to_checkpoint(state)
+
         with Recorder(
-            run, config, dataset.images, first=state.step, to_numpy=to_numpy, writes=processes.rank == 0
+            run,
+            config,
+            dataset.images,
+            first=state.step,
+            to_numpy=to_numpy,
+            writes=processes.rank == 0,
+            stopping=lambda: processes.world == 1 and interruption.number is not None,
         ) as recorder:
+            interruption.is_writing = recorder.is_writing
+            stopping = recorder.catch_up(model, checkpoint)
             for plan, batches in feed:
+                if stopping:
+                    break
                 stage = config.in_stage(plan.n)
                 with float32_as(stage.train.precision):
                     result = train_step(state, stage, batches, parts=parts, teacher_decay=plan.teacher_decay)
                 stopping = processes.agree(interruption.number is not None)
-                recorder.after(
-                    [(state.step - 1, plan, result)],
-                    lambda: LoadedModel(config, averaged_network(config, state)),
-                    lambda: to_checkpoint(state),
-                    stopping=stopping,
-                )
-                if stopping:
-                    break
+                stopping = recorder.after([(state.step - 1, plan, result)], model, checkpoint, stopping=stopping)
         leave(processes.wait)
-    if stopping and state.step < config.train.total_steps:
+    if recorder.cut_short or (stopping and state.step < config.train.total_steps):
         raise StoppedError.after(state.step, run.path, interruption.number)
 
 

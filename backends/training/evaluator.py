@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ict_backends.console import warn
-from ict_backends.errors import CheckpointError, UserError
+from ict_backends.errors import UserError
 from ict_backends.files import write_atomically
 from ict_backends.images import to_uint8
 from ict_backends.measuring.evaluation import check_counts, compare, gather, images_needed, in_batches
@@ -17,9 +18,13 @@ from ict_backends.measuring.metrics import Gathered
 from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import Checkpoint, remove_checkpoint, write_checkpoint
 from ict_backends.runs.folder import RunDir, class_counts, step_of
-from ict_backends.runs.lines import read_lines
+from ict_backends.runs.lines import is_evaluation, read_lines
 from ict_backends.sampling.batches import proportional_labels, sample_images
 from ict_core import Config
+
+
+class _CutShortError(Exception):
+    """Raised within an evaluation when training is to stop."""
 
 
 def evaluation_size(config: Config, images: int) -> int:
@@ -41,27 +46,9 @@ def evaluation_size(config: Config, images: int) -> int:
 
 
 def read_evaluations(run: RunDir) -> list[dict[str, Any]]:
-    """The evaluations of a run, each with `step`, `metric`, `num` and `value`.
-
-    Raises CheckpointError if one of them lacks any of these, or has another kind of value.
-    """
-    lines = read_lines(run.evals_file)
-    for line in lines:
-        for key, holds in (("metric", _is_word), ("num", is_number), ("value", is_number)):
-            if not holds(line.get(key)):
-                raise CheckpointError(
-                    f"{run.evals_file} cannot be read: the line of step {line['step']} has no {key}, or no usable one"
-                )
+    """The evaluations of a run, each with `step`, `metric`, `num` and `value`. Raises CheckpointError if damaged."""
+    lines = read_lines(run.evals_file, is_evaluation)
     return [{key: line[key] for key in ("step", "metric", "num", "value")} for line in lines]
-
-
-def _is_word(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def is_number(value: object) -> bool:
-    """True for a number that a float can have, NaN included; True and False are none."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 class Evaluator:
@@ -76,14 +63,27 @@ class Evaluator:
         images: [n, c, h, w] uint8, the images that samples are compared with.
         first: the step that training starts from; results of later steps, left by an interrupted run, are dropped,
             except the best one where no earlier best checkpoint is left.
+        stopping: True once training is to stop, which cuts an evaluation short.
+
+    Attributes:
+        cut_short: True once an evaluation was cut short; a resumed run has to do it again.
 
     Raises:
         DataError: there are too few images or samples for the metric.
         CheckpointError: the lines are damaged.
     """
 
-    def __init__(self, run: RunDir, config: Config, images: np.ndarray, *, first: int) -> None:
-        self._run, self._config, self._images = run, config, images
+    def __init__(
+        self,
+        run: RunDir,
+        config: Config,
+        images: np.ndarray,
+        *,
+        first: int,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._run, self._config, self._images, self._stopping = run, config, images, stopping
+        self.cut_short = False
         if not config.eval.every:
             return
         self._num = evaluation_size(config, len(images))
@@ -100,16 +100,28 @@ class Evaluator:
     def after(self, step: int, model: Model, checkpoint: Checkpoint) -> float | None:
         """Measure the model after `step` steps, and keep its checkpoint if it is the best so far.
 
-        Returns the value, or None with a warning if the evaluation failed.
+        Returns the value, or None: with a warning if the evaluation failed, or if it was cut short.
         """
         try:
+            self._check_stopping()
             value = self._measure(model)
             self._record(step, value, checkpoint)
             return value
+        except _CutShortError:
+            self.cut_short = True
+            return None
         # A failure here must not end the training. The libraries raise a RuntimeError for a device without memory.
         except (UserError, OSError, MemoryError, RuntimeError, np.linalg.LinAlgError) as error:
             warn(f"no evaluation after step {step}: {error}")
             return None
+
+    def has(self, step: int) -> bool:
+        """True if the model was measured after `step` steps, by the metric of the settings."""
+        return any((line["step"], line["metric"]) == (step, self._config.eval.metric) for line in self._lines())
+
+    def _check_stopping(self, done: int = 0) -> None:
+        if self._stopping():
+            raise _CutShortError
 
     def _measure(self, model: Model) -> float:
         settings, counts = self._config.eval, class_counts(self._run, self._config)
@@ -117,7 +129,8 @@ class Evaluator:
             counts = np.ones(self._config.network.num_classes)
         labels = proportional_labels(counts, self._num) if len(counts) else None
         levels = [self._config.noise.sigma_max]
-        samples = to_uint8(sample_images(model, self._num, sigmas=levels, seed=0, labels=labels))
+        drawn = sample_images(model, self._num, sigmas=levels, seed=0, labels=labels, on_batch=self._check_stopping)
+        samples = to_uint8(drawn)
         gathered = gather(in_batches(samples), [settings.metric], None)
         return compare([settings.metric], gathered, self._reference)[0].value
 
@@ -136,7 +149,7 @@ class Evaluator:
 
     @cached_property
     def _reference(self) -> Gathered:
-        return gather(in_batches(self._images), [self._config.eval.metric], None)
+        return gather(in_batches(self._images), [self._config.eval.metric], None, on_batch=self._check_stopping)
 
     def _lines(self) -> list[dict[str, Any]]:
         return read_evaluations(self._run)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -43,14 +44,18 @@ class StoppedError(UserError):
 class Interruption:
     """A context in which the first Ctrl-C, SIGTERM or SIGHUP is only noted; a second Ctrl-C ends the process at once.
 
-    SIGHUP stays ignored where it is, as under nohup.
+    Where something is being written then, the second Ctrl-C waits for it, and a third one does not. SIGHUP stays
+    ignored where it is, as under nohup.
 
     Attributes:
         number: number of the first signal; None until one arrives.
+        is_writing: True while something is being written that a second Ctrl-C must not cut off; to be set.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.is_writing: Callable[[], bool] = lambda: False
+        self._waits = False
         self._before: dict[int, _Handler] = {}
 
     def __enter__(self) -> Interruption:
@@ -66,7 +71,12 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.number == signal.SIGINT:
-            # No exception is raised: it would wait for the checkpoint that is being written.
+            if self.is_writing() and not self._waits:
+                self._waits = True
+                _tell("\nWriting the checkpoint; again to leave without it\n")
+                while self.is_writing():  # by another thread; a third Ctrl-C comes in here
+                    time.sleep(0.02)
+            # No exception is raised: the loop might be waiting for a device, or for another process.
             _tell("\nInterrupted.\n")
             os._exit(128 + signal.SIGINT)
         if self.number is None:

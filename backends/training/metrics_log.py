@@ -15,7 +15,7 @@ from ict_backends.console import progress_bar, say, warn
 from ict_backends.errors import NonFiniteError
 from ict_backends.files import write_atomically
 from ict_backends.runs.folder import RunDir
-from ict_backends.runs.lines import append_line, read_lines
+from ict_backends.runs.lines import append_line, is_log, read_lines
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
 
@@ -187,5 +187,5 @@ class Progress:
     def _drop_later_metrics(self, first: int) -> None:
         if not self._run.metrics_file.is_file():
             return
-        kept = [record for record in read_lines(self._run.metrics_file) if record["step"] <= first]
+        kept = [record for record in read_lines(self._run.metrics_file, is_log) if record["step"] <= first]
         write_atomically(self._run.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())

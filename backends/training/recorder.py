@@ -14,7 +14,7 @@ from ict_backends.errors import UserError
 from ict_backends.files import write_atomically
 from ict_backends.images import save_grid, tile
 from ict_backends.protocols import Model
-from ict_backends.runs.checkpoint import Checkpoint
+from ict_backends.runs.checkpoint import Checkpoint, remove_old_checkpoints
 from ict_backends.runs.checkpoint_writer import CheckpointWriter
 from ict_backends.runs.folder import RunDir
 from ict_backends.sampling.batches import preview
@@ -39,13 +39,23 @@ class Recorder:
         to_numpy: see `ToNumpy`.
         writes: True in the process that shows and writes; the others only take part in calls that every process must
             make.
+        stopping: True once training is to stop, which cuts an evaluation short; for a single process, since several
+            must stop after the same step.
     """
 
     def __init__(
-        self, run: RunDir, config: Config, images: np.ndarray, *, first: int, to_numpy: ToNumpy, writes: bool = True
+        self,
+        run: RunDir,
+        config: Config,
+        images: np.ndarray,
+        *,
+        first: int,
+        to_numpy: ToNumpy,
+        writes: bool = True,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._run, self._config, self._writes = run, config, writes
-        self._evaluator = Evaluator(run, config, images, first=first) if writes else None
+        self._run, self._config, self._writes, self._first = run, config, writes, first
+        self._evaluator = Evaluator(run, config, images, first=first, stopping=stopping) if writes else None
         self._board = TensorBoard(run.tensorboard_folder, first) if writes and config.train.tensorboard else None
         self._writer = CheckpointWriter(run, config)
         self._progress = Progress(
@@ -76,6 +86,33 @@ class Recorder:
             warn(f"{self._progress.skipped} steps were skipped, since a loss or gradient was not finite")
         self._contexts.__exit__(kind, error, trace)
 
+    @property
+    def cut_short(self) -> bool:
+        """True once an evaluation was cut short, which the resumed run makes up for."""
+        return self._evaluator is not None and self._evaluator.cut_short
+
+    def is_writing(self) -> bool:
+        """True while a checkpoint is being written."""
+        return self._writer.is_busy()
+
+    def catch_up(self, model: Callable[[], Model], checkpoint: Callable[[], Checkpoint]) -> bool:
+        """Do what belongs to the step that training goes on from, where a killed process has left it undone.
+
+        Must be called by every process, before the first step.
+
+        Args:
+            model, checkpoint: as for `after`.
+
+        Returns:
+            True if training must stop, since an evaluation was cut short.
+        """
+        train = self._config.train
+        if self._writes and self._first and self._run.checkpoint_folder(self._first) in self._run.checkpoints()[-1:]:
+            remove_old_checkpoints(self._run, self._first, keep=train.keep_checkpoints, keep_every=train.keep_every)
+        if self._first:
+            self._show(self._first, model, checkpoint, missing=True)
+        return self.cut_short
+
     def after(
         self,
         steps: Sequence[tuple[int, StepPlan, Any]],
@@ -83,7 +120,7 @@ class Recorder:
         checkpoint: Callable[[], Checkpoint],
         *,
         stopping: bool = False,
-    ) -> None:
+    ) -> bool:
         """Take in the results of successive steps, and write what is due after the last of them.
 
         Must be called by every process.
@@ -93,23 +130,45 @@ class Recorder:
             model: returns the model that samples are drawn from; called when samples or an evaluation are due.
             checkpoint: returns the whole state; called when a checkpoint or an evaluation is due.
             stopping: no step follows.
+
+        Returns:
+            True if no step must follow: for `stopping`, or since an evaluation was cut short.
         """
         for step in steps:
             self._progress.add(*step)
         done, train = steps[-1][0] + 1, self._config.train
-        if stopping or is_due(done, train.checkpoint_every, train.total_steps):
-            self._progress.flush()
-            state = checkpoint()
-            if self._writes:
-                self._restore_folder()
-                self._writer.save(state)
+        due = stopping or is_due(done, train.checkpoint_every, train.total_steps)
+        if due:
+            self._save(checkpoint)
+        self._show(done, model, checkpoint)
+        if self.cut_short and not due:
+            self._save(checkpoint)
+        return stopping or self.cut_short
+
+    def _save(self, checkpoint: Callable[[], Checkpoint]) -> None:
+        self._progress.flush()
+        state = checkpoint()
+        if self._writes:
+            self._restore_folder()
+            self._writer.save(state)
+
+    def _show(
+        self,
+        done: int,
+        model: Callable[[], Model],
+        checkpoint: Callable[[], Checkpoint],
+        *,
+        missing: bool = False,
+    ) -> None:
+        """Draw a picture and evaluate, each if it is due; with `missing`, only if it is not there yet."""
+        train, every = self._config.train, self._config.eval.every
         if is_due(done, train.sample_every, train.total_steps):
             network = model()
-            if self._writes:
+            if self._writes and not (missing and self._run.samples_file(done).is_file()):
                 self._draw(done, network)
-        if self._config.eval.every and is_due(done, self._config.eval.every, train.total_steps):
+        if every and is_due(done, every, train.total_steps):
             network, state = model(), checkpoint()
-            if self._evaluator:
+            if self._evaluator and not (missing and self._evaluator.has(done)):
                 self._evaluate(self._evaluator, done, network, state)
 
     def _restore_folder(self) -> None:
@@ -132,6 +191,8 @@ class Recorder:
 
     def _evaluate(self, evaluator: Evaluator, step: int, model: Model, checkpoint: Checkpoint) -> None:
         value = evaluator.after(step, model, checkpoint)
+        if evaluator.cut_short:
+            return
         if value is None:
             self._lost.append(f"the evaluation after step {step}")
         elif self._board:

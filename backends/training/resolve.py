@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 from ict_backends.data.dataset import Dataset, load_data_of
 from ict_backends.errors import DataError, UsageError
 from ict_backends.networks.families import check_memory, parameter_shapes
-from ict_backends.protocols import Arrays
+from ict_backends.protocols import Arrays, Processes
 from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
-from ict_backends.runs.folder import FREE_ON_RESUME, RunDir, check_same_data, step_of
+from ict_backends.runs.folder import FREE_ON_RESUME, RunDir, check_same_data, data_digest
+from ict_backends.runs.lines import read_lines
 from ict_backends.training.evaluator import evaluation_size
 from ict_backends.training.step_plan import check_levels
 from ict_backends.training.tensorboard import check_tensorboard
@@ -58,12 +60,26 @@ def fit_to_data(tree: Tree, asked: Tree, shape: tuple[int, ...]) -> Config:
 
     Raises:
         DataError: the user has asked for another shape.
+        UsageError: attention is asked for at a height that no level of the network has.
     """
     sections = build_sections(tree)
     data = sections.get("data", DataConfig())
     if "shape" in asked.get("data", {}) and data.shape != shape:
         raise DataError(f"data {data.source} has images of {list(shape)}, but data.shape is set to {list(data.shape)}")
-    return Config(**sections | {"data": dataclasses.replace(data, shape=shape, source=absolute_source(data.source))})
+    config = Config(**sections | {"data": dataclasses.replace(data, shape=shape, source=absolute_source(data.source))})
+    _check_attention(config)
+    return config
+
+
+def _check_attention(config: Config) -> None:
+    """Raise UsageError unless every height with attention is one of a level. Runs of earlier versions may differ."""
+    network = config.network
+    heights = [config.data.shape[1] >> level for level in range(len(network.channel_mult))]
+    if any(height not in heights for height in network.attention_resolutions):
+        raise UsageError(
+            f"network.attention_resolutions = {list(network.attention_resolutions)}: the levels of the network have "
+            f"the heights {', '.join(map(str, heights))}, for images of {config.data.shape[1]}"
+        )
 
 
 def absolute_source(source: str) -> str:
@@ -80,11 +96,12 @@ def resolve_resumed(run: RunDir, asked: Tree) -> tuple[Config, Dataset]:
 
     Raises:
         UsageError: a setting that was asked for contradicts the run.
-        CheckpointError: the run has no checkpoint.
+        CheckpointError: the run's checkpoints are gone. A run that was killed before its first one has none yet.
         DataError: the data are not the same.
     """
-    config = _resumed_config(run, asked)
-    done = step_of(run.latest_checkpoint())
+    config, done = _resumed_config(run, asked), run.steps_done()
+    if not run.checkpoints() and _has_had_checkpoints(run):
+        run.latest_checkpoint()  # raises
     if config.train.total_steps < done:
         raise UsageError(f"--steps {config.train.total_steps}: the run in {run.path} has done {done} steps already")
     dataset = load_data_of(config.data)
@@ -93,6 +110,13 @@ def resolve_resumed(run: RunDir, asked: Tree) -> tuple[Config, Dataset]:
         have, needed = list(dataset.shape), list(config.data.shape)
         raise DataError(f"data {config.data.source} has images of {have}, but the run in {run.path} is of {needed}")
     return config, dataset
+
+
+def _has_had_checkpoints(run: RunDir) -> bool:
+    """True if the log has steps before which a checkpoint must have been written."""
+    logged = max((record["step"] for record in read_lines(run.metrics_file)), default=0)
+    # One is written and another waits while training goes on to the next.
+    return 0 < 3 * run.load_config().train.checkpoint_every < logged
 
 
 def _resumed_config(run: RunDir, asked: Tree) -> Config:
@@ -166,3 +190,24 @@ def check_data(config: Config, dataset: Dataset) -> None:
         raise DataError(
             f"data {config.data.source}: label {labels.max()} is not in 0..{classes - 1} (network.num_classes)"
         )
+
+
+def check_alike(processes: Processes, config: Config, dataset: Dataset, **options: object) -> None:
+    """Raise UsageError in every process, in the same words, unless all train the same; every process must call this.
+
+    Else they would train a mixture, and nothing would show it. Only the paths of the data may differ.
+
+    Args:
+        options: what else must be the same, by name.
+    """
+    if processes.world == 1:
+        return
+    mine = {name: value for name, value in config.flat().items() if name != "data.source"} | options
+    texts = processes.exchange(json.dumps(mine | {"data (sha256)": data_digest(dataset)}))
+    first, *others = [json.loads(text) for text in texts]
+    for rank, other in enumerate(others, start=1):
+        differ = [
+            f"{k} is {other.get(k)} and not {first.get(k)}" for k in first | other if other.get(k) != first.get(k)
+        ]
+        if differ:
+            raise UsageError(f"process {rank} of {processes.world} differs from process 0: {'; '.join(differ)}")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir
+from ict_backends.runs.lock import in_use
 from ict_cli.main import run
 
 PLAN = """
@@ -142,23 +144,65 @@ def test_a_folder_in_use_is_refused(study: Path, plan: Path, refused: Refused) -
     refused(2, says, "ablate", plan, f"--out={study}", *TINY)
 
 
-def test_a_signal_ends_it_and_the_runs_go_on(plan: Path, tmp_path: Path, ict: Ict) -> None:
-    """The training that was under way writes a checkpoint, and ends before the command does."""
+# Of the command: SIGHUP is heeded as SIGTERM, and a second Ctrl-C leaves its trainings as SIGKILL does.
+ENDS = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_however_it_ends_no_training_stays_and_the_runs_go_on(plan: Path, tmp_path: Path, end: int) -> None:
+    """The training that was under way writes a checkpoint, and ends, before the command or soon after."""
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "ict_cli", "ablate", str(plan), f"--out={out}", *TINY, "--seeds=1", "--steps=100000"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        log, deadline = out / "runs" / "slow-0.log", time.monotonic() + 120
-        while not (log.is_file() and "step 2/" in log.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.kill(child.pid, signal.SIGTERM)
+    words = ["ablate", str(plan), f"--out={out}", *TINY, "--seeds=1", "--steps=100000"]
+    (tmp_path / "json.py").write_text("raise SystemExit('a file of the working folder was imported')")
+    log, run = out / "runs" / "slow-0.log", out / "runs" / "slow-0"
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "ict_cli", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        wait_until(lambda: log.is_file() and "step 2/" in log.read_text())
+        os.kill(child.pid, end)
         _, errors = child.communicate(timeout=120)
-    assert child.returncode == 128 + signal.SIGTERM
-    assert "Error: stopped" in errors
-    assert "--resume" in errors
-    step = load_checkpoint(RunDir(out / "runs" / "slow-0").latest_checkpoint()).step
-    assert 0 < step < 100_000
-    assert not (out / "runs" / "slow-0" / "ablation.json").exists()
+    assert child.returncode == ENDS[end]
+    if end == signal.SIGTERM:
+        assert "Error: stopped" in errors
+        assert "--resume" in errors
+    wait_until(lambda: not (run / ".lock").exists())
+    assert 0 < load_checkpoint(RunDir(run).latest_checkpoint()).step < 100_000
+    assert "stopped by SIGTERM" in log.read_text()
+    assert not (run / "ablation.json").exists()
     assert not (out / "runs" / "fast-0").exists()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_training_that_still_ends_is_not_joined_by_another(plan: Path, tmp_path: Path, refused: Refused) -> None:
+    run = tmp_path / "out" / "runs" / "slow-0"
+    run.mkdir(parents=True)
+    with in_use(run):
+        says = f"{run} is in use by process {os.getpid()}"
+        refused(2, says, "ablate", plan, f"--out={tmp_path / 'out'}", *TINY, "--seeds=1", "--resume")
+
+
+def test_a_study_whose_runs_have_all_failed_exits_with_1(
+    plan: Path, tmp_path: Path, ict: Ict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(children: object, words: list[str], log: Path) -> int:
+        log.write_text("Error: the disk is gone\n")
+        return 1
+
+    monkeypatch.setattr("ict_cli.ablate._Children.call", fail)
+    result = ict("ablate", plan, f"--out={tmp_path / 'out'}", *TINY, "--seeds=1")
+    assert result.code == 1
+    assert result.err.endswith(f"Error: all 3 runs have failed; {tmp_path / 'out' / 'table.md'} says how\n")
+    assert "the disk is gone" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_dry_run_prints_the_commands_and_makes_nothing(plan: Path, tmp_path: Path, ict: Ict) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from command_line import Ict, Refused, assert_refusal, contents
@@ -71,6 +72,10 @@ def newest(run: Path) -> Path:
         (["--set", "network.channels=132"], ["network.channels = 132", "132 channels", "multiples of 32"]),
         (["--set", "network.channel_mult=[1,1,1,1,1]"], ["data.shape", "divides by 16", "5 levels"]),
         (["--set", "data.shape=[1,8,4]"], ["images of .1, 8, 8.", "data.shape is set to .1, 8, 4."]),
+        (
+            ["--set", "network.attention_resolutions=[16,4]"],
+            [r"network.attention_resolutions = \[16, 4\]: .*the heights 8, 4, for images of 8$"],
+        ),
         (["--device", "warp"], ["--device warp", "allowed"]),
         (["--device", "cuda:77"], ["--device cuda:77"]),
         (["--steps", "many"], ["--steps", "many"]),
@@ -241,7 +246,7 @@ def test_what_is_no_run_is_refused(refused: Refused, tmp_path: Path, run_copy: P
     refused(1, ["copy", "unknown key train.sed"], "sample", run_copy, *out)
 
 
-@pytest.mark.parametrize("command", ["sample {run} --out {out}", "eval {run}", "train --resume --out {run}"])
+@pytest.mark.parametrize("command", ["sample {run} --out {out}", "eval {run}"])
 def test_a_run_without_checkpoints_is_refused(refused: Refused, tmp_path: Path, run_copy: Path, command: str) -> None:
     shutil.rmtree(run_copy / "checkpoints")
     words = [word.format(run=run_copy, out=tmp_path / "x.png") for word in command.split()]
@@ -378,3 +383,78 @@ def test_debug_shows_the_traceback(ict: Ict, tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="unknown preset"):
         run(["train", "--preset", "digitz", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("--out", ["train"]),
+        ("--data", ["train"]),
+        ("--config", ["train"]),
+        ("--init", ["train"]),
+        ("--out", ["sample", "RUN"]),
+        ("--json", ["eval", "RUN"]),
+        ("--features", ["eval", "RUN"]),
+        ("--plot", ["show"]),
+        ("--out", ["edit", "denoise", "RUN", "--sigma=1", "--image=x.png"]),
+        ("--out", ["export", "diffusers", "RUN"]),
+        ("--out", ["ablate", "five-changes"]),
+    ],
+)
+@pytest.mark.parametrize("value", ["-", ""])
+def test_a_dash_and_an_empty_name_are_no_files(
+    refused: Refused,
+    digits_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    arguments: list[str],
+    value: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(digits_run) if word == "RUN" else word for word in arguments]
+    refused(2, [f"'{option}'", f'"{value}" names no'], *words, option, value)
+
+
+def test_every_option_of_a_path_takes_the_users_home_for_a_tilde() -> None:
+    """Where the shell has left it, as after = or in quotes."""
+    from ict_cli.main import _COMMANDS, ict
+    from ict_cli.options import PATH, SOURCE
+
+    commands = [ict.get_command(click.Context(ict), name) for name in _COMMANDS if name != "data"]
+    commands += [each for group in commands if isinstance(group, click.Group) for each in group.commands.values()]
+    parameters = [parameter for command in commands for parameter in command.params]
+    assert not [p for p in parameters if isinstance(p.type, click.Path) and p.type is not PATH]
+    assert {"out", "run", "json_file", "config_file", "init"} <= {p.name for p in parameters if p.type is PATH}
+    assert {p.name for p in parameters if p.name in ("data", "features") and p.type is not SOURCE} == set()
+
+
+def test_a_tilde_is_the_users_home(
+    ict: Ict, refused: Refused, tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs").symlink_to(digits_run.parent)
+    run = f"~/runs/{digits_run.name}"
+    assert ict("sample", run, "--out=~/new/x.PNG", "--num=2", "--device=cpu").code == 0
+    assert (tmp_path / "new" / "x.PNG").read_bytes().startswith(b"\x89PNG")
+    assert ict("sample", run, "--out=~/new/x.NPZ", "--num=2", "--device=cpu").code == 0
+    with np.load(tmp_path / "new" / "x.NPZ") as file:
+        assert file["arr_0"].shape == (2, 8, 8, 1)
+    refused(1, f"{tmp_path / 'none.npz'} does not exist", "train", "--data=~/none.npz", "--out=~/other")
+
+
+def test_attention_that_earlier_versions_took_and_left_out_is_still_read(ict: Ict, run_copy: Path) -> None:
+    file = run_copy / "config.toml"
+    text = file.read_text().replace("attention_resolutions = []", "attention_resolutions = [64]")
+    file.write_text(text)
+    assert "[64]" in text
+    assert ict("train", "--resume", f"--out={run_copy}", "--device=cpu", "--steps=31").code == 0
+    assert ict("sample", run_copy, f"--out={run_copy / 'x.png'}", "--num=2", "--device=cpu").code == 0
+
+
+def test_a_first_level_far_below_the_largest_is_warned_of(ict: Ict, digits_run: Path, tmp_path: Path) -> None:
+    draw = ("sample", digits_run, f"--out={tmp_path / 'x.png'}", "--num=2", "--device=cpu", "--dry-run")
+    low, near = ict(*draw, "--sigmas=20,1"), ict(*draw, "--sigmas=60,1")
+    assert (low.code, near.code) == (0, 0)
+    assert "Warning: --sigmas 20,1: the first level is far below 80 (noise.sigma_max)" in low.err
+    assert "Warning" not in near.err

@@ -44,6 +44,14 @@ def test_train_prints_and_saves_the_resolved_settings_and_leaves_pictures(ict: I
     assert steps == [1, 2]
 
 
+@pytest.mark.parametrize("group", [[], ["import"], ["edit"], ["export"]])
+def test_a_group_alone_prints_its_help(ict: Ict, group: list[str]) -> None:
+    alone, asked = ict(*group), ict(*group, "--help")
+    assert alone.code in (0, 2)  # click 8.1 takes it for a request, later versions for a mistake
+    assert (alone.out or alone.err).rstrip() == asked.out.rstrip()
+    assert asked.out.count("\n") > 5
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_terminal_shows_a_bar_and_a_file_gets_lines(
     ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool

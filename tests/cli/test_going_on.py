@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,42 @@ def test_averages_that_are_mostly_initial_weights_are_said(ict: Ict, tmp_path: P
     tuned = ict("train", f"--init={tmp_path / 'few'}", f"--out={tmp_path / 'tuned'}", *TINY)
     assert tuned.code == 0
     assert "averaged weights" not in tuned.err
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(ict: Ict, tmp_path: Path, backend: str) -> None:
+    """By --resume once it has its settings; and before that by the same command."""
+    run, words = tmp_path / "run", ("train", f"--out={tmp_path / 'run'}", *TINY, f"--backend={backend}")
+    run.mkdir()
+    (run / "data.json").write_text("{")  # and its other files were not there yet
+    (run / ".config.toml.17.tmp").write_text("[tr")
+    assert ict(*words).code == 0
+    assert not list(run.glob(".*.tmp"))
+    weights = RunDir(run).latest_checkpoint() / "state.safetensors"
+    expected = weights.read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    resumed = ict("train", "--resume", f"--out={run}", "--device=cpu", f"--backend={backend}")
+    assert resumed.code == 0, resumed.err
+    assert "# there is no checkpoint yet: starting from the beginning" in resumed.out
+    assert weights.read_bytes() == expected
+    assert [record["step"] for record in read_lines(run / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(ict: Ict, refused: Refused, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert ict("train", f"--out={run}", *TINY, "--steps=4", "--set=train.checkpoint_every=1").code == 0
+    shutil.rmtree(run / "checkpoints")
+    refused(1, "has no checkpoints in", "train", "--resume", f"--out={run}", "--device=cpu")
+
+
+def test_a_run_from_other_weights_has_them_before_it_can_be_resumed(
+    ict: Ict, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would go on from weights that are drawn at random."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ict_backends.exchange.importing.save_checkpoint", fail)
+    assert ict("train", f"--init={run}", f"--out={tmp_path / 'tuned'}", *TINY).code == 1
+    assert not (tmp_path / "tuned" / "config.toml").exists()

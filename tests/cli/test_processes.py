@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from command_line import Ict, Refused, assert_refusal
 from tiny import TINY
@@ -190,3 +191,48 @@ def test_tensorboard_that_is_not_installed_is_refused(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     refused(2, r"pip install 'ict\[tensorboard\]'", "train", *TINY, "--tensorboard", "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_processes_that_would_train_a_mixture_are_refused(tmp_path: Path, backend: str) -> None:
+    """Each says the same, and nothing is written."""
+    port, other = free_port(), ["--seed=3", "--data=" + str(tmp_path / "other.npz")]
+    np.savez(tmp_path / "other.npz", np.zeros((12, 8, 8, 1), np.uint8))
+    options = ("--out", tmp_path / "run", *TINY)
+    both = [start(backend, rank, port, *options, *(other if rank else [])) for rank in range(2)]
+    errors = [process.communicate(timeout=200)[1].splitlines()[-1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], errors
+    for error in errors:
+        assert error.startswith(
+            "Error: process 1 of 2 differs from process 0: train.seed is 3 and not 0; data (sha256)"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+ALONE = """
+import sys
+from ict_backends import environment
+from ict_cli.main import run
+
+environment.SILENCE_SECONDS = 0.5
+import ict_backends.{backend}.parallel as parallel
+parallel.JOINING_SECONDS = environment.JOINING_SECONDS = 5
+run(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("backend", "rank"), [("torch", 1), ("jax", 0)])
+def test_a_process_alone_says_that_it_waits_and_gives_up(tmp_path: Path, backend: str, rank: int) -> None:
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = [sys.executable, "-c", ALONE.format(backend=backend), "train", "--backend", backend]
+    done = subprocess.run(
+        [*words, "--out", str(tmp_path / "run"), *TINY],
+        env=os.environ | place,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"Warning: process {rank} of 2 waits at 127.0.0.1:{place['MASTER_PORT']} for the others" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"Error: process {rank} of 2 cannot join the others at 127.0.0.1:{place['MASTER_PORT']}: ")

@@ -209,8 +209,8 @@ LOGS = [
 
 @pytest.mark.parametrize("text", LOGS, ids=range(len(LOGS)))
 def test_a_log_of_no_numbers_is_refused(refused: Refused, run: Path, text: str) -> None:
-    (run / "metrics.jsonl").write_text(text + "\n")
-    refused(1, "metrics.jsonl cannot be read: the line of step", "report", run, "--device", "cpu")
+    (run / "metrics.jsonl").write_text(text + '\n{"step": 3}\n')
+    refused(1, "metrics.jsonl cannot be read: line 1 is damaged", "report", run, "--device", "cpu")
 
 
 EVALUATIONS = [
@@ -224,8 +224,8 @@ EVALUATIONS = [
 
 @pytest.mark.parametrize("text", EVALUATIONS, ids=range(len(EVALUATIONS)))
 def test_evaluations_without_a_value_are_refused(refused: Refused, run: Path, text: str) -> None:
-    (run / "evals.jsonl").write_text(text + "\n")
-    says = "evals.jsonl cannot be read: the line of step 2 has no"
+    (run / "evals.jsonl").write_text(text + '\n{"step": 4, "metric": "sw", "num": 70, "value": 1}\n')
+    says = "evals.jsonl cannot be read: line 1 is damaged"
     refused(1, says, "report", run, "--device", "cpu")
     with pytest.raises(CheckpointError, match=says):
         read_evaluations(RunDir(run))

@@ -22,6 +22,7 @@ from ict_backends.environment import local_rank, share_of_work
 from ict_backends.errors import OutOfMemoryError, UsageError
 from ict_backends.protocols import Model
 from ict_backends.randomness import image_labels, image_noises
+from ict_backends.runs import checkpoint
 from ict_backends.runs.checkpoint import read_digest
 from ict_backends.runs.folder import RunDir
 from ict_backends.sampling import files
@@ -138,6 +139,70 @@ def test_an_interrupted_npz_goes_on(
     with np.load(out) as file:
         np.testing.assert_array_equal(file["arr_1"], np.arange(10) % 3)
     assert not parts.exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", None])
+def test_a_damaged_part_of_an_interrupted_npz_is_drawn_again(
+    tmp_path: Path, damage: bytes | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, recipe = tmp_path / "x.npz", {"seed": 0}
+    for rank in (0, 1):
+        sink = files.open_sink(out, 4, recipe)
+        sink.write([2 * rank, 2 * rank + 1], np.full((2, 1, 2, 2), rank, np.uint8))
+    part = tmp_path / ".x.npz.parts" / "00000002-00000003.npy"
+    part.write_bytes(part.read_bytes()[:-1] if damage is None else damage)
+    drawer = Drawer(7)
+    assert files.draw_into(files.open_sink(out, 4, recipe), drawer, None, batch=2)
+    assert drawer.drawn == [2, 3]
+    assert samples(out)[:, 0, 0, 0].tolist() == [0, 0, 7, 7]
+    assert capfd.readouterr().err == f"Warning: {part} is damaged and is drawn again\n"
+
+
+@pytest.mark.parametrize("name", ["x.npz", "folder"])
+def test_no_process_takes_output_that_was_removed_for_complete(tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    first = files.open_sink(out, 2, {"seed": 0})
+    assert files.draw_into(first, Drawer(0), None, batch=2, world=2)
+    assert files.open_sink(out, 2, {"seed": 0}, rank=1) is None
+    if name == "folder":
+        (out / "000001.png").unlink()
+    else:
+        out.unlink()
+    assert files.open_sink(out, 2, {"seed": 0}, rank=1) is not None
+
+
+def test_samples_are_of_the_checkpoint_that_their_recipe_names(
+    ict: Ict, tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a run that is training writes another one meanwhile."""
+    run, digest = Path(shutil.copytree(digits_run, tmp_path / "run")), checkpoint.read_digest
+    assert ict("sample", run, "--out", tmp_path / "before", *FAST).code == 0
+
+    def write_another(folder: Path) -> str:
+        found, latest = digest(folder), RunDir(run).latest_checkpoint()
+        state = checkpoint.load_checkpoint(latest)
+        other = {name: array + 1 for name, array in state.ema.items()}
+        checkpoint.save_checkpoint(RunDir(run), state._replace(step=state.step + 1, ema=other), keep=0)
+        return found
+
+    monkeypatch.setattr(checkpoint, "read_digest", write_another)
+    assert ict("sample", run, "--out", tmp_path / "during", *FAST).code == 0
+    assert len(RunDir(run).checkpoints()) > len(RunDir(digits_run).checkpoints())
+    assert contents(tmp_path / "during") == contents(tmp_path / "before")
+
+
+def test_a_file_that_ends_too_early_is_no_interruption(
+    ict: Ict, tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*arguments: object, **options: object) -> None:
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr(files, "open_sink", end)
+    result = ict("sample", digits_run, "--out", tmp_path / "x.npz", *FAST)
+    assert (result.code, result.err.strip()) == (
+        1,
+        "Error: a file that was being read ends too early; --debug shows where",
+    )
 
 
 @pytest.mark.parametrize("name", ["out.npz", "folder"])

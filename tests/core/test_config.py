@@ -29,7 +29,7 @@ from ict_core import (
     preset_names,
 )
 from ict_core.config import rules_of
-from ict_core.settings import build_config, merge, parse_assignment, preset_tree, read_toml, replace
+from ict_core.settings import _ELSEWHERE, build_config, merge, parse_assignment, preset_tree, read_toml, replace
 
 SECTIONS = {f.name: f for f in dataclasses.fields(Config)}
 
@@ -309,12 +309,27 @@ def test_an_adaptive_teacher_needs_a_decay() -> None:
         ({"trian": {}}, r"unknown section \[trian\]; did you mean train"),
         ({"train": {"lerning_rate": 1.0}}, "unknown key train.lerning_rate; did you mean train.learning_rate"),
         ({"train": {"sigma_min": 1.0}}, "unknown key train.sigma_min; did you mean noise.sigma_min"),
-        ({"loss": {"qqqqqqqqqqqqqqqqqqqqqq": 1.0}}, "unknown key loss.q+$"),
+        ({"train": {"lr": 1.0}}, "unknown key train.lr; did you mean train.learning_rate"),
+        ({"train": {"batch": 1}}, "unknown key train.batch; did you mean train.batch_size"),
+        ({"train": {"classes": 1}}, "unknown key train.classes; did you mean network.num_classes"),
+        (
+            {"train": {"grad_clip": 1.0}},
+            r"unknown key train.grad_clip; \[train\] has seed, total_steps, .*tensorboard$",
+        ),
+        (
+            {"loss": {"qqqqqqqqqqqqqqqqqqqqqq": 1.0}},
+            r"unknown key loss.q+; \[loss\] has distance, huber_factor, weighting$",
+        ),
+        ({"optimizer": {"lr": 1.0}}, r"unknown section \[optimizer\]; there are data, .*, eval$"),
     ],
 )
 def test_unknown_names_suggest_the_nearest(tree: dict[str, dict[str, Any]], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         build_config(tree)
+
+
+def test_what_settings_are_called_elsewhere_leads_to_ours() -> None:
+    assert set(_ELSEWHERE.values()) <= set(Config().flat())
 
 
 def test_an_unknown_preset_suggests_the_nearest() -> None:

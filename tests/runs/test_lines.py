@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ict_backends.errors import CheckpointError
-from ict_backends.runs.lines import append_line, read_lines
+from ict_backends.runs.lines import append_line, is_evaluation, is_log, read_lines
 
 RECORDS = [{"step": step, "name": "a\u00e9\u2028b", "loss_bands": [0.5, None]} for step in (1, 2, 3)]
 CONTENT = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS).encode()
@@ -58,3 +58,30 @@ def test_a_line_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == CONTENT
     append_line(tmp_path / "x", '{"step": 4}\n')
     assert read_lines(tmp_path / "x") == [*RECORDS, {"step": 4}]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 4}', '{"step": 4, "metric": "sw", "num": 8, "value": "1"}', '{"step": 4, "metric": 1}']
+)
+def test_a_line_without_the_fields_of_its_file_is_damaged(tmp_path: Path, line: str) -> None:
+    good = '{"step": 3, "metric": "sw", "num": 8, "value": NaN}'
+    (tmp_path / "x").write_text(f"{good}\n{line}\n{good}\n")
+    with pytest.raises(CheckpointError, match="line 2 is damaged; without that line, it can"):
+        read_lines(tmp_path / "x", is_evaluation)
+    (tmp_path / "x").write_text(f"{good}\n{line}\n")
+    assert [record["step"] for record in read_lines(tmp_path / "x", is_evaluation)] == [3]
+
+
+@pytest.mark.parametrize("value", ['"1"', "[1, true]", "{}", "true", '"\\ud800"'])
+def test_a_log_holds_numbers(tmp_path: Path, value: str) -> None:
+    (tmp_path / "x").write_text(
+        '{"step": 1, "loss": 0.5, "loss_bands": [1, null]}\n{"step": 2, "loss": ' + value + "}\n"
+    )
+    assert [record["step"] for record in read_lines(tmp_path / "x", is_log)] == [1]
+
+
+def test_bytes_that_are_no_text_are_a_damaged_line(tmp_path: Path) -> None:
+    for broken in (b'{"step": 1, "metric": "\xed\xa0\x80"}', b'{\0\0"\0s": 1}', b"\0" * 40):
+        (tmp_path / "x").write_bytes(broken + b"\n" + CONTENT)
+        with pytest.raises(CheckpointError, match="line 1 is damaged"):
+            read_lines(tmp_path / "x")

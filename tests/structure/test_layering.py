@@ -31,6 +31,8 @@ GROUND = {path.stem for path in (ROOT / "backends").glob("*.py")} - {"__init__"}
 CONTRACT = "ict_backends.protocols"
 # The only file of cli/ that others of it import.
 SHARED_COMMAND = "ict_cli.options"
+# These run commands by their names.
+STARTERS = {"ict_cli.main", "ict_cli.__main__", "ict_cli.child"}
 # What the mathematics may import beside the standard library and itself.
 CORE_NEEDS = {"numpy", "array_api_compat"}
 
@@ -92,7 +94,7 @@ def faults(module: str, text: str) -> list[str]:
         wrong["other framework"] |= inside == "jax" and top == "torch"
         room = room_of(module)
         wrong["room above"] = package == "ict_backends" and room_of(name) not in {"", room, *ROOMS.get(room, set())}
-        commands = name.startswith("ict_cli.") and module != "ict_cli.main" and module != "ict_cli.__main__"
+        commands = name.startswith("ict_cli.") and module not in STARTERS
         wrong["another command"] = commands and name not in (SHARED_COMMAND, module)
         found += [f"{module} imports {name} ({reason})" for reason, bad in wrong.items() if bad]
     return found

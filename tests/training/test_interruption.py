@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,16 +24,19 @@ from ict_backends.errors import CheckpointError, UserError
 from ict_backends.runs import checkpoint_writer
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run, remove_leftovers
-from ict_backends.training import prefetch
+from ict_backends.training import evaluator, prefetch
 from ict_backends.training.interruption import StoppedError
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
 from ict_core.settings import build_config
 
 
-def make_config(**train: object) -> Config:
+def make_config(*, evaluate: int = 0, **train: object) -> Config:
     every = {"log_every": 1, "sample_every": 0, "checkpoint_every": 0}
-    return build_config(smallest(network={"dropout": 0.3}, train=every | train))
+    evaluation = {"every": evaluate, "num": 8, "metric": "sw"}
+    # The levels of the first steps do not depend on how many follow.
+    curriculum = {"steps": 50}
+    return build_config(smallest(network={"dropout": 0.3}, curriculum=curriculum, train=every | train, eval=evaluation))
 
 
 def make_data() -> Dataset:
@@ -52,6 +56,20 @@ def go_on(run: RunDir, config: Config, backend: str = "torch") -> None:
 
 def contents(run: RunDir) -> bytes:
     return (run.latest_checkpoint() / "state.safetensors").read_bytes()
+
+
+def everything(run: RunDir) -> dict[str, object]:
+    """All that a run has left but its settings, by file: bytes, or the lines of a log without the times."""
+    files = {str(path.relative_to(run.path)): path for path in sorted(run.path.rglob("*")) if path.is_file()}
+    return {name: without_settings(path) for name, path in files.items() if name != "config.toml"}
+
+
+def without_settings(path: Path) -> object:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) | {"images_per_second": 0} for line in path.read_text().splitlines()]
+    if path.name == "state.json":
+        return {key: value for key, value in json.loads(path.read_text()).items() if key in ("step", "sha256")}
+    return path.read_bytes()
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
@@ -96,6 +114,71 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(
     assert contents(run) == contents(whole)
     lines = [[json.loads(line) for line in r.metrics_file.read_text().splitlines()] for r in (run, whole)]
     assert [(m["step"], m["loss"]) for m in lines[0]] == [(m["step"], m["loss"]) for m in lines[1]]
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("step", [4, 6])
+def test_what_belongs_to_the_last_checkpoint_is_made_up_for(tmp_path: Path, backend: str, step: int) -> None:
+    """A process was killed after it had written a checkpoint, and before it drew, evaluated and removed an old one."""
+    config = make_config(total_steps=6, checkpoint_every=2, sample_every=2, evaluate=2, keep_checkpoints=2)
+    whole = start(tmp_path / "whole", config, backend)
+    run = start(tmp_path / "run", make_config(**UP_TO[step]), backend)
+    run.samples_file(step).unlink(missing_ok=True)
+    lines = [line for line in run.evals_file.read_text().splitlines() if json.loads(line)["step"] < step]
+    run.evals_file.write_text("".join(f"{line}\n" for line in lines))
+    if step == 6:
+        shutil.copytree(run.checkpoint_folder(6), run.checkpoint_folder(2))  # which another step has left
+    assert len(everything(run)) < len(everything(whole)) + 2
+    go_on(run, config, backend)
+    assert everything(run) == everything(whole)
+
+
+# The step after which it was killed -> the settings that lead to there.
+_EVERY = {"checkpoint_every": 2, "sample_every": 2, "evaluate": 2, "keep_checkpoints": 2}
+UP_TO = {step: {"total_steps": step, **_EVERY} for step in (4, 6)}
+
+
+def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In its second batch, after a step without a checkpoint; and after the last step."""
+    config = make_config(total_steps=4, evaluate=2)
+    whole = start(tmp_path / "whole", config)
+    for step in (2, 4):
+        with monkeypatch.context() as patch:
+            drawn = cut_short(patch, step)
+            with pytest.raises(StoppedError, match=f"stopped by SIGTERM after step {step}"):
+                start(tmp_path / f"{step}", config)
+        run = RunDir(tmp_path / f"{step}")
+        assert drawn[-1] < 8
+        assert load_checkpoint(run.latest_checkpoint()).step == step
+        go_on(run, config)
+        assert everything(run)["evals.jsonl"] == everything(whole)["evals.jsonl"]
+        best = {name for name in everything(whole) if name.startswith("best")}
+        assert best
+        assert {name: everything(run).get(name) for name in best} == {name: everything(whole)[name] for name in best}
+        assert contents(run) == contents(whole)
+    assert "missing in" not in capfd.readouterr().err
+
+
+def cut_short(monkeypatch: pytest.MonkeyPatch, step: int) -> list[int]:
+    """Raise SIGTERM within the evaluation after a step, which draws two images at a time; return how many it drew."""
+    original, calls, drawn = evaluator.sample_images, [0], [0]
+
+    def sample(*arguments: object, on_batch: Callable[[int], object], **options: object) -> np.ndarray:
+        calls[0] += 2  # steps, since there is an evaluation every two
+
+        def count(done: int) -> None:
+            drawn.append(drawn[-1] + done)
+            if calls[0] == step:
+                signal.raise_signal(signal.SIGTERM)
+            on_batch(done)
+
+        drawn[:] = [0]
+        return original(*arguments, batch=2, on_batch=count, **options)
+
+    monkeypatch.setattr(evaluator, "sample_images", sample)
+    return drawn
 
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +227,42 @@ def interrupt_twice(folder: Path) -> None:
         start(folder, make_config(total_steps=6, checkpoint_every=3))
 
 
+def test_a_second_ctrl_c_waits_for_the_checkpoint_that_is_being_written(tmp_path: Path) -> None:
+    done = run_here("interrupt-twice-writing", tmp_path / "run")
+    assert done.returncode == 130, done.stderr
+    assert "Writing the checkpoint; again to leave without it" in done.stderr
+    run = RunDir(tmp_path / "run")
+    assert load_checkpoint(run.latest_checkpoint()).step == 3
+    assert not list(run.path.rglob(".*.tmp"))
+
+
+def test_a_third_ctrl_c_leaves_without_it(tmp_path: Path) -> None:
+    done = run_here("interrupt-thrice", tmp_path / "run")
+    assert done.returncode == 130, done.stderr
+    assert not RunDir(tmp_path / "run").checkpoints()
+
+
+def interrupt_while_writing(folder: Path, *, times: int) -> None:
+    """In the fifth step, while the checkpoint of the third is being written, which takes a second."""
+    original, writing = checkpoint_writer.save_checkpoint, threading.Event()
+
+    def save(*arguments: object, **options: object) -> None:
+        writing.set()
+        time.sleep(1 if times == 2 else 60)
+        original(*arguments, **options)
+
+    def interrupt() -> None:
+        writing.wait(60)
+        threading.Timer(0.2, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(times - 2)]).start()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_writer, "save_checkpoint", save)
+        at_step(patch, 4, interrupt)
+        start(folder, make_config(total_steps=6, checkpoint_every=3))
+
+
 KILLS = 50
 # Of the moments at which the children are killed; the variable sets another one.
 KILL_SEED = int(os.environ.get("ICT_TEST_KILL_SEED", "0"))
@@ -157,14 +276,15 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_from_a_whole_checkpoint(tmp_
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["kills"] == KILLS
     assert report["checkpoints read"] >= KILLS
-    assert report["steps"] > KILLS
+    assert report["steps"] >= 7  # at which there were pictures and evaluations
     assert report["leftovers"] > 0  # some were killed in the middle of writing
     assert report["equal"]
 
 
 def kill(folder: Path) -> None:
     """Let children train, kill each at a random moment, and read what they leave."""
-    config = make_config(total_steps=100_000, checkpoint_every=1, keep_checkpoints=3)
+    every = {"checkpoint_every": 1, "keep_checkpoints": 3, "sample_every": 5, "evaluate": 7}
+    config = make_config(total_steps=100_000, **every)
     run, rng = create_run(folder, config, make_data()), np.random.default_rng(KILL_SEED)
     start(folder.with_name("first"), make_config(total_steps=1))  # what is imported on first use is so in every child
     read = leftovers = kills = 0
@@ -187,7 +307,8 @@ def kill(folder: Path) -> None:
         leftovers += len(list(run.path.rglob(".*.tmp")))
         remove_leftovers(run)
     steps = steps_done(run)
-    equal = contents(run) == straight(folder.with_name("straight"), config, steps)
+    go_on(run, make_config(total_steps=steps, **every))
+    equal = everything(run) == everything(start(folder.with_name("straight"), make_config(total_steps=steps, **every)))
     print(
         json.dumps({"kills": kills, "checkpoints read": read, "leftovers": leftovers, "steps": steps, "equal": equal})
     )
@@ -195,15 +316,6 @@ def kill(folder: Path) -> None:
 
 def steps_done(run: RunDir) -> int:
     return load_checkpoint(run.latest_checkpoint()).step if run.checkpoints() else 0
-
-
-def straight(path: Path, config: Config, steps: int) -> bytes:
-    """The checkpoint after so many steps that nothing came between."""
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, steps - 1, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(StoppedError):
-            start(path, make_config(total_steps=config.train.total_steps))
-    return contents(RunDir(path))
 
 
 @pytest.fixture
@@ -351,4 +463,10 @@ def test_checkpoints_are_kept_by_the_rule(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"interrupt-twice": interrupt_twice, "kill": kill}[sys.argv[1]](Path(sys.argv[2]))
+    actions = {
+        "interrupt-twice": interrupt_twice,
+        "interrupt-twice-writing": partial(interrupt_while_writing, times=2),
+        "interrupt-thrice": partial(interrupt_while_writing, times=3),
+        "kill": kill,
+    }
+    actions[sys.argv[1]](Path(sys.argv[2]))
