@@ -120,12 +120,13 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path: Path) ->
 def test_what_processes_cannot_share_is_refused(
     ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str] | None, message: str
 ) -> None:
-    """In one process that takes itself for two: it is refused before they would exchange anything."""
+    """In one process that takes itself for two: it is refused before they would train."""
     from ict_backends.torch import parallel
 
     monkeypatch.setattr(parallel, "share_of_work", lambda: (0, 2))
     monkeypatch.setattr(parallel.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(parallel.Processes, "wait", lambda self: None)
+    monkeypatch.setattr(parallel.Processes, "exchange", lambda self, text: [text, text])
     out = [] if options is None else ["--out", tmp_path / "run", *options]
     result = ict("train", *TINY, *out)
     assert result.code == 2, result
