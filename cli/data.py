@@ -7,22 +7,22 @@ from pathlib import Path
 import click
 
 from ict_backends.errors import DataError, UsageError
-from ict_cli.options import crop_option, debug_option, size_option
+from ict_cli.options import PATH, SOURCE, crop_option, debug_option, size_option
 from ict_core import DataConfig
 
 _SHEET = "contact-sheet"
 
 
 @click.command("data")
-@click.argument("source")
+@click.argument("source", type=SOURCE)
 @size_option
 @crop_option
 @click.option(
     "--sheet",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help=f"Picture of up to a hundred images, a row per class.  [default: {_SHEET}.png, or the next free number]",
 )
-@click.option("--pack", type=click.Path(path_type=Path), help="Write the images into this .npz file instead.")
+@click.option("--pack", type=PATH, help="Write the images into this .npz file instead.")
 @click.option(
     "--skip-unreadable", is_flag=True, help="With --pack: leave out images that cannot be read, and name them."
 )
@@ -56,7 +56,7 @@ def _new_sheet(path: Path | None) -> Path:
 
 
 def _check_new(option: str, path: Path, suffix: str) -> None:
-    if path.suffix != suffix:
+    if path.suffix.lower() != suffix:
         raise UsageError(f"{option} {path} must end in {suffix}")
     if path.exists():
         raise UsageError(f"{option} {path} is there already; choose another name")

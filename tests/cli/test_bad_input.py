@@ -421,7 +421,7 @@ def test_every_option_of_a_path_takes_the_users_home_for_a_tilde() -> None:
     from ict_cli.main import _COMMANDS, ict
     from ict_cli.options import PATH, SOURCE
 
-    commands = [ict.get_command(click.Context(ict), name) for name in _COMMANDS if name != "data"]
+    commands = [ict.get_command(click.Context(ict), name) for name in _COMMANDS]
     commands += [each for group in commands if isinstance(group, click.Group) for each in group.commands.values()]
     parameters = [parameter for command in commands for parameter in command.params]
     assert not [p for p in parameters if isinstance(p.type, click.Path) and p.type is not PATH]
