@@ -102,7 +102,9 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     from ict_backends.errors import UserError
     from ict_core import ConfigError
 
-    if isinstance(error.__cause__, EOFError):  # which click takes for the end of what a user types
+    if isinstance(error, click.Abort) and isinstance(
+        error.__cause__, EOFError
+    ):  # which click takes for the end of what a user types
         return "Error: a file that was being read ends too early; --debug shows where", 1
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return "Interrupted.", _INTERRUPTED

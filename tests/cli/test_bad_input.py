@@ -448,6 +448,9 @@ def test_attention_that_earlier_versions_took_and_left_out_is_still_read(ict: Ic
     text = file.read_text().replace("attention_resolutions = []", "attention_resolutions = [64]")
     file.write_text(text)
     assert "[64]" in text
+    for state in run_copy.glob("checkpoints/*/state.json"):  # as those versions wrote it
+        known = json.loads(state.read_text())
+        state.write_text(json.dumps({key: known[key] for key in ("format", "step", "sha256")}))
     assert ict("train", "--resume", f"--out={run_copy}", "--device=cpu", "--steps=31").code == 0
     assert ict("sample", run_copy, f"--out={run_copy / 'x.png'}", "--num=2", "--device=cpu").code == 0
 
