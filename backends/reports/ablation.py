@@ -185,7 +185,7 @@ def read_outcome(run: Path) -> Outcome | None:
         return Outcome(**json.loads((run / _RESULT).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{run / _RESULT} cannot be read ({error}); remove it to run this one again") from error
 
 

@@ -142,7 +142,7 @@ def _done_file(out: Path) -> Path:
 def _read(manifest: Path) -> dict[str, object] | None:
     try:
         known = json.loads(manifest.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return known if isinstance(known, dict) else None
 

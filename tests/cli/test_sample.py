@@ -496,5 +496,6 @@ def test_the_manifest_says_what_was_asked_for(
     known = json.loads((tmp_path / "out" / ".ict-sample.json").read_text())
     assert known["seed"] == 5
     assert known["sha256"] == read_digest(RunDir(digits_run).latest_checkpoint())
-    (tmp_path / "out" / ".ict-sample.json").write_text("[]")  # damaged, beside images
-    refused(2, "is not an empty folder", *command)
+    for damaged in ("[]", "[" * 100_000):
+        (tmp_path / "out" / ".ict-sample.json").write_text(damaged)  # beside images
+        refused(2, "is not an empty folder", *command)

@@ -197,6 +197,7 @@ def test_an_outcome_is_kept_with_the_run(tmp_path: Path) -> None:
     # Whatever the fields are called, users' files keep these names.
     stored = json.loads((tmp_path / "ablation.json").read_text())
     assert stored == {"metric": "sw", "num": 200, "value": 0.5, "seconds": 3.0, "error": ""}
-    (tmp_path / "ablation.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"ablation\.json cannot be read"):
-        read_outcome(tmp_path)
+    for damaged in ("{", "[" * 100_000):
+        (tmp_path / "ablation.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"ablation\.json cannot be read"):
+            read_outcome(tmp_path)
