@@ -23,6 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+_COMMANDS = ("train", "sample", "eval", "ablate")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RUN = [
     "--steps=12",
@@ -46,13 +47,14 @@ _SOON = 60
 @click.command()
 @click.option("--times", default=10, show_default=True, help="How often each command gets a signal.")
 @click.option("--backend", "backends", multiple=True, default=("torch", "jax"), show_default=True)
+@click.option("--command", "names", multiple=True, default=_COMMANDS, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(times: int, backends: tuple[str, ...], seed: int) -> None:
+def main(times: int, backends: tuple[str, ...], names: tuple[str, ...], seed: int) -> None:
     """Send signals, and count how the commands end."""
     faults, rng = 0, np.random.default_rng(seed)
     click.echo(f"{'backend':9}{'command':9}{'signals':>8}{'faults':>8}  exit codes: times")
     for backend in backends:
-        for name in ("train", "sample", "eval", "ablate"):
+        for name in names:
             with tempfile.TemporaryDirectory() as folder:
                 codes, said = _campaign(name, backend, Path(folder), times, rng)
             counts = ", ".join(f"{code}: {number}" for code, number in sorted(codes.items()))
