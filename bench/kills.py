@@ -1,8 +1,9 @@
-"""Kills of training at random moments, as a test of resuming: python bench/kills.py [--kills N] [--backend B].
+"""Kills at random moments, as a test of going on: python bench/kills.py [--kills N] [--backend B] [--command C].
 
-In each backend, a small run is killed (SIGKILL) again and again and resumed until it is done. Its folder must then hold
-the same files as that of a run that nobody killed, with the same content but for times: checkpoints, the best one,
-pictures, the log and evaluations. Folders that differ are kept, and make the exit code 1.
+In each backend, a small training, a sampling into a folder, one into an .npz file and a study are killed (SIGKILL)
+again and again, and started again until they are done. What they leave must then be the same files as without a kill,
+with the same content but for times: checkpoints, pictures, logs, evaluations. What differs is kept, and makes the exit
+code 1.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import click
 import numpy as np
+from signals import processes_of
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -35,8 +37,24 @@ _SETTINGS = [
 ]
 
 
+# Long enough for several kills in the middle: 38 batches.
+_SAMPLES = ["--num=600", "--batch-size=16"]
+_STUDY = """title = "Two losses"
+preset = "digits"
+reference = "a"
+[variants.a]
+[variants.b]
+loss = { distance = "l2" }
+"""
+# Trainings that lose their study stop by a signal, with a checkpoint that others would not have.
+_LAST = ["--set=train.keep_checkpoints=1"]
+_COMMANDS = ("train", "sample", "npz", "ablate")
+# What a study says of its time and of its machine.
+_TIMES = ("images_per_second", "seconds", "date", "commit", "machine", "platform")
+
+
 class Outcome(NamedTuple):
-    """What came of a run: how often it was killed, how long it took in all, and which files differ."""
+    """What came of a command: how often it was killed, how long it took in all, and which files differ."""
 
     kills: int
     seconds: float
@@ -44,39 +62,100 @@ class Outcome(NamedTuple):
 
 
 @click.command()
-@click.option("--kills", default=20, show_default=True, help="How often to kill each run at most.")
+@click.option("--kills", default=20, show_default=True, help="How often to kill each command at most.")
 @click.option("--backend", "backends", multiple=True, default=("torch", "jax"), show_default=True)
+@click.option("--command", "names", multiple=True, type=click.Choice(_COMMANDS), default=_COMMANDS, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--keep", default="kill-faults", show_default=True, help="Folder for the runs that differ.")
-def main(kills: int, backends: tuple[str, ...], seed: int, keep: str) -> None:
-    """Kill runs, resume them, and compare what they leave."""
-    faults = 0
-    click.echo(f"{'backend':10}{'kills':>8}{'seconds':>10}  differs from a run that nobody killed in")
+@click.option("--keep", default="kill-faults", show_default=True, help="Folder for what differs.")
+def main(kills: int, backends: tuple[str, ...], names: tuple[str, ...], seed: int, keep: str) -> None:
+    """Kill commands, start them again, and compare what they leave."""
+    faults, rng = 0, np.random.default_rng(seed)
+    click.echo(f"{'backend':9}{'command':9}{'kills':>6}{'seconds':>9}  differs from what nobody killed in")
     for backend in backends:
-        with tempfile.TemporaryDirectory() as folder:
-            outcome = _campaign(backend, Path(folder), kills, np.random.default_rng(seed))
-            if outcome.different:
-                faults += 1
-                shutil.copytree(folder, Path(keep) / backend, dirs_exist_ok=True)
-        click.echo(f"{backend:10}{outcome.kills:8}{outcome.seconds:10.1f}  {', '.join(outcome.different) or 'nothing'}")
+        for name in names:
+            with tempfile.TemporaryDirectory() as place:
+                folder = Path(place)
+                (folder / "plan.toml").write_text(_STUDY)
+                outcome = (
+                    _train(backend, folder, kills, rng)
+                    if name == "train"
+                    else _other(name, backend, folder, kills, rng)
+                )
+                if outcome.different:
+                    faults += 1
+                    shutil.copytree(folder, Path(keep) / f"{backend}-{name}", dirs_exist_ok=True)
+            said = ", ".join(outcome.different) or "nothing"
+            click.echo(f"{backend:9}{name:9}{outcome.kills:6}{outcome.seconds:9.1f}  {said}")
     sys.exit(faults > 0)
 
 
-def _campaign(backend: str, folder: Path, kills: int, rng: np.random.Generator) -> Outcome:
-    _check(_start(backend, folder / "whole", resume=False))
+def _train(backend: str, folder: Path, kills: int, rng: np.random.Generator) -> Outcome:
+    """Kill a training after some more steps each time, so that it comes forward."""
+    from tiny import TINY
+
+    def start(run: Path) -> subprocess.Popen[str]:
+        resume = (run / "config.toml").exists()
+        settings = ["--resume", "--device=cpu"] if resume else [*TINY, *_SETTINGS]
+        return _start(["train", f"--backend={backend}", f"--out={run}", *settings], folder)
+
+    _check(start(folder / "whole"))
     begin, run, killed = time.perf_counter(), folder / "run", 0
     while True:
-        child = _start(backend, run, resume=(run / "config.toml").exists())
+        child = start(run)
         if killed == kills or not _reaches(child, run, _logged(run) + int(rng.integers(0, 8))):
             break
         time.sleep(rng.uniform(0.0, 0.3))
-        child.kill()
-        child.communicate()
+        _kill(child)
         killed += 1
     _check(child)
-    ours, theirs = _contents(run), _contents(folder / "whole")
-    different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    return Outcome(killed, time.perf_counter() - begin, different)
+    return Outcome(killed, time.perf_counter() - begin, _different(folder / "whole", run))
+
+
+def _other(name: str, backend: str, folder: Path, kills: int, rng: np.random.Generator) -> Outcome:
+    """Kill a command at any moment of its time, as often as asked: it begins anew where it could keep nothing."""
+    from tiny import TINY
+
+    train = [f"--backend={backend}", *TINY]
+    if name != "ablate":
+        _check(_start(["train", f"--out={folder / 'model'}", *train, "--steps=10"], folder))
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        where = [f"--backend={backend}", "--device=cpu"]
+        if name != "ablate":
+            out = out / "images.npz" if name == "npz" else out / "images"
+            return _start(["sample", str(folder / "model"), *where, *_SAMPLES, f"--out={out}"], folder)
+        resume = ["--resume"] if (out / "runs").exists() else []
+        study = ["--seeds=1", "--jobs=2", "--metric=sw", "--steps=40", *_LAST, f"--out={out}"]
+        return _start(["ablate", str(folder / "plan.toml"), *train, *study, *resume], folder)
+
+    whole, run, different = folder / "whole", folder / "run", set[str]()
+    for place in (whole, run):
+        place.mkdir()
+    _check(start(whole))  # which fills caches
+    begin = time.perf_counter()
+    _check(start(run))
+    seconds, begin, killed = time.perf_counter() - begin, time.perf_counter(), 0
+    shutil.rmtree(run)
+    run.mkdir()
+    while killed < kills:
+        child = start(run)
+        try:
+            child.communicate(timeout=rng.uniform(0.3, seconds))
+        except subprocess.TimeoutExpired:
+            _kill(child)
+            killed += 1
+            while processes_of(run):  # the trainings of a study end on their own
+                time.sleep(0.1)
+            if killed < kills:
+                continue
+            child = start(run)
+        _check(child)
+        different |= set(_different(whole, run))
+        if different:
+            break
+        shutil.rmtree(run)
+        run.mkdir()
+    return Outcome(killed, time.perf_counter() - begin, sorted(different))
 
 
 def _reaches(child: subprocess.Popen[str], run: Path, step: int) -> bool:
@@ -93,13 +172,17 @@ def _logged(run: Path) -> int:
     return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
-def _start(backend: str, run: Path, *, resume: bool) -> subprocess.Popen[str]:
-    from tiny import TINY
-
-    settings = ["--resume", "--device=cpu"] if resume else [*TINY, *_SETTINGS]
-    words = [sys.executable, "-m", "ict_cli", "train", f"--backend={backend}", f"--out={run}", *settings]
+def _start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "-m", "ict_cli", *words]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    child.kill()
+    child.communicate()
 
 
 def _check(child: subprocess.Popen[str]) -> None:
@@ -109,14 +192,36 @@ def _check(child: subprocess.Popen[str]) -> None:
         raise click.ClickException(f"{child.args!r} failed with {child.returncode}:\n{output}")
 
 
-def _contents(run: Path) -> dict[str, object]:
-    """All files of a run, by name: bytes, or the lines of a log without times."""
-    files = {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file()}
-    return {name: _lines(path) if path.suffix == ".jsonl" else path.read_bytes() for name, path in files.items()}
+def _different(whole: Path, run: Path) -> list[str]:
+    ours, theirs = _contents(run), _contents(whole)
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
 
-def _lines(path: Path) -> list[dict[str, object]]:
-    return [{**json.loads(line), "images_per_second": None} for line in path.read_text().splitlines()]
+def _contents(folder: Path) -> dict[str, object]:
+    """All files of a folder by name: bytes, or records without times and the folder's name.
+
+    What was printed and a study's table, which tells the minutes beside what results.json has, are left out.
+    """
+    return {
+        str(path.relative_to(folder)): _content(path, folder)
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".log", ".md")
+    }
+
+
+def _content(path: Path, folder: Path) -> object:
+    if path.suffix == ".jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    if path.suffix == ".json":
+        return _timeless(json.loads(path.read_text().replace(str(folder), "")))
+    return path.read_bytes()
+
+
+def _timeless(record: object) -> object:
+    """A record without what says how long something took."""
+    if isinstance(record, dict):
+        return {name: _timeless(value) for name, value in record.items() if name not in _TIMES}
+    return [_timeless(value) for value in record] if isinstance(record, list) else record
 
 
 if __name__ == "__main__":

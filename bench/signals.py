@@ -74,13 +74,13 @@ def _campaign(
     if name in ("sample", "eval"):
         _end_well([*train, f"--out={folder / 'run'}"], folder)
     codes, faults = Counter[int](), list[str]()
-    seconds = None
-    for i in range(-1, times):  # the first one gets no signal: it shows how long the command takes
+    seconds = 0.0
+    for i in range(-2, times):  # the first two get no signal: they fill caches, and show how long the command takes
         here = folder / str(i)
         here.mkdir()
         first, again = _words(name, backend, folder, here, train)
         begin = time.perf_counter()
-        if seconds is None:
+        if i < 0:
             _end_well(first, folder)
             seconds = time.perf_counter() - begin
             continue
@@ -91,7 +91,7 @@ def _campaign(
         what = f"{name}, {number.name} after {delay:.2f} s: "
         if code not in (0, 128 + number) or "Traceback" in output:
             faults.append(f"{what}exit code {code}, {output.strip()[-300:]!r}")
-        left = _processes_of(here)
+        left = processes_of(here)
         if left:
             faults.append(f"{what}left behind: {left}")
         begun = here / "out" / ("runs" if name == "ablate" else "config.toml")
@@ -165,7 +165,7 @@ def _end_well(words: list[str], folder: Path) -> None:
         raise click.ClickException(f"{words} failed with {code}:\n{output}")
 
 
-def _processes_of(here: Path) -> list[str]:
+def processes_of(here: Path) -> list[str]:
     """The command lines of processes that work in a folder, a moment after the one that was asked to end."""
     time.sleep(0.5)
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import socket
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ from ict_backends.environment import (
 from ict_backends.errors import LostProcessError
 from ict_backends.jax.device import BATCH_AXIS, check_device, replicated, split
 
-# A process counts as ended so many seconds after its last sign of life.
-_PATIENCE_SECONDS = 20
+# A process counts as ended so many seconds after its last sign of life: one that is stopped or starved may come back.
+_PATIENCE_SECONDS = 180
 
 
 @dataclass
@@ -73,10 +74,28 @@ class Processes:
         if self.world > 1:
             multihost_utils.sync_global_devices("ict")
 
+    def part(self) -> None:
+        """Return when every process has called this, and from then on let the first process end last."""
+        self.wait()
+        if self.world > 1:
+            atexit.register(_end_in_order, self.rank)
+
     @property
     def local_mesh(self) -> Mesh:
         """The mesh of this process's own devices: all of them, or only one if there are other processes."""
         return self.mesh if self.world == 1 else Mesh(np.array(jax.local_devices()[:1]), (BATCH_AXIS,))
+
+
+def _end_in_order(rank: int) -> None:
+    """Leave the first process, through which all speak; as the first one, return when all others have left.
+
+    Else the library aborts those that leave after it.
+    """
+    if rank:
+        jax.distributed.shutdown()
+        return
+    with contextlib.suppress(Exception), multihost_utils.live_devices(jax.devices()):
+        pass
 
 
 @lru_cache

@@ -99,7 +99,7 @@ def train(
                     partial(to_checkpoint, config, state, mesh),
                     stopping=stopping,
                 )
-        leave(processes.wait)
+        leave(processes.part)
     if recorder.cut_short or (stopping and done < config.train.total_steps):
         raise StoppedError.after(done, run.path, interruption.number)
 

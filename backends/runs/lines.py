@@ -23,6 +23,19 @@ def read_lines(path: Path, sound: Callable[[dict[str, Any]], bool] = lambda reco
     Raises:
         CheckpointError: another line is damaged, or the file cannot be read.
     """
+    records, rest = _parse(path, sound)
+    if rest:
+        warn(f"the last line of {path} is not whole and is left out")
+    return records
+
+
+def check_lines(path: Path, sound: Callable[[dict[str, Any]], bool]) -> None:
+    """Do nothing if `read_lines` can read the records of a file; raise its CheckpointError if not."""
+    _parse(path, sound)
+
+
+def _parse(path: Path, sound: Callable[[dict[str, Any]], bool]) -> tuple[list[dict[str, Any]], bool]:
+    """The whole records of a file, and whether its last line is not whole."""
     try:
         content = path.read_bytes() if path.is_file() else b""
     except OSError as error:
@@ -30,13 +43,13 @@ def read_lines(path: Path, sound: Callable[[dict[str, Any]], bool] = lambda reco
     # What a lost machine had not written yet may read as zeros.
     *whole, rest = content.rstrip(b"\0").split(b"\n")
     records = [_record(line, sound) for line in whole]
-    if rest or (records and records[-1] is None):
-        warn(f"the last line of {path} is not whole and is left out")
-        records = records if rest else records[:-1]
+    cut = bool(rest) or (bool(records) and records[-1] is None)
+    if cut and not rest:
+        records.pop()
     damaged = next((number for number, record in enumerate(records, start=1) if record is None), None)
     if damaged is not None:
         raise CheckpointError(f"{path} cannot be read: line {damaged} is damaged; without that line, it can")
-    return [record for record in records if record is not None]
+    return [record for record in records if record is not None], cut
 
 
 def is_evaluation(record: Mapping[str, Any]) -> bool:

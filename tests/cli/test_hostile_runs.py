@@ -116,6 +116,20 @@ def test_nonsense_about_the_data_is_one_line(refused: Refused, tmp_path: Path, r
         refused(1, "data.json", *words(command, run.path, tmp_path / "x"))
 
 
+@pytest.mark.parametrize("damaged", ["metrics", "evals"])
+def test_a_damaged_record_is_refused_before_another_is_cut(
+    refused: Refused, tmp_path: Path, run: RunDir, damaged: str
+) -> None:
+    whole = {
+        "metrics": run.metrics_file.read_text() + '{"step": 99, "loss": 1.0}\n',
+        "evals": '{"step": 99, "metric": "sw", "num": 9, "value": 1.0}\n',
+    }
+    for name, text in whole.items():
+        (run.path / f"{name}.jsonl").write_text(f"damaged\n{text}" if name == damaged else text)
+    says = f"{damaged}.jsonl cannot be read: line 1 is damaged"
+    refused(1, says, *words("resume", run.path, tmp_path / "x"), "--steps", 31, "--device=cpu")
+
+
 COUNTS = ["1" * 9999, "[1e400, 1, 1]", "[99999999999999999999, 1, 1]", '{"a": 1}', "[[1], 1, 1]", "[0.5, 1, 1]"]
 
 

@@ -35,9 +35,13 @@ def free_port() -> int:
 
 
 def start(backend: str, rank: int, port: int, *arguments: object, world: int = 2) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ict_cli", "train", "--backend", backend, *map(str, arguments)]
+    return launch(rank, port, command, world)
+
+
+def launch(rank: int, port: int, command: list[str], world: int = 2) -> subprocess.Popen[str]:
     here = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     environment = {**os.environ, **{key: str(value) for key, value in here.items()}}
-    command = [sys.executable, "-m", "ict_cli", "train", "--backend", backend, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -96,6 +100,24 @@ def test_jax_says_in_one_line_that_a_process_is_gone(monkeypatch: pytest.MonkeyP
         raise error
     with pytest.raises(ValueError, match="another fault"), parallel.joined("cpu"):
         raise ValueError("another fault")
+
+
+LATE = """
+import atexit, os, time
+from ict_backends import load_backend
+with load_backend("jax").joined("cpu") as processes:
+    processes.part()
+    if processes.rank:
+        atexit.register(time.sleep, 2)
+"""
+
+
+def test_in_jax_a_process_that_ends_later_than_the_first_ends_well() -> None:
+    """The library aborts a process that leaves after the first one."""
+    port = free_port()
+    processes = [launch(rank, port, [sys.executable, "-c", LATE]) for rank in range(2)]
+    ends = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
 
 
 def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
