@@ -216,10 +216,10 @@ def _runs(study: Study, seeds: int, out: Path) -> list[StudyRun]:
     Raises:
         ConfigError, UsageError, DataError: a variant's settings or the data are wrong; nothing has been trained yet.
     """
-    from ict_backends.training.resolve import check_data, fit_to_data, resolve_new
+    from ict_backends.training.resolve import check_data, fit_to_data, read_data
 
     base = study.plan.base(study.asked)
-    _, dataset = resolve_new(base, study.asked)
+    dataset = read_data(merge([base, study.asked]))
     configs = {v.name: fit_to_data(merge([base, v.changes]), study.asked, dataset.shape) for v in study.plan.variants}
     for config in configs.values():
         check_data(config, dataset)

@@ -25,6 +25,7 @@ from ict_cli.options import (
 from ict_core import Config
 
 if TYPE_CHECKING:
+    from ict_backends.runs.folder import RunDir
     from ict_backends.sampling.editing import Editor
 
 
@@ -218,7 +219,7 @@ def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
     help="Where to write the result: x.png.",
 )
 @click.option("--sigmas", help="Falling noise levels, one per step.  [default: one step]")
-@click.option("--label", type=int, help="Class of the images, if the model is conditional.  [default: 0]")
+@click.option("--labels", help="Classes of the images, in turn, if the model is conditional.  [default: 0]")
 @seed_option
 @backend_option
 @weights_option
@@ -231,7 +232,7 @@ def interpolate_command(
     num: int,
     out: Path,
     sigmas: str | None,
-    label: int | None,
+    labels: str | None,
     seed: int,
     backend: str,
     weights: str,
@@ -240,7 +241,7 @@ def interpolate_command(
     """Draw images that lead from one sample to another.
 
     The ends are the images that `ict sample` draws with the same --seed as number --from and number --to. A conditional
-    model draws all images in one class.
+    model draws all images in one class, or in the classes of --labels in turn.
     """
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.runs.folder import open_run
@@ -249,13 +250,12 @@ def interpolate_command(
     config = open_run(run).load_config()
     if first == last:
         raise UsageError(f"--from {first} and --to {last} are the same image")
-    if label is None and config.network.num_classes:
-        label = 0
-    resolve_labels(config, None if label is None else str(label), num)  # raises if there is no such class
+    place = open_run(run)
+    classes = _classes(place, config, "0" if labels is None and config.network.num_classes else labels, num)
     levels = resolve_sigmas(config, None, sigmas)
     check_output(out, (".png",), create=True)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
-    images = interpolate(model, first, last, num, sigmas=levels, seed=seed, label=label)
+    images = interpolate(model, first, last, num, sigmas=levels, seed=seed, labels=classes)
     save_grid(out, to_uint8(images), columns=num)
     click.echo(f"{num} images: {out}")
 
@@ -346,12 +346,25 @@ def _check_level(config: Config, sigma: float) -> None:
 
 
 def _editor(request: EditRequest, config: Config, levels: list[float]) -> Editor:
+    from ict_backends.runs.folder import open_run
     from ict_backends.sampling.editing import Editor
 
-    labels = resolve_labels(config, request.labels, len(request.images))
+    labels = _classes(open_run(request.run), config, request.labels, len(request.images))
     engine = open_backend(request.backend, request.device)
     model = engine.load_model(request.run, weights=request.weights, device=request.device)
     return Editor(model, levels, seed=request.seed, labels=labels)
+
+
+def _classes(run: RunDir, config: Config, labels: str | None, num: int) -> np.ndarray | None:
+    """The classes of `num` images, as `resolve_labels` returns them; what is taken without --labels is said."""
+    from ict_backends.runs.folder import class_names
+
+    names = class_names(run, config)
+    classes = resolve_labels(config, labels, num)
+    if classes is not None and click.get_current_context().params["labels"] is None:
+        taken = [names[label] if names else str(label) for label in dict.fromkeys(classes.tolist())]
+        click.echo(f"classes: {', '.join(taken)}, since --labels is not given")
+    return classes
 
 
 def _write(request: EditRequest, images: np.ndarray, seen: np.ndarray, result: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from ict_core.settings import Tree, merge, parse_assignment, preset_tree, read_t
 if TYPE_CHECKING:
     from ict_backends.data.dataset import Dataset
     from ict_backends.protocols import Arrays
+    from ict_backends.training.recipes import Recipe
 
 
 # A larger share of initial weights in the average shows in samples.
@@ -36,12 +38,17 @@ _MOST_INITIAL = 0.05
 
 @click.command("train")
 @backend_option
-@click.option("--preset", default="digits", show_default=True, help="Settings to start from; `ict show` lists them.")
+@click.option(
+    "--preset",
+    help="Settings to start from; `ict show` lists them.  [default: digits or, for other data, one that fits; with "
+    "--init, finetune]",
+)
 @click.option("--config", "config_file", type=PATH, help="TOML file of settings that override the preset's.")
 @click.option("--data", type=SOURCE, help=DATA_HELP)
 @size_option
 @crop_option
-@click.option("--out", type=PATH, help="The run's folder.  [default: runs/PRESET-BACKEND-NNN]")
+@click.option("--conditional", is_flag=True, help="Train on the classes of the data (network.num_classes).")
+@click.option("--out", type=PATH, help="The run's folder.  [default: runs/NAME-BACKEND-NNN, by the preset or the data]")
 @click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")
 @click.option("--steps", type=int, help="Training steps (train.total_steps).")
 @click.option("--seed", type=int, help="Seed of all random numbers (train.seed).")
@@ -61,19 +68,19 @@ _MOST_INITIAL = 0.05
 @click.option(
     "--init",
     type=PATH,
-    help="Start from the averaged weights of another run, with the settings of its network and its noise levels.",
+    help="Start from the averaged weights of another run, with the settings of its network and its noise levels. "
+    "Classes may be others.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved settings and an estimate of time, and stop.")
 @debug_option
-@click.pass_context
 def train_command(
-    ctx: click.Context,
     backend: str,
-    preset: str,
+    preset: str | None,
     config_file: Path | None,
     data: str | None,
     size: int | None,
     crop: str | None,
+    conditional: bool,
     out: Path | None,
     assignments: tuple[str, ...],
     steps: int | None,
@@ -97,17 +104,21 @@ def train_command(
     from ict_backends.environment import share_of_work
     from ict_backends.runs.folder import RunDir, free_run_path, open_run
     from ict_backends.runs.lock import in_use
+    from ict_backends.training.estimate import estimate
+    from ict_backends.training.recipes import recipe_for
     from ict_backends.training.resolve import (
         averaged_weights,
         check_alike,
         check_data,
         given_settings,
+        read_data,
         resolve_new,
         resolve_resumed,
     )
 
-    if resume and init:
-        raise UsageError("--resume and --init exclude each other")
+    if resume and (init or conditional):
+        raise UsageError(f"--resume and {'--init' if init else '--conditional'} exclude each other")
+    notes: list[str] = []
     flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
     asked = _asked(config_file, assignments, given_settings(data=data, size=size, crop=crop, steps=steps, **flags))
     engine = open_backend(backend, device, joins=share_of_work()[1] > 1)
@@ -120,18 +131,30 @@ def train_command(
                 raise UsageError("--resume needs --out RUN, the folder of the run to continue")
             if out.is_dir() and claims:
                 held.enter_context(in_use(out))
-            explicit = ctx.get_parameter_source("preset") != click.core.ParameterSource.DEFAULT
-            config, dataset = resolve_resumed(RunDir(out), merge([preset_tree(preset)] * explicit + asked))
+            base = [] if preset is None else [preset_tree(preset)]
+            config, dataset = resolve_resumed(RunDir(out), merge(base + asked))
         else:
-            base = _base(preset, init)
+            given = merge(asked)
+            recipe = _recipe(preset, init, given)
+            name = f"{_name(recipe, given)}-{backend}"
             if claims:  # before the data are read, which may take long
-                out = _claim(out, f"{preset}-{backend}", held)
-            out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
-            config, dataset = resolve_new(base, merge(asked))
+                out = _claim(out, name, held)
+            out = out or free_run_path(Path("runs"), name)
+            dataset = read_data(merge([recipe.settings if recipe else {}, given]))
+            recipe = recipe or recipe_for(dataset, str(_source(given)), gpu=engine.device_name(device) != "cpu")
+            config = resolve_new(recipe.settings, given, dataset, conditional=conditional)
+            notes = recipe.notes()
+            if dataset.num_classes > 1 and not config.network.num_classes and recipe.reason:
+                notes.append(f"the {dataset.num_classes} classes are not used; --conditional trains on them")
         check_data(config, dataset)
-        weights = averaged_weights(open_run(init), config) if init else None
+        weights = None
+        if init:
+            weights, replaced = averaged_weights(open_run(init), config, dataset)
+            notes.append(replaced)
         if processes.rank == 0:
-            _announce(f"{'resume' if resume else 'run'} {out} with {backend}", config, dataset)
+            left = config.train.total_steps - (RunDir(out).steps_done() if resume else 0)
+            notes.append(f"{left:,} steps: {estimate(engine, config, device, left, processes.world)}")
+            _announce(f"{'resume' if resume else 'run'} {out} with {backend}", config, dataset, notes)
         if dry_run:
             return
         check_alike(processes, config, dataset, resume=resume, init=weights is not None)
@@ -162,20 +185,40 @@ def _claim(out: Path | None, name: str, held: contextlib.ExitStack) -> Path:
             return free
 
 
-def _base(preset: str, init: Path | None) -> Tree:
-    """The settings to start from: the preset's, except those that make the first weights the function that they are.
+def _recipe(preset: str | None, init: Path | None, given: Tree) -> Recipe | None:
+    """The settings to start from; None where the data are still to choose them.
 
     Args:
-        init: the run that the first weights are from, or None.
+        preset, init: the values of the options.
+        given: the settings that the user has given.
     """
+    from ict_backends.console import warn
     from ict_backends.runs.folder import open_run
-    from ict_backends.training.resolve import settings_of_model
+    from ict_backends.training.recipes import FINETUNE, Recipe, recipe_from
 
-    base = preset_tree(preset)
-    if init is None:
-        return base
-    model = settings_of_model(open_run(init))
-    return merge([{**base, "network": model["network"]}, model])
+    if init is not None:
+        return recipe_from(open_run(init), preset)
+    if preset == FINETUNE:
+        raise UsageError(f"--preset {FINETUNE} needs --init RUN, the run to start from")
+    own = _source(given) not in (None, "digits")
+    if preset is None and own:
+        return None
+    if own and str(preset).startswith("digits"):
+        warn(f"--preset {preset} is tuned for 1,797 digits of 8x8; without it, a preset is chosen that fits the images")
+    return Recipe(preset or "digits", preset_tree(preset or "digits"))
+
+
+def _source(given: Tree) -> str | None:
+    source = given.get("data", {}).get("source")
+    return None if source is None else str(source)
+
+
+def _name(recipe: Recipe | None, given: Tree) -> str:
+    """The first part of the default name of a run's folder: the preset or, before it is chosen, the data."""
+    if recipe is not None:
+        return recipe.preset
+    name = Path(str(_source(given))).absolute().name.partition(".")[0].rpartition(":")[2]
+    return re.sub(r"[^\w-]+", "-", name).strip("-") or "images"
 
 
 def _asked(config_file: Path | None, assignments: Sequence[str], flags: Tree) -> list[Tree]:
@@ -184,11 +227,14 @@ def _asked(config_file: Path | None, assignments: Sequence[str], flags: Tree) ->
     return [*file, *(parse_assignment(text) for text in assignments), flags]
 
 
-def _announce(what: str, config: Config, dataset: Dataset) -> None:
+def _announce(what: str, config: Config, dataset: Dataset, notes: Sequence[str]) -> None:
+    """Print what is going to be trained: its size, its settings, and why they are as they are."""
     from ict_backends.networks.families import count_parameters
 
     click.echo(f"# {what}: {count_parameters(config):,} parameters, {len(dataset.images):,} images")
     click.echo(config.to_toml())
+    for note in filter(None, notes):
+        click.echo(f"# {note}")
 
 
 def _warn_of_average(config: Config) -> None:

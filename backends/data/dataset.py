@@ -48,6 +48,13 @@ class Dataset(NamedTuple):
         """[channels, height, width]."""
         return self.images.shape[1:]
 
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: of names or, without them, the largest label + 1; 0 where there are no labels."""
+        if self.labels is None:
+            return 0
+        return max(len(self.classes), int(self.labels.max(initial=0)) + 1)
+
 
 # Turns an image, [c, h, w] uint8, into another one.
 Fit = Callable[[np.ndarray], np.ndarray]

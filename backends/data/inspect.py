@@ -95,7 +95,7 @@ class Inspection:
             yield "classes: none"
             return
         counts = np.bincount(self.labels)
-        yield f"classes: {np.count_nonzero(counts)} (--set network.num_classes={len(counts)} trains on them)"
+        yield f"classes: {np.count_nonzero(counts)} (--conditional trains on them)"
         names = [self.classes[i] if i < len(self.classes) else str(i) for i in range(len(counts))]
         numbered = [f"{i} {name}" if name != str(i) else name for i, name in enumerate(names)]
         yield from _first((f"{name}: {count:,}" for name, count in zip(numbered, counts, strict=True)), 20)

@@ -239,6 +239,15 @@ def _activation_bytes(config: Config) -> int:
     return 2 if config.train.precision in ("bf16", "fp16") else _FLOAT32
 
 
+def activation_bytes(config: Config) -> int:
+    """About the bytes that the gradient needs kept of each image in a forward pass.
+
+    They are nine tenths of the bytes that the pass moves: for the presets of the paper, the bytes that torch keeps are
+    0.82 to 0.90 of these. With checkpointing it is less.
+    """
+    return round(0.9 * sum(work.moved for work in _walk(config).forward))
+
+
 def _walk(config: Config) -> _Walk:
     walk = _Walk(config)
     if isinstance(config.network, ADMConfig):

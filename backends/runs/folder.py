@@ -2,7 +2,7 @@
 
 RUN/.lock                           host and process, while the run is training (runs/lock.py)
 RUN/config.toml                     the resolved configuration
-RUN/data.json                       count and sha256 of the images, and the images of each class
+RUN/data.json                       count and sha256 of the images; the names of the classes and the images of each
 RUN/metrics.jsonl                   one JSON object a logged step
 RUN/tensorboard/                    the same for TensorBoard, on request
 RUN/changes.jsonl                   one JSON object for each time that resuming changed settings
@@ -303,11 +303,14 @@ def _is_leftover(file: Path) -> bool:
 def remember_data(run: RunDir, config: Config, dataset: Dataset | None) -> None:
     """Write the number and the sha256 of the images that the run is trained on, for `check_same_data`.
 
-    For a conditional network also the number of images of each class, which samples are drawn in the proportions of.
+    For a conditional network also the number of images of each class, which samples are drawn in the proportions of,
+    and the names of the classes, if they have some.
     """
     record, classes = _describe_data(dataset), config.network.num_classes
     if dataset is not None and dataset.labels is not None and classes:
         record["class_counts"] = np.bincount(dataset.labels, minlength=classes).tolist()
+        if dataset.classes:
+            record["class_names"] = list(dataset.classes)
     write_atomically(run.data_file, (json.dumps(record) + "\n").encode())
 
 
@@ -342,6 +345,20 @@ def class_counts(run: RunDir, config: Config) -> np.ndarray | None:
         return None
     ok = classes and found.shape == (classes,) and all(type(n) is int for n in counts) and (found >= 0).all()
     return found if ok and found.any() else None
+
+
+def class_names(run: RunDir, config: Config) -> list[str] | None:
+    """The names of the classes, by number.
+
+    None for an unconditional network, and where the run does not say them: its data have none, or it was imported.
+    """
+    classes = config.network.num_classes
+    try:
+        names = read_json(run.data_file, run.data_file.name)["class_names"]
+    except (CheckpointError, KeyError, TypeError):
+        return None
+    ok = classes and isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)
+    return names if ok else None
 
 
 def check_same_data(run: RunDir, dataset: Dataset) -> None:

@@ -100,7 +100,14 @@ class Editor:
 
 
 def interpolate(
-    model: Model, a: int, b: int, num: int, *, sigmas: Sequence[float], seed: int = 0, label: int | None = None
+    model: Model,
+    a: int,
+    b: int,
+    num: int,
+    *,
+    sigmas: Sequence[float],
+    seed: int = 0,
+    labels: np.ndarray | None = None,
 ) -> Images:
     """Sample images between two others of the same seed, by rotating the noise of one into that of the other.
 
@@ -110,14 +117,14 @@ def interpolate(
         num: the number of images, >= 2, both ends included.
         sigmas: falling noise levels, one a step; the first one is the model's sigma_max.
         seed: of the noise.
-        label: the class of all images, for a conditional model.
+        labels: [num] classes, for a conditional model.
 
     Returns:
         [num, c, h, w] float32 in [-1, 1].
     """
     noises = image_noises(seed, [a, b], len(sigmas), model.config.data.shape)
     between = [editing.interpolate_noise(z[0], z[1], np.linspace(0, 1, num).tolist()) for z in noises]
-    return model.sample(np.stack(between), sigmas, None if label is None else np.full(num, label))
+    return model.sample(np.stack(between), sigmas, labels)
 
 
 def lower(images: Images, factor: int) -> Images:

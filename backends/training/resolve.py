@@ -7,14 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset, load_data_of
-from ict_backends.errors import DataError, UsageError
+from ict_backends.errors import CheckpointError, DataError, UsageError
+from ict_backends.measuring.evaluation import images_needed
+from ict_backends.measuring.metrics import METRICS
 from ict_backends.networks.families import check_memory, parameter_shapes
 from ict_backends.protocols import Arrays, Processes
 from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
-from ict_backends.runs.folder import FREE_ON_RESUME, RunDir, check_same_data, data_digest
+from ict_backends.runs.folder import FREE_ON_RESUME, RunDir, check_same_data, class_names, data_digest
 from ict_backends.runs.lines import read_lines
 from ict_backends.training.evaluator import evaluation_size
+from ict_backends.training.recipes import moved_attention
 from ict_backends.training.step_plan import check_levels
 from ict_backends.training.tensorboard import check_tensorboard
 from ict_core import Config
@@ -34,20 +40,60 @@ def given_settings(*, data: str | None, size: int | None, crop: str | None, step
     return {section: {k: v for k, v in values.items() if v is not None} for section, values in given.items()}
 
 
-def resolve_new(base: Tree, asked: Tree) -> tuple[Config, Dataset]:
-    """The configuration and the data of a new run.
+def read_data(tree: Tree) -> Dataset:
+    """The data that the settings of a new run name, in `data`. Raises the errors of `load_data`, and ConfigError."""
+    return load_data_of(build_sections(tree).get("data", DataConfig()))
+
+
+def resolve_new(base: Tree, asked: Tree, dataset: Dataset, *, conditional: bool = False) -> Config:
+    """The configuration of a new run.
 
     Args:
         base: the settings to start from, such as a preset.
-        asked: the user's settings, which win; `data.shape` is that of the data.
+        asked: the user's settings, which win.
+        dataset: the data; `data.shape` becomes theirs.
+        conditional: train on the classes of the data.
 
     Raises:
         ConfigError, UsageError: the settings are not allowed.
-        DataError: the data cannot be read, or have another shape than the user has asked for.
+        DataError: the data have another shape than the user has asked for, or other classes.
     """
-    merged = merge([base, asked])
-    dataset = load_data_of(build_sections(merged).get("data", DataConfig()))
-    return fit_to_data(merged, asked, dataset.shape), dataset
+    tree = merge([base, asked])
+    if conditional:
+        tree = merge([tree, {"network": {"num_classes": _classes_to_train_on(tree, asked, dataset)}}])
+    config = fit_to_data(tree, asked, dataset.shape)
+    _check_classes(config, dataset)
+    return _with_a_metric(config, len(dataset.images))
+
+
+def _classes_to_train_on(tree: Tree, asked: Tree, dataset: Dataset) -> int:
+    """The number of the data's classes. Raises UsageError or DataError where that is not what --conditional means."""
+    if "num_classes" in asked.get("network", {}):
+        raise UsageError("--conditional and network.num_classes exclude each other")
+    if dataset.num_classes < 2:
+        source = tree.get("data", {}).get("source", DataConfig().source)
+        raise DataError(f"--conditional: data {source} has {'one class' if dataset.num_classes else 'no classes'}")
+    return dataset.num_classes
+
+
+def _check_classes(config: Config, dataset: Dataset) -> None:
+    """Raise DataError unless the network of a new run has as many classes as the data, or one of them has none."""
+    classes, source = config.network.num_classes, config.data.source
+    if classes and dataset.labels is not None and classes != dataset.num_classes:
+        raise DataError(
+            f"network.num_classes = {classes}, but data {source} has {dataset.num_classes} classes; --conditional "
+            "takes as many"
+        )
+
+
+def _with_a_metric(config: Config, images: int) -> Config:
+    """The settings with an evaluation that so many images suffice for: kernel distances need no covariance."""
+    metric = config.eval.metric
+    needed = images_needed(metric, None, config.data.dim)
+    if not config.eval.every or not METRICS[metric].of_covariance or images >= needed:
+        return config
+    warn(f"eval.metric is kid and not {metric}, which needs {needed:,} images at least; the data have {images:,}")
+    return replace(config, eval={"metric": "kid"})
 
 
 def fit_to_data(tree: Tree, asked: Tree, shape: tuple[int, ...]) -> Config:
@@ -144,25 +190,49 @@ def _resumed_config(run: RunDir, asked: Tree) -> Config:
     return replace(changed_config, curriculum={"steps": config.train.total_steps})
 
 
-def settings_of_model(run: RunDir) -> dict[str, dict[str, Any]]:
-    """The settings that make a run's weights the function that they are, for a new run that starts from them.
+def averaged_weights(run: RunDir, config: Config, dataset: Dataset) -> tuple[Arrays, str]:
+    """The averaged weights of a run's newest or chosen checkpoint, for a new run of this configuration.
 
-    They are those of the network, of the scalings and of the noise levels, the second one of sampling included.
+    Where the classes are others, the table of the old ones is replaced (`change_classes`).
+
+    Returns:
+        The arrays by name, and what was replaced, in words; "" if nothing was.
+
+    Raises:
+        CheckpointError: they do not fit, with the reason in words, or else with both shapes of each array.
     """
-    config = run.load_config()
-    noise = {name: getattr(config.noise, name) for name in ("sigma_min", "sigma_max", "sigma_data", "rho")}
-    return {"network": dataclasses.asdict(config.network), "noise": noise, "sample": dataclasses.asdict(config.sample)}
+    folder, old = run.checkpoint_of("ema"), run.load_config()
+    what = f"--init {run.path}"
+    if reason := "" if type(old.network) is not type(config.network) else moved_attention(old, config):
+        raise CheckpointError(f"{what} does not fit: {reason}")
+    known = class_names(run, old) or []
+    same = old.network.num_classes == config.network.num_classes and (not known or known == list(dataset.classes))
+    weights, said = load_checkpoint(folder).ema, ""
+    if not same:
+        weights, said = change_classes(weights, config.network.num_classes)
+    check_arrays(f"{what}: {folder.name}", parameter_shapes(config), weights)
+    return {name: weights[name] for name in parameter_shapes(config)}, said
 
 
-def averaged_weights(run: RunDir, config: Config) -> Arrays:
-    """The averaged weights of a run's newest or chosen checkpoint, by name, for a new run of this configuration.
+# The arrays of both families that classes enter by: a row a class, which is added to the other layer's result.
+_CLASSES, _OF_ALL = "embedding.labels.weight", "embedding.dense_1.bias"
 
-    Raises CheckpointError, naming both shapes, if they do not fit.
+
+def change_classes(weights: Arrays, classes: int) -> tuple[Arrays, str]:
+    """The weights of a network for other classes, and what was done, in words.
+
+    Each new class begins as the mean of the old ones or, where there were none, as the model that there is. A network
+    without classes gets that mean, too.
     """
-    folder = run.checkpoint_of("ema")
-    weights = load_checkpoint(folder).ema
-    check_arrays(f"--init {run.path}: {folder.name}", parameter_shapes(config), weights)
-    return weights
+    table = weights.get(_CLASSES)
+    if table is None and _OF_ALL not in weights:
+        return weights, ""  # a checkpoint of something else, which the check of its arrays refuses
+    mean = np.zeros_like(weights[_OF_ALL]) if table is None else table.mean(axis=0)
+    others = {name: array for name, array in weights.items() if name != _CLASSES}
+    if not classes:
+        return others | {_OF_ALL: weights[_OF_ALL] + mean}, "its classes are merged into one, the mean of their rows"
+    begins = "as the model that there is" if table is None else f"as the mean of the {len(table)} old ones"
+    return others | {_CLASSES: np.tile(mean, (classes, 1))}, f"each of the {classes} classes begins {begins}"
 
 
 def check_data(config: Config, dataset: Dataset) -> None:

@@ -143,8 +143,8 @@ def bad_data(folder: Path, how: str) -> Path:
         ("mixed", 1, "a.png is 8x8 RGB and b.png is 8x4 RGB"),
         ("unreadable", 1, "a.png cannot be read"),
         ("float.npy", 1, "must be uint8.*not float64"),
-        ("wide.npy", 2, "data.shape must be square"),
-        ("odd.npy", 2, "divides by 2"),
+        ("wide.npy", 2, "must be square; --crop center"),
+        ("odd.npy", 2, "is for multiples of 2: --size 16"),
     ],
 )
 def test_data_are_refused(refused: Refused, tmp_path: Path, how: str, code: int, says: str) -> None:
@@ -154,7 +154,9 @@ def test_data_are_refused(refused: Refused, tmp_path: Path, how: str, code: int,
 def test_labels_of_the_data_must_fit_the_network(refused: Refused, tmp_path: Path) -> None:
     command = ["train", "--out", tmp_path / "run", *TINY, "--set", "network.num_classes=5", "--data"]
     refused(1, ["has no labels", "num_classes = 5"], *command, bad_data(tmp_path, "unlabelled.npy"))
-    refused(1, ["label 5 is not in 0..4"], *command, bad_data(tmp_path, "labels.npz"))
+    refused(
+        1, "num_classes = 5, but data .* has 6 classes; --conditional takes", *command, bad_data(tmp_path, "labels.npz")
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "sample"])

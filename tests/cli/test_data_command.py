@@ -44,7 +44,7 @@ def test_an_inspection_says_what_there_is(ict: Ict, tmp_path: Path) -> None:
     images = np.concatenate([IMAGES, IMAGES[:1]]) / 127.5 - 1
     mean, std = (", ".join(f"{v:.4f}" for v in f(images, axis=(0, 2, 3))) for f in (np.mean, np.std))
     assert lines[:4] == [f"data: {path}", "images: 7", "size: 8x8 RGB", "channels: 3 (RGB)"]
-    assert lines[4:7] == ["classes: 2 (--set network.num_classes=2 trains on them)", "  0 a: 3", "  1 b: 4"]
+    assert lines[4:7] == ["classes: 2 (--conditional trains on them)", "  0 a: 3", "  1 b: 4"]
     assert lines[7:9] == [f"mean: {mean} by channel, of values in [-1, 1]", f"std:  {std}"]
     assert lines[9:11] == ["duplicates: 1 images have the pixels of an earlier one", "  b/6.png = a/0.png"]
     assert lines[11:] == ["unreadable: none", "contact sheet: contact-sheet.png"]

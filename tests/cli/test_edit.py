@@ -151,7 +151,7 @@ def test_several_images_and_classes(ict: Ict, tmp_path: Path, labelled_run: Path
     out = ("--out", tmp_path / "i.png", "--device", "cpu")
     strips = []
     for label in (0, 2):
-        assert ict("edit", "interpolate", labelled_run, "--label", label, *out).code == 0
+        assert ict("edit", "interpolate", labelled_run, "--labels", label, *out).code == 0
         strips.append(load(tmp_path / "i.png"))
     assert (strips[0] != strips[1]).any()
 
@@ -236,7 +236,7 @@ def places(tmp_path: Path, digits_run: Path, rgb_run: Path, photo: Path, mask: P
         (2, "--sigma 0 must be in (0.002, 80]", "denoise {rgb} --image {photo} --sigma 0"),
         (2, "--sigma 81 must be in (0.002, 80]", "stroke {rgb} --image {photo} --sigma 81"),
         (2, "are the same image", "interpolate {rgb} --from 1"),
-        (2, "unconditional", "interpolate {rgb} --label 1"),
+        (2, "unconditional", "interpolate {rgb} --labels 1"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(

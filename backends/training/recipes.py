@@ -1,0 +1,133 @@
+"""The preset for images of one's own, and what a new run takes over from another one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ict_backends.data.dataset import Dataset
+from ict_backends.errors import UsageError
+from ict_backends.runs.folder import RunDir
+from ict_backends.training.step_plan import levels_at
+from ict_core import Config, load_preset
+from ict_core.settings import Tree, merge, preset_tree
+
+# The sizes of the presets for own images, and the largest images that each is taken for.
+_SIZES = {16: 24, 32: 48, 64: 96}
+# A run on fewer images than this, long enough to see each of them hundreds of times, takes the paper's dropout.
+_FEW, _DROPOUT = 5_000, 0.3
+# The preset for runs that start from the weights of another one.
+FINETUNE = "finetune"
+
+
+class Recipe(NamedTuple):
+    """What to train with.
+
+    Attributes:
+        preset: the name of the preset.
+        settings: the preset's settings, with those that these images change.
+        reason: why, in words; "" if the user has asked for the preset.
+    """
+
+    preset: str
+    settings: Tree
+    reason: str = ""
+
+    def notes(self) -> list[str]:
+        """A line about the preset and the reason for it; none where the user has chosen it."""
+        return [f"preset {self.preset}, {self.reason}"] if self.reason else []
+
+
+def recipe_for(dataset: Dataset, source: str, *, gpu: bool) -> Recipe:
+    """Choose the preset for images of one's own by their size, their number, and the device.
+
+    Args:
+        dataset: the images.
+        source: where they are from, for errors.
+        gpu: True if a run computes on an accelerator.
+
+    Raises:
+        UsageError: no preset is for images of this size.
+    """
+    channels, height, width = dataset.shape
+    what = f"data {source} has images of {height}x{width}"
+    if height != width:
+        raise UsageError(f"{what}: they must be square; --crop center takes the middle squares")
+    size = next((size for size, most in _SIZES.items() if height <= most), None)
+    if size is None:
+        raise UsageError(f"{what}, which no preset is for: --size 16, 32 or 64 resamples them")
+    preset = f"images{size}" + "" * gpu + "-cpu" * (not gpu)
+    config = load_preset(preset)
+    multiple = 2 ** (len(config.network.channel_mult) - 1)
+    if height % multiple:
+        raise UsageError(
+            f"{what}, and the preset {preset} is for multiples of {multiple}: --size {size} resamples them"
+        )
+    network: dict[str, object] = {
+        "attention_resolutions": [height * level // size for level in config.network.attention_resolutions]
+    }
+    few = gpu and len(dataset.images) < _FEW
+    if few:
+        network["dropout"] = _DROPOUT
+    count = f"{len(dataset.images):,} images of {channels}x{height}x{width}"
+    reason = f"chosen for {count} on a {'GPU' if gpu else 'CPU'}"
+    reason += f"; network.dropout is {_DROPOUT}, since there are fewer than {_FEW:,} images" * few
+    return Recipe(preset, merge([preset_tree(preset), {"network": network}]), reason)
+
+
+def settings_of_model(run: RunDir) -> dict[str, dict[str, object]]:
+    """The settings that make a run's weights the function that they are, for a new run that starts from them.
+
+    They are those of the network, of the scalings and of the noise levels, the second one of sampling included.
+    """
+    config = run.load_config()
+    noise = {name: getattr(config.noise, name) for name in ("sigma_min", "sigma_max", "sigma_data", "rho")}
+    return {"network": dataclasses.asdict(config.network), "noise": noise, "sample": dataclasses.asdict(config.sample)}
+
+
+def recipe_from(run: RunDir, preset: str | None) -> Recipe:
+    """The settings of a new run that starts from the weights of another one.
+
+    Args:
+        run: the other run.
+        preset: the preset that the user has asked for; None for that of fine-tuning, with the number of levels of the
+            run's last stage.
+    """
+    config, model = run.load_config(), settings_of_model(run)
+    base = preset_tree(preset or FINETUNE)
+    settings = merge([{**base, "network": model["network"]}, model])
+    if preset not in (None, FINETUNE):
+        return Recipe(preset, settings)
+    levels = levels_at(config, run.steps_done()) if run.steps_done() else config.curriculum.s1 + 1
+    reached = {"s0": min(config.curriculum.s0, levels - 1), "s1": levels - 1}
+    reason = f"for the weights of {run.path}, which were trained with {levels} levels in the end"
+    return Recipe(FINETUNE, merge([settings, {"curriculum": reached}]), reason)
+
+
+def moved_attention(old: Config, new: Config) -> str:
+    """Why the weights of a network do not fit images of another size, in words; "" if they fit, as far as it shows.
+
+    Attention is at heights, so at another size it comes to other levels of the network.
+    """
+    had, has = _levels_with_attention(old), _levels_with_attention(new)
+    if had == has:
+        return ""
+    return (
+        f"it is of images of {old.data.shape[1]}x{old.data.shape[2]}: at {new.data.shape[1]}x{new.data.shape[2]}, "
+        f"attention at {_heights(new.network.attention_resolutions)} would move from level {_places(had)} to "
+        f"{_places(has)} of the network; --size {old.data.shape[1]} resamples the data"
+    )
+
+
+def _levels_with_attention(config: Config) -> list[int]:
+    network, height = config.network, config.data.shape[1]
+    return [i for i in range(len(network.channel_mult)) if height >> i in network.attention_resolutions]
+
+
+def _heights(heights: Sequence[int]) -> str:
+    return " and ".join(map(str, heights))
+
+
+def _places(levels: Sequence[int]) -> str:
+    return " and ".join(str(i + 1) for i in levels) or "none"

@@ -1,0 +1,187 @@
+"""What a run is trained with where the user does not say it: the preset, the classes, the weights of another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import smallest
+
+from ict_backends.data.dataset import Dataset
+from ict_backends.errors import CheckpointError, DataError, UsageError
+from ict_backends.exchange.importing import weights_run
+from ict_backends.networks.families import parameter_shapes
+from ict_backends.runs.folder import RunDir, class_names, remember_data
+from ict_backends.training.recipes import moved_attention, recipe_for, recipe_from
+from ict_backends.training.resolve import averaged_weights, change_classes, resolve_new
+from ict_core import Config, load_preset
+from ict_core.settings import Tree, build_config, preset_tree, replace
+
+CLASSES = ("leaf", "rock", "water")
+
+
+def images(height: int, count: int = 8, *, classes: tuple[str, ...] = (), width: int | None = None) -> Dataset:
+    """Black images, of which each class has some."""
+    labels = np.arange(count) % len(classes) if classes else None
+    return Dataset(np.zeros((count, 3, height, width or height), np.uint8), labels, classes)
+
+
+@pytest.mark.parametrize(
+    ("height", "gpu", "preset", "attention"),
+    [
+        (8, False, "images16-cpu", (4,)),
+        (16, True, "images16", (8,)),
+        (28, False, "images32-cpu", (7,)),
+        (32, True, "images32", (16,)),
+        (48, True, "images32", (24,)),
+        (64, False, "images64-cpu", (8,)),
+        (96, True, "images64", (24,)),
+    ],
+)
+def test_the_preset_fits_size_and_device(height: int, gpu: bool, preset: str, attention: tuple[int, ...]) -> None:
+    """Attention stays at the level of the network where the preset has it."""
+    recipe = recipe_for(images(height), "x", gpu=gpu)
+    config = resolve_new(recipe.settings, {}, images(height))
+    assert (recipe.preset, config.network.attention_resolutions) == (preset, attention)
+    assert config.train == load_preset(preset).train
+    assert f"8 images of 3x{height}x{height}" in recipe.reason
+
+
+def test_few_images_on_a_gpu_get_the_papers_dropout() -> None:
+    few, many = (recipe_for(images(16, count), "x", gpu=True) for count in (4_999, 5_000))
+    assert [r.settings["network"]["dropout"] for r in (few, many)] == [0.3, load_preset("images16").network.dropout]
+    assert "fewer than 5,000" in few.reason
+    assert "fewer" not in many.reason
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "says"),
+    [(97, 97, "which no preset is for: --size"), (8, 10, "must be square"), (34, 34, "multiples of 4: --size 32")],
+)
+def test_other_sizes_are_refused(height: int, width: int, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        recipe_for(images(height, width=width), "x", gpu=False)
+
+
+def test_conditional_takes_the_number_of_classes_of_the_data() -> None:
+    base = smallest(data={"shape": [3, 4, 4]})
+    data = images(4, classes=CLASSES)
+    assert resolve_new(base, {}, data, conditional=True).network.num_classes == 3
+    assert resolve_new(base, {}, data).network.num_classes == 0
+    with pytest.raises(DataError, match="--conditional: data digits has no classes"):
+        resolve_new(base, {}, images(4), conditional=True)
+    with pytest.raises(DataError, match="--conditional: data digits has one class"):
+        resolve_new(base, {}, images(4, classes=("leaf",)), conditional=True)
+    with pytest.raises(UsageError, match=r"--conditional and network\.num_classes exclude each other"):
+        resolve_new(base, {"network": {"num_classes": 3}}, data, conditional=True)
+    with pytest.raises(DataError, match=r"network\.num_classes = 2, but data digits has 3 classes"):
+        resolve_new(base, {"network": {"num_classes": 2}}, data)
+
+
+def test_too_few_images_for_a_covariance_are_compared_by_kid(caplog: pytest.LogCaptureFixture) -> None:
+    base = smallest(data={"shape": [3, 4, 4]}, eval={"every": 1})
+    assert resolve_new(base, {}, images(4, 49)).eval.metric == "pixel-fd"
+    assert resolve_new(base, {}, images(4, 48)).eval.metric == "kid"
+    assert "eval.metric is kid and not pixel-fd, which needs 49 images at least; the data have 48" in caplog.text
+    assert resolve_new(base, {"eval": {"metric": "sw"}}, images(4, 8)).eval.metric == "sw"
+    assert resolve_new(base, {"eval": {"every": 0}}, images(4, 8)).eval.metric == "pixel-fd"
+
+
+# --- from the weights of another run
+
+
+def source(path: Path, *, classes: tuple[str, ...] = (), **sections: Tree) -> RunDir:
+    """A run of weights that are all different, before its first step."""
+    config = build_config(smallest(network={"num_classes": len(classes)}, **{"data": {"shape": [3, 4, 4]}, **sections}))
+    rng = np.random.default_rng(0)
+    run = weights_run(
+        {n: rng.normal(size=s).astype(np.float32) for n, s in parameter_shapes(config).items()}, config, path
+    )
+    remember_data(run, config, images(config.data.shape[1], classes=classes))
+    return run
+
+
+def tuned(run: RunDir, data: Dataset, *, conditional: bool = False, **asked: Tree) -> Config:
+    return resolve_new(recipe_from(run, None).settings, asked, data, conditional=conditional)
+
+
+def test_fine_tuning_keeps_the_function_and_the_last_number_of_levels(tmp_path: Path) -> None:
+    noise = {"sigma_data": 0.3, "sigma_min": 0.01, "sigma_max": 20.0, "rho": 5.0}
+    run = source(tmp_path / "run", noise=noise, sample={"second_sigma": 0.5}, curriculum={"s0": 3, "s1": 24})
+    config, old = tuned(run, images(4)), run.load_config()
+    assert (config.noise, config.sample, config.network) == (old.noise, old.sample, old.network)
+    assert (config.curriculum.schedule, config.curriculum.s1) == ("fixed", 24)
+    assert config.train == build_config(preset_tree("finetune")).train
+    assert config.train.learning_rate == 1e-4
+    assert "25 levels" in recipe_from(run, None).reason
+
+
+def test_a_preset_that_is_asked_for_gives_the_rest(tmp_path: Path) -> None:
+    run = source(tmp_path / "run", noise={"sigma_data": 0.3})
+    config = resolve_new(recipe_from(run, "digits").settings, {}, images(4))
+    assert (config.noise.sigma_data, config.network) == (0.3, run.load_config().network)
+    assert (config.curriculum, config.train) == (load_preset("digits").curriculum, load_preset("digits").train)
+
+
+def test_the_names_of_the_classes_are_kept(tmp_path: Path) -> None:
+    run = source(tmp_path / "run", classes=CLASSES)
+    config = run.load_config()
+    assert class_names(run, config) == list(CLASSES)
+    assert class_names(run, replace(config, network={"num_classes": 0})) is None
+    for damaged in (
+        '{"class_names": ["leaf"]}',
+        '{"class_names": [1, 2, 3]}',
+        '{"class_names": "abc"}',
+        "[]",
+        "{}",
+        "{",
+    ):
+        run.data_file.write_text(damaged)
+        assert class_names(run, config) is None
+
+
+def test_the_same_classes_keep_their_weights(tmp_path: Path) -> None:
+    run, data = source(tmp_path / "run", classes=CLASSES), images(4, classes=CLASSES)
+    weights, said = averaged_weights(run, tuned(run, data), data)
+    assert said == ""
+    first = np.random.default_rng(0).normal(size=next(iter(weights.values())).shape).astype(np.float32)
+    np.testing.assert_array_equal(next(iter(weights.values())), first)
+
+
+@pytest.mark.parametrize("new", [("a", "b"), ("a", "b", "c"), ("a", "b", "c", "d")])
+def test_other_classes_begin_as_the_mean_of_the_old_ones(tmp_path: Path, new: tuple[str, ...]) -> None:
+    run, data = source(tmp_path / "run", classes=CLASSES), images(4, classes=new)
+    weights, said = averaged_weights(run, tuned(run, data, conditional=True), data)
+    assert said == f"each of the {len(new)} classes begins as the mean of the 3 old ones"
+    old, _ = averaged_weights(run, run.load_config(), images(4, classes=CLASSES))
+    table = weights["embedding.labels.weight"]
+    np.testing.assert_allclose(table, np.tile(old["embedding.labels.weight"].mean(0), (len(new), 1)), rtol=1e-6)
+    assert all((weights[name] == old[name]).all() for name in old if name != "embedding.labels.weight")
+
+
+def test_classes_are_added_to_a_model_without_them_and_taken_from_one(tmp_path: Path) -> None:
+    """Added ones leave the function as it is; without them, the mean of their rows stays."""
+    run, data = source(tmp_path / "run"), images(4, classes=CLASSES)
+    weights, said = averaged_weights(run, tuned(run, data, conditional=True), data)
+    assert said == "each of the 3 classes begins as the model that there is"
+    assert not weights["embedding.labels.weight"].any()
+    assert list(weights) == list(parameter_shapes(tuned(run, data, conditional=True)))
+    weights, said = change_classes(weights | {"embedding.labels.weight": np.full((3, 32), [[1.0], [2.0], [6.0]])}, 0)
+    old, _ = averaged_weights(run, run.load_config(), images(4))
+    assert said == "its classes are merged into one, the mean of their rows"
+    np.testing.assert_allclose(weights["embedding.dense_1.bias"], old["embedding.dense_1.bias"] + 3, rtol=1e-6)
+
+
+def test_another_size_is_refused_in_a_sentence_about_attention(tmp_path: Path) -> None:
+    network = {"channel_mult": [1, 1], "attention_resolutions": [4]}
+    config = build_config(smallest(network=network, data={"shape": [3, 4, 4]}))
+    run = weights_run(
+        {n: np.zeros(s, np.float32) for n, s in parameter_shapes(config).items()}, config, tmp_path / "run"
+    )
+    data = images(8)
+    says = "it is of images of 4x4: at 8x8, attention at 4 would move from level 1 to 2 of the network; --size 4"
+    with pytest.raises(CheckpointError, match=f"--init .* does not fit: {says}"):
+        averaged_weights(run, tuned(run, data), data)
+    everywhere = replace(config, network={"attention_resolutions": ()})
+    assert moved_attention(everywhere, replace(everywhere, data={"shape": (3, 8, 8)})) == ""
