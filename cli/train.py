@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from ict_backends.protocols import Arrays
 
 
-# A larger share of initial weights in the average shows in samples.
-_MOST_INITIAL = 0.05
-
-
 @click.command("train")
 @backend_option
 @click.option("--preset", default="digits", show_default=True, help="Settings to start from; `ict show` lists them.")
@@ -104,6 +100,8 @@ def train_command(
         given_settings,
         resolve_new,
         resolve_resumed,
+        starting_settings,
+        warn_of_average,
     )
 
     if resume and init:
@@ -123,7 +121,7 @@ def train_command(
             explicit = ctx.get_parameter_source("preset") != click.core.ParameterSource.DEFAULT
             config, dataset = resolve_resumed(RunDir(out), merge([preset_tree(preset)] * explicit + asked))
         else:
-            base = _base(preset, init)
+            base = starting_settings(preset_tree(preset), open_run(init) if init else None)
             if claims:  # before the data are read, which may take long
                 out = _claim(out, f"{preset}-{backend}", held)
             out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
@@ -142,7 +140,7 @@ def train_command(
         engine.train(config, dataset, run, processes=processes, resume=bool(run.checkpoints()))
     if processes.rank == 0:
         if weights is None and not resume:
-            _warn_of_average(config)
+            warn_of_average(config)
         click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
 
 
@@ -162,22 +160,6 @@ def _claim(out: Path | None, name: str, held: contextlib.ExitStack) -> Path:
             return free
 
 
-def _base(preset: str, init: Path | None) -> Tree:
-    """The settings to start from: the preset's, except those that make the first weights the function that they are.
-
-    Args:
-        init: the run that the first weights are from, or None.
-    """
-    from ict_backends.runs.folder import open_run
-    from ict_backends.training.resolve import settings_of_model
-
-    base = preset_tree(preset)
-    if init is None:
-        return base
-    model = settings_of_model(open_run(init))
-    return merge([{**base, "network": model["network"]}, model])
-
-
 def _asked(config_file: Path | None, assignments: Sequence[str], flags: Tree) -> list[Tree]:
     """The settings that the user has given; later ones win."""
     file = [_read_file(config_file)] if config_file else []
@@ -189,21 +171,6 @@ def _announce(what: str, config: Config, dataset: Dataset) -> None:
 
     click.echo(f"# {what}: {count_parameters(config):,} parameters, {len(dataset.images):,} images")
     click.echo(config.to_toml())
-
-
-def _warn_of_average(config: Config) -> None:
-    """Warn if samples of the averaged weights will still show the initial ones, which are drawn at random: as grey."""
-    from ict_backends.console import warn
-
-    decay, steps = config.train.ema_decay, config.train.total_steps
-    left = decay**steps
-    if left > _MOST_INITIAL:
-        fits = 1 - 10 / steps
-        less = f"train.ema_decay={fits:.3g} would fit" if fits > 0 else "--weights raw samples the others"
-        warn(
-            f"after {steps} steps, {left:.0%} of the averaged weights are still the initial ones, so that samples are "
-            f"grey: train.ema_decay is {decay:g}; {less}"
-        )
 
 
 def _prepare(out: Path, config: Config, dataset: Dataset, weights: Arrays | None, *, resume: bool) -> None:

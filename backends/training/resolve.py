@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset, load_data_of
 from ict_backends.errors import DataError, UsageError
 from ict_backends.networks.families import check_memory, parameter_shapes
@@ -20,6 +21,9 @@ from ict_backends.training.tensorboard import check_tensorboard
 from ict_core import Config
 from ict_core.config import DataConfig
 from ict_core.settings import Tree, build_sections, merge, replace
+
+# A larger share of initial weights in the average shows in samples.
+_MOST_INITIAL = 0.05
 
 
 def given_settings(*, data: str | None, size: int | None, crop: str | None, steps: int | None, **train: Any) -> Tree:
@@ -154,6 +158,19 @@ def settings_of_model(run: RunDir) -> dict[str, dict[str, Any]]:
     return {"network": dataclasses.asdict(config.network), "noise": noise, "sample": dataclasses.asdict(config.sample)}
 
 
+def starting_settings(base: Tree, init: RunDir | None) -> Tree:
+    """The settings to start from: those given, except those that make the first weights the function that they are.
+
+    Args:
+        base: the settings of a preset, or any others.
+        init: the run that the first weights are from, or None.
+    """
+    if init is None:
+        return base
+    model = settings_of_model(init)
+    return merge([{**base, "network": model["network"]}, model])
+
+
 def averaged_weights(run: RunDir, config: Config) -> Arrays:
     """The averaged weights of a run's newest or chosen checkpoint, by name, for a new run of this configuration.
 
@@ -211,3 +228,16 @@ def check_alike(processes: Processes, config: Config, dataset: Dataset, **option
         ]
         if differ:
             raise UsageError(f"process {rank} of {processes.world} differs from process 0: {'; '.join(differ)}")
+
+
+def warn_of_average(config: Config) -> None:
+    """Warn if samples of the averaged weights will still show the initial ones, which are drawn at random: as grey."""
+    decay, steps = config.train.ema_decay, config.train.total_steps
+    left = decay**steps
+    if left > _MOST_INITIAL:
+        fits = 1 - 10 / steps
+        less = f"train.ema_decay={fits:.3g} would fit" if fits > 0 else "--weights raw samples the others"
+        warn(
+            f"after {steps} steps, {left:.0%} of the averaged weights are still the initial ones, so that samples are "
+            f"grey: train.ema_decay is {decay:g}; {less}"
+        )
