@@ -178,7 +178,7 @@ class Edits(NamedTuple):
         num: int = 8,
         steps: int | None = None,
         sigmas: Sequence[float] | None = None,
-        label: int | str | None = None,
+        labels: int | str | None = None,
         seed: int = 0,
     ) -> np.ndarray:
         """Draw images that lead from one sample to another.
@@ -187,7 +187,7 @@ class Edits(NamedTuple):
             first, last: the numbers of the samples at the ends, as `TrainedModel.sample` draws them in this class.
             num: the number of images, >= 2, both ends included.
             steps, sigmas: the sampling steps or their noise levels, as for `TrainedModel.sample`.
-            label: the class of all images, by number or name; by default class 0.
+            labels: the one class of all images, by number or name; by default class 0.
             seed: of the noise.
 
         Returns:
@@ -198,7 +198,7 @@ class Edits(NamedTuple):
         check_seed(seed)
         if first == last:
             raise UsageError(f"first = {first} and last = {last} are the same image")
-        chosen = 0 if label is None and self._config.network.num_classes else label
+        chosen = 0 if labels is None and self._config.network.num_classes else labels
         classes = resolve_labels(self._config, None if chosen is None else [chosen], 1, names=self.classes)
         levels = resolve_sigmas(self._config, steps, sigmas, run=self.run)
         number = None if classes is None else int(classes[0])
