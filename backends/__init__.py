@@ -1,4 +1,7 @@
-"""The backends, which `load_backend` returns, and the packages that they share, which take and return NumPy arrays."""
+"""Models in Python, by `load` and `train`; the backends, by `load_backend`; and the packages that they share.
+
+All of them take and return NumPy arrays.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,13 @@ from ict_backends.errors import UsageError
 
 if TYPE_CHECKING:
     from ict_backends.protocols import Backend, FeatureNetwork
+    from ict_backends.python.model import load
+    from ict_backends.python.training import train
 
 # The frameworks that each backend needs, by their import names.
 BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
+# The modules of what `__getattr__` imports.
+_WHERE = {"load": "ict_backends.python.model", "train": "ict_backends.python.training"}
 
 
 def load_backend(name: str) -> Backend[Any, Any]:
@@ -52,4 +59,11 @@ def load_features(path: Path, *, device: str = "auto") -> FeatureNetwork:
     return cast("FeatureNetwork", features.load_features(path, device=device))
 
 
-__all__ = ["BACKENDS", "load_backend", "load_features"]
+def __getattr__(name: str) -> Any:
+    """Import `load` or `train` when it is first asked for, so that importing this package stays fast."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+__all__ = ["BACKENDS", "load", "load_backend", "load_features", "train"]

@@ -24,6 +24,12 @@ if TYPE_CHECKING:  # types of what other packages hand to a backend; their code 
 Arrays = dict[str, np.ndarray]
 # A function that does something a given number of times, and returns when it is done.
 Repeat = Callable[[int], None]
+# A function that is called with each record of the log, by the names in RUN/metrics.jsonl.
+OnRecord = Callable[[dict[str, Any]], object]
+
+
+def ignore(record: dict[str, Any]) -> None:
+    """The `OnRecord` that does nothing."""
 
 
 class Model(Protocol):
@@ -181,6 +187,7 @@ class Backend(Protocol[AnyProcesses, AnyModel]):
         processes: AnyProcesses | None = None,
         device: str = "auto",
         resume: bool = False,
+        on_record: OnRecord = ignore,
     ) -> None:
         """Train to `config.train.total_steps`, leaving metrics, sample pictures and checkpoints in the run's folder.
 
@@ -191,6 +198,7 @@ class Backend(Protocol[AnyProcesses, AnyModel]):
             processes: the processes that `joined` yielded; by default they are joined here, on `device`.
             device: the name of the device.
             resume: continue from the newest checkpoint, to the same state that an uninterrupted run reaches.
+            on_record: called with each record of the log, in the process that writes; what it raises ends the training.
 
         Raises:
             StoppedError: a signal arrived; the state is saved.

@@ -17,8 +17,6 @@ from ict_cli.options import (
     debug_option,
     device_option,
     open_backend,
-    resolve_labels,
-    resolve_sigmas,
     seed_option,
     weights_option,
 )
@@ -126,12 +124,12 @@ def inpaint_command(mask: Path, steps: int, sigmas: str | None, **shared: Any) -
 @_sigmas_option
 def colorize_command(steps: int, sigmas: str | None, **shared: Any) -> None:
     """Give images new colours, but keep their luma."""
+    from ict_backends.sampling.choices import check_colours
     from ict_core import to_grey
 
     request = EditRequest(**shared)
     config, images = _load(request, grey_will_do=True)
-    if config.data.shape[0] != 3:
-        raise UsageError("colorize needs a model of RGB images; this one's are grey")
+    check_colours(config)
     edit = _editor(request, config, _levels(config, steps, sigmas))
     _write(request, images, to_grey(images), edit.colorize(images))
 
@@ -171,9 +169,11 @@ def denoise_command(sigma: float, add_noise: bool, **shared: Any) -> None:
 
     The model is evaluated once.
     """
+    from ict_backends.sampling.choices import check_level
+
     request = EditRequest(**shared)
     config, images = _load(request)
-    _check_level(config, sigma)
+    check_level(config, sigma)
     edit = _editor(request, config, [config.noise.sigma_max])
     noisy = edit.add_noise(images, sigma) if add_noise else images
     _write(request, images, noisy, edit.denoise(noisy, sigma))
@@ -191,11 +191,12 @@ def denoise_command(sigma: float, add_noise: bool, **shared: Any) -> None:
 @_steps_option
 def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
     """Turn coarse drawings into images."""
+    from ict_backends.sampling.choices import check_level
     from ict_backends.sampling.editing import edit_levels
 
     request = EditRequest(**shared)
     config, images = _load(request)
-    _check_level(config, sigma)
+    check_level(config, sigma)
     edit = _editor(request, config, edit_levels(config, steps, below=sigma))
     _write(request, images, edit.add_noise(images, sigma), edit.stroke(images))
 
@@ -245,6 +246,7 @@ def interpolate_command(
     """
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.runs.folder import open_run
+    from ict_backends.sampling.choices import resolve_sigmas
     from ict_backends.sampling.editing import interpolate
 
     config = open_run(run).load_config()
@@ -292,28 +294,21 @@ def _load(request: EditRequest, *, grey_will_do: bool = False) -> tuple[Config, 
 
 def _load_small(request: EditRequest, config: Config, factor: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The images at the model's size, for the comparison, and the small images to enlarge: [b, c, h, w] float32."""
-    from ict_backends.data.decode import describe_shape, read_image
+    from ict_backends.data.decode import read_image
     from ict_backends.images import to_float
+    from ict_backends.sampling.choices import check_small, small_factor
     from ict_backends.sampling.editing import enlarge, lower
 
-    channels, height, _ = config.data.shape
     pixels = {path: read_image(path) for path in request.images}
     first, size = request.images[0], pixels[request.images[0]].shape[1]
-    if request.resize or size == height:
+    if request.resize or size == config.data.shape[1]:
         if factor is None:
             raise UsageError(f"--image {first} comes to have the model's size: say by --factor how small to make it")
         images = _load(request)[1]
         return images, lower(images, factor)
-    factor = factor or max(1, height // size)
-    if height % factor:
-        raise UsageError(f"--factor {factor} must divide the size of the model's images, {height}")
-    small = (channels, height // factor, height // factor)
-    wrong = [path for path, image in pixels.items() if image.shape != small]
-    if wrong:
-        raise DataError(
-            f"--image {wrong[0]} is {describe_shape(pixels[wrong[0]].shape)}; to be enlarged "
-            f"by --factor {factor} it must be {describe_shape(small)}; --resize makes it fit"
-        )
+    factor = small_factor(config, size, factor)
+    for path, image in pixels.items():
+        check_small(config, image.shape, factor, f"--image {path}")
     images = to_float(np.stack(list(pixels.values())))
     return enlarge(images, factor), images
 
@@ -331,18 +326,12 @@ def _read_mask(path: Path, config: Config, resize: bool) -> np.ndarray:
 
 def _levels(config: Config, steps: int, sigmas: str | None) -> list[float]:
     """The noise levels that --sigmas gives, or else those of --steps. Raises UsageError if both are given."""
-    from ict_backends.sampling.editing import edit_levels
+    from ict_backends.sampling.choices import edit_sigmas
 
     given = click.get_current_context().get_parameter_source("steps") != click.core.ParameterSource.DEFAULT
     if sigmas is not None and given:
         raise UsageError("--steps and --sigmas exclude each other")
-    return edit_levels(config, steps) if sigmas is None else resolve_sigmas(config, None, sigmas)
-
-
-def _check_level(config: Config, sigma: float) -> None:
-    low, high = config.noise.sigma_min, config.noise.sigma_max
-    if not low < sigma <= high:
-        raise UsageError(f"--sigma {sigma:g} must be in ({low:g}, {high:g}]")
+    return edit_sigmas(config, steps, sigmas)
 
 
 def _editor(request: EditRequest, config: Config, levels: list[float]) -> Editor:
@@ -357,10 +346,11 @@ def _editor(request: EditRequest, config: Config, levels: list[float]) -> Editor
 
 def _classes(run: RunDir, config: Config, labels: str | None, num: int) -> np.ndarray | None:
     """The classes of `num` images, as `resolve_labels` returns them; what is taken without --labels is said."""
-    from ict_backends.runs.folder import class_names
+    from ict_backends.runs.folder import class_counts, class_names
+    from ict_backends.sampling.choices import resolve_labels
 
     names = class_names(run, config)
-    classes = resolve_labels(config, labels, num)
+    classes = resolve_labels(config, labels, num, counts=class_counts(run, config), names=names)
     if classes is not None and click.get_current_context().params["labels"] is None:
         taken = [names[label] if names else str(label) for label in dict.fromkeys(classes.tolist())]
         click.echo(f"classes: {', '.join(taken)}, since --labels is not given")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 
 from ict_backends.errors import DataError, UsageError
 from ict_cli.options import (
@@ -16,14 +14,11 @@ from ict_cli.options import (
     SOURCE,
     backend_option,
     batch_option,
-    check_reference,
     debug_option,
     device_option,
     labels_option,
-    labels_to_compare,
     open_backend,
     released_options,
-    resolve_sigmas,
     seed_option,
     steps_options,
     weights_option,
@@ -31,9 +26,8 @@ from ict_cli.options import (
 from ict_core import Config
 
 if TYPE_CHECKING:
+    from ict_backends.measuring.comparison import Comparison, Drawing
     from ict_backends.measuring.metrics import Result
-    from ict_backends.measuring.reference import Reference, Samples
-    from ict_backends.protocols import FeatureNetwork
 
 
 @click.command("eval")
@@ -113,70 +107,95 @@ def eval_command(
     Frechet distance in pixel space, of values in [-1, 1]; below it is what a perfect model with as many samples would
     show, since a distance of finite sets is never 0.
     """
-    from ict_backends.console import progress_bar
-    from ict_backends.images import to_uint8
-    from ict_backends.measuring.evaluation import compare, gather, read_metrics
-    from ict_backends.measuring.inception import feature_network
-    from ict_backends.measuring.reference import check_sizes, data_of, read_reference
+    from ict_backends.files import write_atomically
+    from ict_backends.measuring.comparison import measure_model
     from ict_backends.runs.folder import open_run
-    from ict_backends.sampling.batches import sample_batches
 
     run = open_run(what)
     config = run.load_config() if run.config_file.is_file() else None
-    levels = resolve_sigmas(config, steps, sigmas, run=what) if config else None
     _check_source(what, config, data)
-    network = feature_network(features, device, trust=trust_features)
-    names = read_metrics(metrics, network)
-    shape = config.data.shape if config and resize else None
-    reference = read_reference(data_of(config, data), names, shape=shape)
-    if config is not None and data is None:
-        check_reference(run, config, reference)
-    samples = _find_samples(what, num, config, reference, names, network, resize=resize)
-    check_sizes(names, samples, reference, network)
-    batches, kind, record = samples.batches, "images", dict[str, object]()
-    if config is not None and levels is not None:
-        chosen, classes = labels_to_compare(run, config, reference, labels, samples.num, seed=seed)
-        kind = _kind(levels) + ("" if classes is None else f" of {_CLASSES.get(chosen, f'classes {chosen}')}")
-        record = {"clip_steps": clip_steps, "truncate": truncate, "labels": None if classes is None else chosen}
-        model = open_backend(backend, device).load_model(what, weights=weights, device=device)
-        drawn = sample_batches(
-            model,
-            range(samples.num),
-            sigmas=levels,
-            seed=seed,
-            labels=classes,
-            batch=batch_size,
+    if config is None:
+        comparison = _compare_images(what, data, metrics, features, num, device, trust=trust_features, resize=resize)
+    else:
+        comparison = measure_model(
+            lambda: open_backend(backend, device).load_model(what, weights=weights, device=device),
+            run,
+            config,
+            data=data,
+            metrics=metrics,
+            features=features,
+            trust_features=trust_features,
+            num=num,
+            resize=resize,
+            labels=labels,
+            steps=steps,
+            sigmas=sigmas,
             clip_steps=clip_steps,
+            truncate=truncate,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
         )
-        batches = (to_uint8(images, truncate=truncate) for images in drawn)
-    assert batches is not None
-    with progress_bar(samples.num, unit="image", leave=False) as bar:
-        gathered = gather(batches, names, network, on_batch=bar.update)
-    results = compare(names, gathered, reference.gather(names, network))
-    for result in results:
-        click.echo(_line(result, samples.num, kind, reference, network))
-        record |= result.figures()
-        if halves and result.metric.name == "pixel-fd" and reference.images is not None:
-            record["pixel-fd_perfect"] = perfect = _perfect(reference.images, samples.num)
+    perfect = None
+    for result in comparison.results:
+        click.echo(_line(result, comparison))
+        if halves and result.metric.name == "pixel-fd":
+            perfect = comparison.perfect()
+        if halves and result.metric.name == "pixel-fd" and perfect is not None:
             click.echo(f"  a perfect model would show about {perfect:.2g} with as many samples")
     if json_file is not None:
-        _write_json(json_file, record, samples.num, reference.num, levels, network)
+        write_atomically(json_file, (json.dumps(comparison.record(perfect), indent=2) + "\n").encode())
+
+
+def _compare_images(
+    what: Path,
+    data: str | None,
+    metrics: str | None,
+    features: str | None,
+    num: int | None,
+    device: str,
+    *,
+    trust: bool,
+    resize: bool,
+) -> Comparison:
+    """Measure the images of a folder or file."""
+    from ict_backends.measuring.comparison import compare_batches
+    from ict_backends.measuring.evaluation import read_metrics
+    from ict_backends.measuring.inception import feature_network
+    from ict_backends.measuring.reference import check_sizes, data_of, find_samples, read_reference
+
+    network = feature_network(features, device, trust=trust)
+    names = read_metrics(metrics, network)
+    reference = read_reference(data_of(None, data), names)
+    samples = find_samples(what, num, reference.shape, resize=resize)
+    check_sizes(names, samples, reference, network)
+    assert samples.batches is not None
+    return compare_batches(samples.batches, samples.num, names, reference, network)
 
 
 # The values of --labels in words; None is the default for data whose classes are not known.
 _CLASSES = {"data": "classes in the data's proportions", "balanced": "all classes in turn", None: "all classes in turn"}
 
 
-def _kind(levels: Sequence[float]) -> str:
-    return "one-step samples" if len(levels) == 1 else f"{len(levels)}-step samples"
+def _kind(drawing: Drawing | None) -> str:
+    if drawing is None:
+        return "images"
+    steps = len(drawing.sigmas)
+    kind = "one-step samples" if steps == 1 else f"{steps}-step samples"
+    if not drawing.is_conditional:
+        return kind
+    labels = None if drawing.labels is None else str(drawing.labels)
+    return f"{kind} of {_CLASSES.get(labels, f'classes {labels}')}"
 
 
-def _line(result: Result, count: int, kind: str, reference: Reference, network: FeatureNetwork | None) -> str:
+def _line(result: Result, comparison: Comparison) -> str:
+    network, reference, num = comparison.network, comparison.reference, comparison.num
+    kind = _kind(comparison.drawing)
     features = "pixels" if network is None else f"features of {network.name}"
     against = "" if result.metric.of_samples_only else f" against {reference.describe(result.metric)}"
     if result.recall is not None:  # the amount names the metric
-        return f"{result.amount()}, of the {features} of {count} {kind}{against}"
-    return f"{result.metric.describe(features)}, {count} {kind}{against}: {result.amount()}"
+        return f"{result.amount()}, of the {features} of {num} {kind}{against}"
+    return f"{result.metric.describe(features)}, {num} {kind}{against}: {result.amount()}"
 
 
 # Options that only say how a model draws its samples.
@@ -196,46 +215,3 @@ def _check_source(what: Path, config: Config | None, data: str | None) -> None:
         if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT:
             option = name.replace("_", "-")
             raise UsageError(f"{what} is no run: --{option} is of samples that a model draws")
-
-
-def _find_samples(
-    what: Path,
-    num: int | None,
-    config: Config | None,
-    reference: Reference,
-    names: Sequence[str],
-    network: FeatureNetwork | None,
-    *,
-    resize: bool,
-) -> Samples:
-    """The images to measure: the samples that a model is to draw, or the images of a folder or file."""
-    from ict_backends.measuring.reference import check_shape, find_samples, samples_of_model
-
-    if config is None:
-        return find_samples(what, num, reference.shape, resize=resize)
-    check_shape(config, reference.shape)
-    return samples_of_model(config, num, names, network)
-
-
-def _perfect(images: np.ndarray, num: int) -> float:
-    from ict_backends.images import to_float
-    from ict_backends.measuring.distances import perfect_distance
-
-    flat = to_float(images).reshape(len(images), -1)
-    # Each distance takes the root of a matrix with a row per pixel: many seconds for thousands of pixels.
-    return perfect_distance(flat, num, splits=8 if flat.shape[1] <= 256 else 2).value
-
-
-def _write_json(
-    path: Path,
-    measured: dict[str, object],
-    count: int,
-    reference: int,
-    levels: Sequence[float] | None,
-    network: FeatureNetwork | None,
-) -> None:
-    from ict_backends.files import write_atomically
-
-    record: dict[str, object] = {"num": count, "reference": reference, "sigmas": levels}
-    record["features"] = None if network is None else {"name": network.name, "sha256": network.digest}
-    write_atomically(path, (json.dumps(record | measured, indent=2) + "\n").encode())

@@ -9,17 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
-from ict_backends.console import warn
 from ict_backends.errors import UsageError
-from ict_core import Config
-from ict_core.sampling import check_falling_sigmas
 
 if TYPE_CHECKING:
-    from ict_backends.measuring.reference import Reference
     from ict_backends.protocols import Backend
-    from ict_backends.runs.folder import RunDir
 
 
 class _Path(click.Path):
@@ -86,9 +80,6 @@ crop_option = click.option(
 # `ict_cli.main.run` reads --debug from the arguments; this declares it, so that every command takes and documents it.
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
-# Warn of a first level below this share of sigma_max.
-_NEAR_FIRST = 0.5
-
 
 def open_backend(name: str, device: str, *, joins: bool = False) -> Backend[Any, Any]:
     """Load a backend by its name, and set up this process for the backend and the device.
@@ -110,7 +101,7 @@ def open_backend(name: str, device: str, *, joins: bool = False) -> Backend[Any,
 
 
 def steps_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --steps and --sigmas to a command, whose values `resolve_sigmas` reads."""
+    """Add --steps and --sigmas to a command, whose values `sampling.choices.resolve_sigmas` reads."""
     command = click.option("--sigmas", help="Falling noise levels, one per step, such as 80,0.821.")(command)
     return click.option(
         "--steps",
@@ -134,116 +125,6 @@ def released_options(command: Callable[..., None]) -> Callable[..., None]:
 labels_option = click.option(
     "--labels", help="Classes to draw, as for `ict sample`.  [default: in the proportions of the data, or in turn]"
 )
-
-
-def check_reference(run: RunDir, config: Config, reference: Reference) -> None:
-    """Raise DataError unless the images of a reference, if it has any, are those that the run was trained on."""
-    from ict_backends.data.dataset import Dataset
-    from ict_backends.runs.folder import check_training_data
-
-    if reference.images is not None and reference.moments is None:
-        check_training_data(run, config, Dataset(reference.images, reference.labels))
-
-
-def labels_to_compare(
-    run: RunDir, config: Config, reference: Reference, labels: str | None, num: int, *, seed: int
-) -> tuple[str | None, np.ndarray | None]:
-    """The classes of samples that are compared with a reference, as `resolve_labels` returns them.
-
-    Args:
-        labels: the value of --labels; by default "data", if it is known how many images of each class the data have.
-
-    Returns:
-        The value of --labels, or its default; and the classes, [num] int64, or None for an unconditional model.
-    """
-    from ict_backends.measuring.reference import class_counts_of
-    from ict_backends.runs.folder import class_counts
-
-    counts = class_counts_of(reference, config.network.num_classes, class_counts(run, config))
-    chosen = "data" if labels is None and counts is not None else labels
-    return chosen, resolve_labels(config, chosen, num, seed=seed, counts=counts)
-
-
-def resolve_sigmas(config: Config, steps: int | None, sigmas: str | None, *, run: Path | None = None) -> list[float]:
-    """The falling noise levels to sample at, one per step: those of --sigmas, or the first --steps known levels.
-
-    The known levels are those that `ict search-sigmas` found for `run`, or else the two of the settings. A first level
-    of --sigmas that is far below sigma_max leads to a warning.
-
-    Raises:
-        UsageError: the options exclude each other, or their values are not allowed; the message says what is.
-        CheckpointError: the levels of the run cannot be read.
-    """
-    first, second = config.noise.sigma_max, config.sample.second_sigma
-    if sigmas is None:
-        known = _searched_sigmas(run) or [first, second]
-        if (steps or 1) > len(known):
-            raise UsageError(
-                f"--steps {steps} needs its levels: --sigmas {first:g},... with {steps} falling values, or "
-                f"`ict search-sigmas RUN --steps {steps}` first"
-            )
-        return known[: steps or 1]
-    if steps is not None:
-        raise UsageError("--steps and --sigmas exclude each other")
-    try:
-        levels = [float(text) for text in sigmas.split(",")]
-        check_falling_sigmas(levels, sigma_min=config.noise.sigma_min, sigma_max=first)
-    except ValueError as error:
-        raise UsageError(f"--sigmas {sigmas}: {error}") from error
-    if levels[0] < _NEAR_FIRST * first:
-        warn(
-            f"--sigmas {sigmas}: the first level is far below {first:g} (noise.sigma_max), where the first images are "
-            "nothing but noise: they will have too little contrast"
-        )
-    return levels
-
-
-def _searched_sigmas(run: Path | None) -> list[float]:
-    from ict_backends.runs.folder import open_run
-    from ict_backends.sampling.search_sigmas import load_sigmas
-
-    return load_sigmas(open_run(run)) if run else []
-
-
-def resolve_labels(
-    config: Config, labels: str | None, num: int, *, seed: int = 0, counts: np.ndarray | None = None
-) -> np.ndarray | None:
-    """The classes of images 0..num-1, [num] int64; None for an unconditional model.
-
-    Args:
-        labels: the value of --labels: classes that take turns, such as "3" or "0,1,2"; "balanced" or None for all
-            classes in turn; "data" for the proportions of the data; or "random", where the class of image i depends
-            only on the seed and i.
-        counts: how many images of each class the data have, [num_classes]; None if that is not known.
-
-    Raises:
-        UsageError: the value is not allowed; the message says what is.
-    """
-    classes = config.network.num_classes
-    if not classes:
-        if labels is not None:
-            raise UsageError(f"--labels {labels}: the model is unconditional (network.num_classes = 0)")
-        return None
-    if labels == "random":
-        from ict_backends.randomness import image_labels
-
-        return image_labels(seed, range(num), classes)
-    if labels == "data":
-        from ict_backends.sampling.batches import proportional_labels
-
-        if counts is None:
-            raise UsageError("--labels data: the run does not say how many images of each class its data have")
-        return proportional_labels(counts, num)
-    try:
-        asked = list(range(classes)) if labels in (None, "balanced") else [int(text) for text in labels.split(",")]
-    except ValueError:
-        raise UsageError(
-            f'--labels {labels} must be integers such as 3 or 0,1,2, "balanced", "data" or "random"'
-        ) from None
-    bad = [label for label in asked if not 0 <= label < classes]
-    if bad:
-        raise UsageError(f"--labels {labels}: {bad[0]} is not in 0..{classes - 1}")
-    return np.resize(np.array(asked, dtype=np.int64), num)
 
 
 def command_line(*without: str) -> str:

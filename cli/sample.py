@@ -19,8 +19,6 @@ from ict_cli.options import (
     device_option,
     open_backend,
     released_options,
-    resolve_labels,
-    resolve_sigmas,
     seed_option,
     steps_options,
     weights_option,
@@ -82,12 +80,14 @@ def sample_command(
     or wherever RANK and WORLD_SIZE are set, processes share the work.
     """
     from ict_backends.environment import share_of_work
-    from ict_backends.runs.folder import class_counts, open_run
+    from ict_backends.runs.folder import class_counts, class_names, open_run
+    from ict_backends.sampling.choices import resolve_labels, resolve_sigmas
 
     place = open_run(run)
     config = place.load_config()
-    levels = resolve_sigmas(config, steps, sigmas, run=run)
-    classes = resolve_labels(config, labels, num, seed=seed, counts=class_counts(place, config))
+    levels = resolve_sigmas(config, steps, sigmas, run=place)
+    counts, names = class_counts(place, config), class_names(place, config)
+    classes = resolve_labels(config, labels, num, seed=seed, counts=counts, names=names)
     drawing = _Drawing(out, num, levels, seed, classes, clip_steps, truncate, batch_size, *share_of_work())
     # Read once: a run that is training has another newest checkpoint a moment later.
     checkpoint = place.checkpoint_of(weights)

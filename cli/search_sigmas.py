@@ -15,11 +15,9 @@ from ict_cli.options import (
     SOURCE,
     backend_option,
     batch_option,
-    check_reference,
     debug_option,
     device_option,
     labels_option,
-    labels_to_compare,
     open_backend,
     released_options,
     seed_option,
@@ -85,6 +83,7 @@ def search_sigmas_command(
     The second level is found first, then the third with the second kept, and so on, each by ternary search. From then
     on, `ict sample --steps N` and `ict eval --steps N` use these levels.
     """
+    from ict_backends.measuring.comparison import check_reference, labels_to_compare
     from ict_backends.measuring.evaluation import read_metrics
     from ict_backends.measuring.inception import feature_network
     from ict_backends.measuring.reference import data_of, samples_of_model

@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from ict_backends.training.recipes import Recipe
 
 
-# A larger share of initial weights in the average shows in samples.
-_MOST_INITIAL = 0.05
-
-
 @click.command("train")
 @backend_option
 @click.option(
@@ -105,7 +101,7 @@ def train_command(
     from ict_backends.runs.folder import RunDir, free_run_path, open_run
     from ict_backends.runs.lock import in_use
     from ict_backends.training.estimate import estimate
-    from ict_backends.training.recipes import recipe_for
+    from ict_backends.training.recipes import chosen_recipe, recipe_for
     from ict_backends.training.resolve import (
         averaged_weights,
         check_alike,
@@ -114,6 +110,7 @@ def train_command(
         read_data,
         resolve_new,
         resolve_resumed,
+        warn_of_average,
     )
 
     if resume and (init or conditional):
@@ -135,7 +132,7 @@ def train_command(
             config, dataset = resolve_resumed(RunDir(out), merge(base + asked))
         else:
             given = merge(asked)
-            recipe = _recipe(preset, init, given)
+            recipe = chosen_recipe(preset, open_run(init) if init else None, _source(given))
             name = f"{_name(recipe, given)}-{backend}"
             if claims:  # before the data are read, which may take long
                 out = _claim(out, name, held)
@@ -165,7 +162,7 @@ def train_command(
         engine.train(config, dataset, run, processes=processes, resume=bool(run.checkpoints()))
     if processes.rank == 0:
         if weights is None and not resume:
-            _warn_of_average(config)
+            warn_of_average(config)
         click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
 
 
@@ -183,29 +180,6 @@ def _claim(out: Path | None, name: str, held: contextlib.ExitStack) -> Path:
         with contextlib.suppress(FileExistsError):
             held.enter_context(in_use(free, fresh=True))
             return free
-
-
-def _recipe(preset: str | None, init: Path | None, given: Tree) -> Recipe | None:
-    """The settings to start from; None where the data are still to choose them.
-
-    Args:
-        preset, init: the values of the options.
-        given: the settings that the user has given.
-    """
-    from ict_backends.console import warn
-    from ict_backends.runs.folder import open_run
-    from ict_backends.training.recipes import FINETUNE, Recipe, recipe_from
-
-    if init is not None:
-        return recipe_from(open_run(init), preset)
-    if preset == FINETUNE:
-        raise UsageError(f"--preset {FINETUNE} needs --init RUN, the run to start from")
-    own = _source(given) not in (None, "digits")
-    if preset is None and own:
-        return None
-    if own and str(preset).startswith("digits"):
-        warn(f"--preset {preset} is tuned for 1,797 digits of 8x8; without it, a preset is chosen that fits the images")
-    return Recipe(preset or "digits", preset_tree(preset or "digits"))
 
 
 def _source(given: Tree) -> str | None:
@@ -235,21 +209,6 @@ def _announce(what: str, config: Config, dataset: Dataset, notes: Sequence[str])
     click.echo(config.to_toml())
     for note in filter(None, notes):
         click.echo(f"# {note}")
-
-
-def _warn_of_average(config: Config) -> None:
-    """Warn if samples of the averaged weights will still show the initial ones, which are drawn at random: as grey."""
-    from ict_backends.console import warn
-
-    decay, steps = config.train.ema_decay, config.train.total_steps
-    left = decay**steps
-    if left > _MOST_INITIAL:
-        fits = 1 - 10 / steps
-        less = f"train.ema_decay={fits:.3g} would fit" if fits > 0 else "--weights raw samples the others"
-        warn(
-            f"after {steps} steps, {left:.0%} of the averaged weights are still the initial ones, so that samples are "
-            f"grey: train.ema_decay is {decay:g}; {less}"
-        )
 
 
 def _prepare(out: Path, config: Config, dataset: Dataset, weights: Arrays | None, *, resume: bool) -> None:

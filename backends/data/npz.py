@@ -47,7 +47,7 @@ LabelledImages = tuple[np.ndarray, Labels]
 
 def read_npy(path: Path) -> LabelledImages:
     """Read the images, [n, c, h, w] uint8, of an .npy file, which has no labels. Raises DataError."""
-    return to_nchw(path, read_member(path, "")), NO_LABELS
+    return to_nchw(f"data {path}", read_member(path, "")), NO_LABELS
 
 
 def read_npz(path: Path) -> LabelledImages:
@@ -56,7 +56,7 @@ def read_npz(path: Path) -> LabelledImages:
     The images are its `images` or `arr_0`, the labels its `labels` or `arr_1`, and the names its `classes`.
     Raises DataError where the file is damaged or an array is none of these.
     """
-    images = to_nchw(path, read_member(path, _images_name(path)))
+    images = to_nchw(f"data {path}", read_member(path, _images_name(path)))
     return images, _labels(path, len(images))
 
 
@@ -76,7 +76,7 @@ def _labels(path: Path, count: int) -> Labels:
     label = next((name for name in ("labels", "arr_1") if name in names), None)
     if label is None:
         return NO_LABELS
-    labels = check_labels(path, read_member(path, label), count)
+    labels = check_labels(f"data {path}: labels", read_member(path, label), count)
     if labels.classes or "classes" not in names:
         return labels
     return labels._replace(classes=tuple(printable(str(name)) for name in read_member(path, "classes").ravel()))
@@ -97,7 +97,7 @@ def open_array(path: Path) -> Source:
     name = _images_name(path)
     with _open_member(path, name) as file:
         shape = _read_shape(path, file)
-    to_nchw(path, np.empty((min(1, shape[0]), *shape[1:]), dtype=np.uint8))  # raises if it is no shape of images
+    to_nchw(f"data {path}", np.empty((min(1, shape[0]), *shape[1:]), dtype=np.uint8))
     labels = _labels(path, shape[0]) if name else NO_LABELS
     step = max(1, _PIECE // int(np.prod(shape[1:])))
 
@@ -107,7 +107,7 @@ def open_array(path: Path) -> Source:
             for first in range(0, shape[0], step):
                 part = (min(step, shape[0] - first), *shape[1:])
                 pixels = np.frombuffer(file.read(int(np.prod(part))), dtype=np.uint8).reshape(part)
-                yield from enumerate(to_nchw(path, pixels), start=first)
+                yield from enumerate(to_nchw(f"data {path}", pixels), start=first)
             _check_end(file)
 
     return source_of(str(path), [f"number {i}" for i in range(shape[0])], labels, read)
@@ -175,38 +175,34 @@ def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"data {path} is not a readable {path.suffix} file of plain arrays: {reason}")
 
 
-def to_nchw(path: Path, images: np.ndarray) -> np.ndarray:
+def to_nchw(what: str, images: np.ndarray) -> np.ndarray:
     """Bring images into the layout [n, c, h, w].
 
     Args:
-        path: names the file in the error.
+        what: names the images in the error, such as "data x.npz".
         images: [n, h, w], [n, h, w, c] or [n, c, h, w] uint8, c = 1 or 3.
 
     Raises:
         DataError: the images are of another type or shape, or there are none.
     """
     if images.dtype != np.uint8:
-        raise DataError(f"data {path}: images must be uint8 in 0..255, not {images.dtype}")
+        raise DataError(f"{what}: images must be uint8 in 0..255, not {images.dtype}")
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[3] in _CHANNELS:
         images = images.transpose(0, 3, 1, 2)
     elif images.ndim != 4 or images.shape[1] not in _CHANNELS:
         actual = list(images.shape)
-        raise DataError(
-            f"data {path}: images must be [n, h, w], [n, h, w, c] or [n, c, h, w] with c 1 or 3, not {actual}"
-        )
+        raise DataError(f"{what}: images must be [n, h, w], [n, h, w, c] or [n, c, h, w] with c 1 or 3, not {actual}")
     if 0 in images.shape:
-        raise DataError(f"data {path} holds no images: their shape is {list(images.shape)}")
+        raise DataError(f"{what} holds no images: their shape is {list(images.shape)}")
     return np.ascontiguousarray(images)
 
 
-def check_labels(path: Path, labels: np.ndarray, count: int) -> Labels:
-    """Number labels, [count] integers or names, one an image. Raises DataError where they are anything else."""
+def check_labels(what: str, labels: np.ndarray, count: int) -> Labels:
+    """Number labels, [count] integers or names, one an image. Raises DataError, naming them, if they are no such."""
     if labels.shape != (count,) or labels.dtype.kind not in "biuUS":
         actual = f"{list(labels.shape)} {labels.dtype}"
-        raise DataError(f"data {path}: labels must be [{count}] integers >= 0 or names, one an image, not {actual}")
+        raise DataError(f"{what} must be [{count}] integers >= 0 or names, one an image, not {actual}")
     names = labels.dtype.kind == "S"
-    return number_labels(
-        f"data {path}: labels", [name.decode("utf-8", "surrogateescape") for name in labels] if names else labels
-    )
+    return number_labels(what, [name.decode("utf-8", "surrogateescape") for name in labels] if names else labels)

@@ -23,6 +23,7 @@ from ict_backends.jax.sample import LoadedModel
 from ict_backends.jax.state import TrainState, init_state
 from ict_backends.jax.step import StepResult
 from ict_backends.jax.weights import averaged_network, from_checkpoint, to_checkpoint
+from ict_backends.protocols import OnRecord, ignore
 from ict_backends.runs.checkpoint import load_newest
 from ict_backends.runs.folder import RunDir
 from ict_backends.training.interruption import Interruption, StoppedError
@@ -43,6 +44,7 @@ def train(
     processes: Processes | None = None,
     device: str = "auto",
     resume: bool = False,
+    on_record: OnRecord = ignore,
 ) -> None:
     """Train to `config.train.total_steps`, leaving metrics, sample pictures and checkpoints in the run's folder.
 
@@ -54,6 +56,7 @@ def train(
         device: name of the device, as for `check_device`.
         resume: continue from the newest checkpoint, to the state that an uninterrupted run reaches (bit-equal on
             the CPU).
+        on_record: called with each record of the log, in the process that writes; what it raises ends the training.
 
     Raises:
         StoppedError: a Ctrl-C or SIGTERM arrived; the state is saved.
@@ -61,7 +64,7 @@ def train(
     """
     if processes is None:
         with joined(device) as those:
-            return train(config, dataset, run, processes=those, resume=resume)
+            return train(config, dataset, run, processes=those, resume=resume, on_record=on_record)
     shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
     with out_of_memory(shortage), Interruption() as interruption:
         if processes.world == 1:
@@ -82,6 +85,7 @@ def train(
             to_numpy=_to_numpy,
             writes=processes.rank == 0,
             stopping=lambda: processes.world == 1 and interruption.number is not None,
+            on_record=on_record,
         ) as recorder:
             interruption.is_writing = recorder.is_writing
             stopping = recorder.catch_up(

@@ -3,6 +3,7 @@
 RUN/.lock                           host and process, while the run is training (runs/lock.py)
 RUN/config.toml                     the resolved configuration
 RUN/data.json                       count and sha256 of the images; the names of the classes and the images of each
+RUN/images.npz                      the images and labels, where training was given arrays in Python
 RUN/metrics.jsonl                   one JSON object a logged step
 RUN/tensorboard/                    the same for TensorBoard, on request
 RUN/changes.jsonl                   one JSON object for each time that resuming changed settings
@@ -87,6 +88,11 @@ class RunDir:
     def data_file(self) -> Path:
         """RUN/data.json."""
         return self.path / "data.json"
+
+    @property
+    def images_file(self) -> Path:
+        """RUN/images.npz."""
+        return self.path / "images.npz"
 
     @property
     def changes_file(self) -> Path:
@@ -297,7 +303,7 @@ def check_new_run(path: Path) -> None:
 
 
 def _is_leftover(file: Path) -> bool:
-    return file.name in (LOCK_FILE, "data.json") or file.match(".*.tmp")
+    return file.name in (LOCK_FILE, "data.json", "images.npz") or file.match(".*.tmp")
 
 
 def remember_data(run: RunDir, config: Config, dataset: Dataset | None) -> None:
@@ -350,15 +356,15 @@ def class_counts(run: RunDir, config: Config) -> np.ndarray | None:
 def class_names(run: RunDir, config: Config) -> list[str] | None:
     """The names of the classes, by number.
 
-    None for an unconditional network, and where the run does not say them: its data have none, or it was imported.
+    None for an unconditional network, and where the run does not say them: its data had none, or it is imported or of
+    an earlier version.
     """
-    classes = config.network.num_classes
     try:
         names = read_json(run.data_file, run.data_file.name)["class_names"]
     except (CheckpointError, KeyError, TypeError):
         return None
-    ok = classes and isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)
-    return names if ok else None
+    ok = isinstance(names, list) and len(names) == config.network.num_classes and all(type(n) is str for n in names)
+    return names if ok and names else None
 
 
 def check_same_data(run: RunDir, dataset: Dataset) -> None:

@@ -10,6 +10,7 @@ import torch
 from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.environment import leave
+from ict_backends.protocols import OnRecord, ignore
 from ict_backends.runs.checkpoint import Checkpoint, load_newest
 from ict_backends.runs.folder import RunDir
 from ict_backends.torch.batch import make_batch, to_device
@@ -36,6 +37,7 @@ def train(
     processes: Processes | None = None,
     device: str = "auto",
     resume: bool = False,
+    on_record: OnRecord = ignore,
 ) -> None:
     """Train to `config.train.total_steps`, leaving metrics, sample pictures and checkpoints in the run's folder.
 
@@ -47,6 +49,7 @@ def train(
         device: name of the device, as for `check_device`.
         resume: continue from the newest checkpoint, to the state that an uninterrupted run reaches (bit-equal on
             the CPU, with as many threads).
+        on_record: called with each record of the log, in the process that writes; what it raises ends the training.
 
     Raises:
         StoppedError: a Ctrl-C or SIGTERM arrived; the state is saved.
@@ -54,7 +57,7 @@ def train(
     """
     if processes is None:
         with joined(device) as those:
-            return train(config, dataset, run, processes=those, resume=resume)
+            return train(config, dataset, run, processes=those, resume=resume, on_record=on_record)
     shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
     with out_of_memory(shortage), Interruption() as interruption:
         parts = check_split(config.train.batch_size, config.train.micro_batch, processes.world, "processes")
@@ -75,6 +78,7 @@ def train(
             to_numpy=to_numpy,
             writes=processes.rank == 0,
             stopping=lambda: processes.world == 1 and interruption.number is not None,
+            on_record=on_record,
         ) as recorder:
             interruption.is_writing = recorder.is_writing
             stopping = recorder.catch_up(model, checkpoint)

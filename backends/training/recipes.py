@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import UsageError
 from ict_backends.runs.folder import RunDir
@@ -76,6 +77,35 @@ def recipe_for(dataset: Dataset, source: str, *, gpu: bool) -> Recipe:
     return Recipe(preset, merge([preset_tree(preset), {"network": network}]), reason)
 
 
+def chosen_recipe(preset: str | None, init: RunDir | None, source: str | None) -> Recipe | None:
+    """The settings that a new run starts from; None where its images are still to choose them, by `recipe_for`.
+
+    Args:
+        preset: the preset that the user has asked for, or None.
+        init: the run that the first weights are from, or None.
+        source: the data that the user has asked for; None for the preset's.
+
+    Raises:
+        ConfigError, UsageError: there is no such preset, or it needs a run to start from.
+    """
+    if init is not None:
+        return recipe_from(init, preset)
+    if preset == FINETUNE:
+        raise UsageError(f"--preset {FINETUNE} needs --init RUN, the run to start from")
+    own = source not in (None, "digits")
+    if preset is None and own:
+        return None
+    if own and str(preset).startswith("digits"):
+        warn(f"--preset {preset} is tuned for 1,797 digits of 8x8; without it, a preset is chosen that fits the images")
+    return Recipe(preset or "digits", preset_tree(preset or "digits"))
+
+
+def starting_settings(base: Tree, run: RunDir) -> Tree:
+    """The settings of a new run that starts from another one's weights: given ones, except those of the model."""
+    model = settings_of_model(run)
+    return merge([{**base, "network": model["network"]}, model])
+
+
 def settings_of_model(run: RunDir) -> dict[str, dict[str, object]]:
     """The settings that make a run's weights the function that they are, for a new run that starts from them.
 
@@ -94,9 +124,7 @@ def recipe_from(run: RunDir, preset: str | None) -> Recipe:
         preset: the preset that the user has asked for; None for that of fine-tuning, with the number of levels of the
             run's last stage.
     """
-    config, model = run.load_config(), settings_of_model(run)
-    base = preset_tree(preset or FINETUNE)
-    settings = merge([{**base, "network": model["network"]}, model])
+    config, settings = run.load_config(), starting_settings(preset_tree(preset or FINETUNE), run)
     if preset not in (None, FINETUNE):
         return Recipe(preset, settings)
     levels = levels_at(config, run.steps_done()) if run.steps_done() else config.curriculum.s1 + 1

@@ -13,7 +13,7 @@ from ict_backends.console import warn
 from ict_backends.errors import UserError
 from ict_backends.files import write_atomically
 from ict_backends.images import save_grid, tile
-from ict_backends.protocols import Model
+from ict_backends.protocols import Model, OnRecord, ignore
 from ict_backends.runs.checkpoint import Checkpoint, remove_old_checkpoints
 from ict_backends.runs.checkpoint_writer import CheckpointWriter
 from ict_backends.runs.folder import RunDir
@@ -42,6 +42,7 @@ class Recorder:
             make.
         stopping: True once training is to stop, which cuts an evaluation short; for a single process, since several
             must stop after the same step.
+        on_record: called with each record of the log; what it raises ends the training.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Recorder:
         to_numpy: ToNumpy,
         writes: bool = True,
         stopping: Callable[[], bool] = lambda: False,
+        on_record: OnRecord = ignore,
     ) -> None:
         self._run, self._config, self._writes, self._first = run, config, writes, first
         if writes:  # what is damaged is refused before anything is cut
@@ -68,9 +70,10 @@ class Recorder:
             first=first,
             to_numpy=to_numpy,
             writes=writes,
-            on_record=self._board.add_record if self._board else lambda record: None,
+            on_record=self._pass_on,
             last_good=self._writer.describe_latest,
         )
+        self._on_record = on_record
         self._lost: list[str] = []
         # The files that identify a run; they are written again if its folder vanishes.
         self._identity = {path: path.read_bytes() for path in (run.config_file, run.data_file) if path.is_file()}
@@ -148,6 +151,11 @@ class Recorder:
         if self.cut_short and not due:
             self._save(checkpoint)
         return stopping or self.cut_short
+
+    def _pass_on(self, record: dict[str, Any]) -> None:
+        if self._board:
+            self._board.add_record(record)
+        self._on_record(record)
 
     def _save(self, checkpoint: Callable[[], Checkpoint]) -> None:
         self._progress.flush()

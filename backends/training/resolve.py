@@ -27,6 +27,9 @@ from ict_core import Config
 from ict_core.config import DataConfig
 from ict_core.settings import Tree, build_sections, merge, replace
 
+# A larger share of initial weights in the average shows in samples.
+_MOST_INITIAL = 0.05
+
 
 def given_settings(*, data: str | None, size: int | None, crop: str | None, steps: int | None, **train: Any) -> Tree:
     """The settings that the command line sets by their own options; None stands for an option that is not given.
@@ -81,8 +84,7 @@ def _check_classes(config: Config, dataset: Dataset) -> None:
     classes, source = config.network.num_classes, config.data.source
     if classes and dataset.labels is not None and classes != dataset.num_classes:
         raise DataError(
-            f"network.num_classes = {classes}, but data {source} has {dataset.num_classes} classes; --conditional "
-            "takes as many"
+            f"network.num_classes = {classes} is not the number of classes of data {source}, {dataset.num_classes}"
         )
 
 
@@ -281,3 +283,16 @@ def check_alike(processes: Processes, config: Config, dataset: Dataset, **option
         ]
         if differ:
             raise UsageError(f"process {rank} of {processes.world} differs from process 0: {'; '.join(differ)}")
+
+
+def warn_of_average(config: Config) -> None:
+    """Warn if samples of the averaged weights will still show the initial ones, which are drawn at random: as grey."""
+    decay, steps = config.train.ema_decay, config.train.total_steps
+    left = decay**steps
+    if left > _MOST_INITIAL:
+        fits = 1 - 10 / steps
+        less = f"train.ema_decay={fits:.3g} would fit" if fits > 0 else "--weights raw samples the others"
+        warn(
+            f"after {steps} steps, {left:.0%} of the averaged weights are still the initial ones, so that samples are "
+            f"grey: train.ema_decay is {decay:g}; {less}"
+        )

@@ -72,7 +72,7 @@ def test_what_does_not_go_together_is_refused(refused: Refused, tmp_path: Path, 
     )
     refused(
         1,
-        "num_classes = 3, but data .* has 2 classes; --conditional takes as many",
+        "num_classes = 3 is not the number of classes of data .*photos, 2",
         *("train", *out, "--data", photos, "--set=network.num_classes=3", *TINY),
     )
 

@@ -75,7 +75,7 @@ def test_conditional_takes_the_number_of_classes_of_the_data() -> None:
         resolve_new(base, {}, images(4, classes=("leaf",)), conditional=True)
     with pytest.raises(UsageError, match=r"--conditional and network\.num_classes exclude each other"):
         resolve_new(base, {"network": {"num_classes": 3}}, data, conditional=True)
-    with pytest.raises(DataError, match=r"network\.num_classes = 2, but data digits has 3 classes"):
+    with pytest.raises(DataError, match=r"network\.num_classes = 2 is not the number of classes of data digits, 3"):
         resolve_new(base, {"network": {"num_classes": 2}}, data)
 
 
