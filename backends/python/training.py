@@ -71,7 +71,7 @@ def train(
     """
     if share_of_work()[1] > 1:
         raise UsageError("train is for one process; for several, there is `torchrun ... -m ict_cli train`")
-    engine, run = load_backend(backend), RunDir(Path(out).expanduser().absolute())
+    engine, run = load_backend(backend), RunDir(Path(out).expanduser())
     engine.check_device(device)
     with in_use(run.path):
         check_new_run(run.path)
@@ -111,7 +111,7 @@ def _with_data(
         config, dataset = resolve_new(base, given_settings(data=str(images), size=None, crop=None, steps=None))
         return config, dataset, False
     pixels = to_nchw("images", np.asarray(images))
-    dataset, data = _labelled(pixels, labels), {"source": str(run.images_file), "size": 0, "crop": "none"}
+    dataset, data = _labelled(pixels, labels), {"source": str(run.images_file.absolute()), "size": 0, "crop": "none"}
     asked: dict[str, dict[str, Any]] = {"data": data}
     if dataset.labels is not None and not base.get("network", {}).get("num_classes"):
         asked["network"] = {"num_classes": int(dataset.labels.max()) + 1}
