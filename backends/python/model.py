@@ -69,10 +69,14 @@ class TrainedModel:
                 f"{self.run.path}, step {self.step:,} of {steps:,}: {_WEIGHTS[self.weights]}, {where}",
                 f"{_FAMILIES[network.family]} of {count_parameters(self.config):,} parameters, {network.channels} "
                 f"channels times {', '.join(map(str, network.channel_mult))}",
-                f"{describe_shape(shape)} images of {self.config.data.source}, {self._describe_classes()}, "
+                f"{describe_shape(shape)} images of {self._describe_data()}, {self._describe_classes()}, "
                 f"noise levels {noise.sigma_min:g} to {noise.sigma_max:g}",
             ]
         )
+
+    def _describe_data(self) -> str:
+        source = self.config.data.source
+        return "an array" if Path(source).name == self.run.images_file.name else source
 
     def _describe_classes(self) -> str:
         number = self.config.network.num_classes

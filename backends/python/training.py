@@ -66,7 +66,7 @@ def train(
     """
     if share_of_work()[1] > 1:
         raise UsageError("train is for one process; for several, there is `torchrun ... -m ict_cli train`")
-    engine, run = load_backend(backend), RunDir(Path(out).expanduser().absolute())
+    engine, run = load_backend(backend), RunDir(Path(out).expanduser())
     engine.check_device(device)
     with in_use(run.path):
         check_new_run(run.path)
@@ -97,7 +97,7 @@ def _read(
 ) -> tuple[str, Dataset]:
     """The source of the data, which for an array is the file that the run will keep it in, and the data."""
     if not isinstance(images, (str, Path)):
-        return str(run.images_file), _labelled(to_nchw("images", np.asarray(images)), labels)
+        return str(run.images_file.absolute()), _labelled(to_nchw("images", np.asarray(images)), labels)
     if labels is not None:
         raise UsageError(f"labels are for arrays of images; {images} has its own")
     return str(images), load_data(str(images))

@@ -52,6 +52,7 @@ def test_it_trains_as_the_command_does(ict: Ict, tmp_path: Path, images: np.ndar
     assert [record["step"] for record in records] == [2, 4, 6]
     assert records == read_lines(out / "metrics.jsonl")
     assert (model.step, model.backend, model.run.path) == (6, backend, out)
+    assert repr(model).splitlines()[2] == "4x4 grey images of an array, no classes, noise levels 0.002 to 80"
     save_dataset(data, images[:, None], None, ())
     options = ("--data", data, "--backend", backend, "--device", "cpu", *as_options(TREE))
     assert ict("train", "--out", other, *options).code == 0
