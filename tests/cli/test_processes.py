@@ -131,6 +131,23 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path: Path) ->
     assert steps == {load_checkpoint(run.latest_checkpoint()).step}
 
 
+def test_torchrun_shares_the_samples_as_the_docs_say(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
+    """The line of docs/sampling.md with another number, of processes and of images."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^torchrun .*?(?=  +#)", page, re.MULTILINE)
+    line = line.replace("--nproc-per-node 8", "--standalone --nproc-per-node 2").replace("--num 50000", "--num 12")
+    words = line.replace("runs/mine", str(digits_run)).replace("samples.npz", str(tmp_path / "x.npz")).split()
+    program = str(Path(sys.executable).with_name(words[0]))
+    done = subprocess.run(
+        [program, *words[1:], "--batch-size=3", "--device=cpu"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"12 images: {tmp_path / 'x.npz'}\n"
+    assert ict("sample", digits_run, "--num=12", "--out", tmp_path / "y.npz", "--device=cpu").code == 0
+    a, b = (np.load(tmp_path / name)["arr_0"].astype(int) for name in ("x.npz", "y.npz"))
+    assert np.abs(a - b).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
