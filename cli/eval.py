@@ -19,6 +19,7 @@ from ict_cli.options import (
     check_reference,
     debug_option,
     device_option,
+    examples,
     labels_option,
     labels_to_compare,
     open_backend,
@@ -36,7 +37,13 @@ if TYPE_CHECKING:
     from ict_backends.protocols import FeatureNetwork
 
 
-@click.command("eval")
+@click.command(
+    "eval",
+    epilog=examples(
+        "ict eval runs/mine",
+        "ict eval runs/mine --features inception-2015-12-05 --num 50000 --json fid.json",
+    ),
+)
 @click.argument("what", metavar="RUN|FOLDER|NPZ", type=PATH)
 @click.option(
     "--data",

@@ -90,6 +90,11 @@ debug_option = click.option("--debug", is_flag=True, expose_value=False, help="S
 _NEAR_FIRST = 0.5
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help: its examples, a line each."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])  # click keeps the lines after a \b
+
+
 def open_backend(name: str, device: str, *, joins: bool = False) -> Backend[Any, Any]:
     """Load a backend by its name, and set up this process for the backend and the device.
 

@@ -7,12 +7,26 @@ from pathlib import Path
 import click
 
 from ict_backends.errors import UsageError
-from ict_cli.options import PATH, backend_option, check_output, debug_option, device_option, open_backend
+from ict_cli.options import (
+    PATH,
+    backend_option,
+    check_output,
+    debug_option,
+    device_option,
+    examples,
+    open_backend,
+)
 
 _SHOWN = 8
 
 
-@click.command("report")
+@click.command(
+    "report",
+    epilog=examples(
+        "ict report runs/mine",
+        "ict report runs/mine --out report.html",
+    ),
+)
 @click.argument("run", type=PATH)
 @click.option("--out", type=PATH, help="HTML file to write.  [default: RUN/report.html]")
 @backend_option

@@ -17,6 +17,7 @@ from ict_cli.options import (
     check_output,
     debug_option,
     device_option,
+    examples,
     open_backend,
     released_options,
     resolve_labels,
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
     from ict_backends.protocols import Model
 
 
-@click.command("sample")
+@click.command(
+    "sample",
+    epilog=examples(
+        "ict sample runs/mine --out samples.png",
+        "ict sample runs/mine --out samples.npz --num 50000 --steps 2",
+    ),
+)
 @click.argument("run", type=PATH)
 @click.option(
     "--out",

@@ -18,6 +18,7 @@ from ict_cli.options import (
     check_reference,
     debug_option,
     device_option,
+    examples,
     labels_option,
     labels_to_compare,
     open_backend,
@@ -33,7 +34,13 @@ if TYPE_CHECKING:
     from ict_backends.sampling.search_sigmas import Point, Step
 
 
-@click.command("search-sigmas")
+@click.command(
+    "search-sigmas",
+    epilog=examples(
+        "ict search-sigmas runs/mine",
+        "ict search-sigmas runs/mine --steps 3 --plot levels.png",
+    ),
+)
 @click.argument("run", type=PATH)
 @click.option(
     "--steps",

@@ -7,13 +7,25 @@ from pathlib import Path
 import click
 
 from ict_backends.errors import UsageError
-from ict_cli.options import PATH, SOURCE, debug_option, device_option
+from ict_cli.options import (
+    PATH,
+    SOURCE,
+    debug_option,
+    device_option,
+    examples,
+)
 from ict_core import Config, load_preset, preset_names
 
 _MOST_STAGES = 16
 
 
-@click.command("show")
+@click.command(
+    "show",
+    epilog=examples(
+        "ict show cifar10 --plot method.png",
+        "ict show runs/mine --backend torch",
+    ),
+)
 @click.argument("what", metavar="[PRESET|RUN]", type=SOURCE, required=False)
 @click.option(
     "--plot",

@@ -19,6 +19,7 @@ from ict_cli.options import (
     crop_option,
     debug_option,
     device_option,
+    examples,
     open_backend,
     size_option,
 )
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
 _MOST_INITIAL = 0.05
 
 
-@click.command("train")
+@click.command(
+    "train",
+    epilog=examples(
+        "ict train --preset digits",
+        "ict train --data my-images/ --size 32 --crop center --out runs/mine",
+        "ict train --out runs/mine --resume",
+    ),
+)
 @backend_option
 @click.option("--preset", default="digits", show_default=True, help="Settings to start from; `ict show` lists them.")
 @click.option("--config", "config_file", type=PATH, help="TOML file of settings that override the preset's.")

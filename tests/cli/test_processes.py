@@ -82,7 +82,9 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(
     monkeypatch.setattr(prefetch, "plan_step", plan_step)
     resumed = ict("train", "--resume", "--out", run.path, "--device=cpu")
     assert resumed.code == 143
-    assert f"Error: stopped by SIGTERM after step {done + 2}; go on with: ict train --out {run.path}" in resumed.err
+    line = f"Stopped by SIGTERM after step {done + 2}; go on with: ict train --out {run.path} --resume"
+    assert resumed.err.splitlines()[-1] == line
+    assert "Error" not in resumed.err
     assert load_checkpoint(run.latest_checkpoint()).step == done + 2
 
 
@@ -127,7 +129,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path: Path) ->
     processes[1].terminate()
     ends = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143]
-    steps = {int(re.search(r"stopped by SIGTERM after step (\d+)", end)[1]) for end in ends}
+    steps = {int(re.search(r"Stopped by SIGTERM after step (\d+)", end)[1]) for end in ends}
     assert steps == {load_checkpoint(run.latest_checkpoint()).step}
 
 
