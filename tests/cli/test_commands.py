@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from command_line import Ict, Refused, assert_refusal
 from PIL import Image
 from tiny import TINY
 
+from ict_backends.training import prefetch
+from ict_backends.training.step_plan import StepPlan
 from ict_cli.main import ict as ict_group
 from ict_core import load_config, load_preset, preset_names
 
@@ -72,6 +75,23 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(
             True,
             False,  # the warning that so short an average is of initial weights
         ]
+
+
+def test_the_bar_moves_with_each_step(ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not only when a line of the log is due, which may be after minutes."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    original = prefetch.plan_step
+
+    def plan_step(*arguments: object) -> StepPlan:
+        time.sleep(0.15)  # bars are drawn every tenth of a second
+        return original(*arguments)
+
+    monkeypatch.setattr(prefetch, "plan_step", plan_step)
+    result = ict("train", "--out", tmp_path / "run", *TINY, "--steps=5", "--set=train.log_every=100")
+    shown = [int(number) for number in re.findall(r"(\d)/5 ", result.err)]
+    assert set(shown) >= {0, 1, 2, 3}
+    assert shown == sorted(shown)
+    assert re.search(r"5/5 .*N=\d+ loss=", result.err)
 
 
 def test_later_settings_win(ict: Ict, tmp_path: Path) -> None:
