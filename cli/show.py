@@ -42,21 +42,20 @@ def show_command(what: str | None, plot: Path | None, backend: str | None, devic
     if what is None:
         click.echo("presets: " + ", ".join(preset_names()))
         return
-    config = _find(what)
-    click.echo(config.to_toml())
-    click.echo(_describe_cost(what, config))
+    config, computes = _find(what), ""
     if backend is not None:
         from ict_backends import load_backend
 
-        click.echo(f"computes with: {load_backend(backend).describe_device(device)}")
-    click.echo()
-    click.echo(_stage_table(config))
+        computes = f"computes with: {load_backend(backend).describe_device(device)}\n"
     if plot is not None:
         from ict_backends.reports.figures import plot_method
 
         if plot.suffix.lower() != ".png":
             raise UsageError(f"--plot {plot} must end in .png")
         plot_method(config, plot)
+    click.echo(config.to_toml())
+    click.echo(f"{_describe_cost(what, config)}\n{computes}\n{_stage_table(config)}")
+    if plot is not None:
         click.echo(f"plot: {plot}")
 
 

@@ -29,6 +29,7 @@ from ict_core.settings import Tree, merge, parse_assignment, preset_tree, read_t
 if TYPE_CHECKING:
     from ict_backends.data.dataset import Dataset
     from ict_backends.protocols import Arrays
+    from ict_backends.runs.folder import RunDir
 
 
 # A larger share of initial weights in the average shows in samples.
@@ -137,16 +138,18 @@ def train_command(
             out = out or free_run_path(Path("runs"), f"{preset}-{backend}")
             config, dataset = resolve_new(base, merge(asked))
         check_data(config, dataset)
+        processes.check_split(config)
         weights = averaged_weights(open_run(init), config) if init else None
-        if processes.rank == 0:
+        run, notes = RunDir(out), list[str]()
+        if not dry_run:
+            check_alike(processes, config, dataset, resume=resume, init=weights is not None)
+            notes = _prepare(run, config, dataset, weights, resume=resume) if processes.rank == 0 else []
+            processes.wait()
+        if processes.rank == 0:  # what is wrong has been said by now, and is not lost below the settings
             _announce(f"{'resume' if resume else 'run'} {out} with {backend}", config, dataset)
+            click.echo("".join(f"# {note}\n" for note in notes), nl=False)
         if dry_run:
             return
-        check_alike(processes, config, dataset, resume=resume, init=weights is not None)
-        if processes.rank == 0:
-            _prepare(out, config, dataset, weights, resume=resume)
-        processes.wait()
-        run = RunDir(out)
         engine.train(config, dataset, run, processes=processes, resume=bool(run.checkpoints()))
     if processes.rank == 0:
         if weights is None and not resume:
@@ -214,22 +217,22 @@ def _warn_of_average(config: Config) -> None:
         )
 
 
-def _prepare(out: Path, config: Config, dataset: Dataset, weights: Arrays | None, *, resume: bool) -> None:
-    """Make the run's folder, or prepare it for continuing the run."""
+def _prepare(run: RunDir, config: Config, dataset: Dataset, weights: Arrays | None, *, resume: bool) -> list[str]:
+    """Make the run's folder, or prepare it for continuing the run. Returns what there is to say of that."""
     from ict_backends.exchange.importing import start_from
-    from ict_backends.runs.folder import RunDir, create_run, remember_changes, remember_data, remove_leftovers
+    from ict_backends.runs.folder import create_run, remember_changes, remember_data, remove_leftovers
 
-    run = RunDir(out)
     if not resume:
         first = None if weights is None else partial(start_from, config=config, arrays=weights)
-        create_run(out, config, dataset, prepare=first or (lambda run: None))
-        return
+        create_run(run.path, config, dataset, prepare=first or (lambda run: None))
+        return []
     remove_leftovers(run)
     remember_data(run, config, dataset)
-    for name, (old, new) in remember_changes(run, config).items():
-        click.echo(f"# from here on, {name} is {new} and no longer {old}")
+    changes = remember_changes(run, config).items()
+    notes = [f"from here on, {name} is {new} and no longer {old}" for name, (old, new) in changes]
     if not run.checkpoints():
-        click.echo("# there is no checkpoint yet: starting from the beginning")
+        notes.append("there is no checkpoint yet: starting from the beginning")
+    return notes
 
 
 def _read_file(path: Path) -> Tree:

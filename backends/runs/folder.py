@@ -344,6 +344,17 @@ def class_counts(run: RunDir, config: Config) -> np.ndarray | None:
     return found if ok and found.any() else None
 
 
+def class_names(run: RunDir, config: Config) -> list[str] | None:
+    """The names of the classes of a run's data, by number; None for an unconditional network, or where it has none."""
+    classes = config.network.num_classes
+    try:
+        names = read_json(run.data_file, run.data_file.name)["class_names"]
+    except (CheckpointError, KeyError):
+        return None
+    ok = classes and isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)
+    return names if ok else None
+
+
 def check_same_data(run: RunDir, dataset: Dataset) -> None:
     """Raise CheckpointError if the run was started on another data set."""
     if not is_same_data(run, dataset):

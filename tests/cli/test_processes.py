@@ -172,6 +172,7 @@ def test_what_processes_cannot_share_is_refused(
     result = ict("train", *TINY, *out)
     assert result.code == 2, result
     assert_refusal(result.err, re.escape(message))
+    assert result.out == ""
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
@@ -242,9 +243,11 @@ def test_processes_that_would_train_a_mixture_are_refused(tmp_path: Path, backen
     np.savez(tmp_path / "other.npz", np.zeros((12, 8, 8, 1), np.uint8))
     options = ("--out", tmp_path / "run", *TINY)
     both = [start(backend, rank, port, *options, *(other if rank else [])) for rank in range(2)]
-    errors = [process.communicate(timeout=200)[1].splitlines()[-1] for process in both]
-    assert [process.returncode for process in both] == [2, 2], errors
-    for error in errors:
+    ends = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [2, 2], ends
+    for out, errors in ends:
+        assert "total_steps" not in out
+        error = errors.splitlines()[-1]
         assert error.startswith(
             "Error: process 1 of 2 differs from process 0: train.seed is 3 and not 0; data (sha256)"
         )
