@@ -364,6 +364,8 @@ def _do(study: Study, run: StudyRun, children: _Children) -> Outcome:
     begin, log, resume = time.perf_counter(), run.file("log"), bool(RunDir(run.folder).checkpoints())
     if run.folder.exists() and not resume:  # it ended before its first checkpoint
         shutil.rmtree(run.folder)
+    if not resume:
+        run.file("npz").unlink(missing_ok=True)  # samples of weights that are gone
     train = [*study.train_words(run), f"--out={run.folder}", *["--resume"] * resume]
     shown = [study.sample_words(run)] if run.seed == 0 else []
     for words in (train, study.eval_words(run), *shown):

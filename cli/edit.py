@@ -14,6 +14,7 @@ from ict_cli.options import (
     PATH,
     backend_option,
     check_output,
+    check_replaceable,
     debug_option,
     device_option,
     examples,
@@ -311,7 +312,13 @@ def _config(request: EditRequest) -> Config:
     if request.out.suffix.lower() != ".png":
         raise UsageError(f"--out {request.out} must end in .png")
     check_output(request.out, (".png",), create=False)
+    check_replaceable("--out", _beside(request.out))
     return config
+
+
+def _beside(out: Path) -> Path:
+    """The path of the comparison."""
+    return out.with_name(f"{out.stem}-side-by-side.png")
 
 
 def _load(request: EditRequest, *, grey_will_do: bool = False) -> tuple[Config, np.ndarray]:
@@ -416,6 +423,6 @@ def _write(request: EditRequest, images: np.ndarray, seen: np.ndarray, result: n
         write_atomically(request.out, encode_picture(rearrange(to_uint8(result[0]), "c h w -> h w c")))
     else:
         save_grid(request.out, to_uint8(result))
-    beside = request.out.with_name(f"{request.out.stem}-side-by-side.png")
+    beside = _beside(request.out)
     save_grid(beside, side_by_side(images, seen, result), columns=3)
     click.echo(f"{request.out}; input, what the model saw, result: {beside}")

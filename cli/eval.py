@@ -17,6 +17,7 @@ from ict_cli.options import (
     backend_option,
     batch_option,
     check_reference,
+    check_replaceable,
     debug_option,
     device_option,
     examples,
@@ -128,6 +129,8 @@ def eval_command(
     from ict_backends.runs.folder import open_run
     from ict_backends.sampling.batches import sample_batches
 
+    if json_file is not None:
+        check_replaceable("--json", json_file)
     run = open_run(what)
     config = run.load_config() if run.config_file.is_file() else None
     levels = resolve_sigmas(config, steps, sigmas, run=what) if config else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
+from ict_backends.console import say
 from ict_backends.errors import UsageError
 from ict_cli.options import (
     PATH,
@@ -16,6 +17,7 @@ from ict_cli.options import (
     backend_option,
     batch_option,
     check_reference,
+    check_replaceable,
     debug_option,
     device_option,
     examples,
@@ -100,8 +102,12 @@ def search_sigmas_command(
 
     place = open_run(run)
     config = place.load_config()
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot {plot} must end in .png")
+    if plot is not None:
+        if plot.suffix.lower() != ".png":
+            raise UsageError(f"--plot {plot} must end in .png")
+        check_replaceable("--plot", plot)
+    if place.sigmas_file.exists():
+        say(f"{place.sigmas_file} is there already, and will be replaced")
     network = feature_network(features, device, trust=trust_features)
     name = metric or ("fid" if network else "pixel-fd")
     samples = samples_of_model(config, num, read_metrics(name, network), network)

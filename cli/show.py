@@ -10,6 +10,7 @@ from ict_backends.errors import UsageError
 from ict_cli.options import (
     PATH,
     SOURCE,
+    check_replaceable,
     debug_option,
     device_option,
     examples,
@@ -52,6 +53,7 @@ def show_command(what: str | None, plot: Path | None, backend: str | None, devic
 
         if plot.suffix.lower() != ".png":
             raise UsageError(f"--plot {plot} must end in .png")
+        check_replaceable("--plot", plot)
         plot_method(config, plot)
     click.echo(config.to_toml())
     click.echo(f"{_describe_cost(what, config)}\n{computes}\n{_stage_table(config)}")

@@ -25,6 +25,7 @@ from ict_core import Config
 
 _NEIGHBOURS = 4
 _MOST_MARKS = 10
+# PAGE_MARK tells pages by the beginning of their style, which must therefore stay.
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 60rem; }

@@ -104,15 +104,18 @@ def test_what_is_finished_is_recognised(
     assert contents(tmp_path) == before
 
 
-def test_an_npz_of_another_command_is_drawn_anew(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
-    """And so is one that was changed."""
-    out, found = tmp_path / "x.npz", []
-    for options in (("--seed", 1), (), ()):
-        assert ict("sample", digits_run, "--out", out, *FAST, *options).code == 0
-        found.append(samples(out))
-        out.write_bytes(b"changed")
-    assert not np.array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[1], found[2])
+def test_an_npz_of_another_command_is_kept(ict: Ict, refused: Refused, tmp_path: Path, digits_run: Path) -> None:
+    """And so is one that was changed; one that was removed is drawn again."""
+    out = tmp_path / "x.npz"
+    draw = ("sample", digits_run, "--out", out, *FAST)
+    assert ict(*draw).code == 0
+    whole = out.read_bytes()
+    refused(2, r"holds other samples \(num is 10 and not 11; seed is 0 and not 1\)", *draw, "--seed", 1, "--num", 11)
+    out.write_bytes(b"changed")
+    refused(2, "x.npz is there already, and not as this command wrote it; choose another name", *draw)
+    out.unlink()
+    assert ict(*draw).code == 0
+    assert out.read_bytes() == whole
 
 
 def test_a_finished_folder_can_be_extended(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
