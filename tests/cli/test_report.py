@@ -19,7 +19,8 @@ from PIL import Image
 from tiny import TINY
 
 from ict_backends.errors import CheckpointError
-from ict_backends.reports.charts import Mark, Series, line_chart
+from ict_backends.reports import figures
+from ict_backends.reports.charts import Mark, Series, line_chart, number
 from ict_backends.reports.page import nearest_images
 from ict_backends.runs.folder import RunDir
 from ict_backends.training.evaluator import read_evaluations
@@ -184,6 +185,66 @@ def test_charts_leave_out_what_cannot_be_drawn() -> None:
     assert "out" not in line_chart(one, x_label="x", y_label="y", marks=[Mark(9, "out")])
     assert "Nothing to draw" in line_chart([Series("a", [])], x_label="x", y_label="y")
     assert Page(line_chart([Series("a", [(1, 5.0)])], x_label="x", y_label="y")).points() == [1]
+
+
+WIDE = [(0, 400_000), (0, 2_300), (0, 45), (0, 1_234_567), (-3, 3), (0, 0.02)]
+HIGH = [(1, 98), (0.9, 2.1), (1e-9, 1e6), (3, 3.001), (20, 30), (1e-5, 1e-4), (0.02, 900)]
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+@pytest.mark.parametrize("wide", WIDE)
+@pytest.mark.parametrize("high", HIGH)
+def test_no_label_covers_another_also_in_the_large_letters_of_a_phone(
+    wide: tuple[float, float], high: tuple[float, float], log_y: bool
+) -> None:
+    """The page's style has letters of 21 units there, at most 0.6 of their size wide; none leaves the chart."""
+    points = list(zip(wide, high, strict=True))
+    marks = [
+        Mark(max(wide) * share, f"N={n}") for share, n in ((0, 11), (0.02, 21), (0.1, 641), (0.3, 1281), (0.98, 9))
+    ]
+    text = line_chart([Series("a", points)], x_label="step", y_label="loss", marks=marks, log_y=log_y)
+    boxes = []
+    for attributes, words in re.findall("<text ([^>]*)>([^<]*)</text>", text):
+        found = dict(re.findall(r'([\w-]+)="([^"]*)"', attributes))
+        if "transform" in found:
+            boxes.append((words, 3.0, 24.0, 0.0, 320.0))
+            continue
+        x, y, width = float(found["x"]), float(found["y"]), 0.6 * 21 * len(words)
+        left = x - width * {"middle": 0.5, "end": 1.0}.get(found.get("text-anchor", ""), 0.0)
+        boxes.append((words, left, left + width, y - 16, y + 2))
+    assert len(boxes) >= 6
+    for i, (words, left, right, top, bottom) in enumerate(boxes):
+        assert left >= 0, words
+        assert right <= 720, words
+        for other, left_2, right_2, top_2, bottom_2 in boxes[:i]:
+            apart = left >= right_2 or left_2 >= right or top >= bottom_2 or top_2 >= bottom
+            assert apart, (words, other)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.25, "0.25"), (1500, "1500"), (400_000, "400k"), (1.2e6, "1.2M"), (1e-5, "1e-05"), (-2, "-2")],
+)
+def test_numbers_of_an_axis_are_short(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize("preset", ["digits", "cifar10", "digits-cm", "imagenet64"])
+def test_no_number_of_a_plot_covers_another(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ict_core import load_preset
+
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    figures.plot_method(load_preset(preset), tmp_path / "x.png")
+    figures.plot_search([[(0.3 + i / 9, 1.0) for i in range(5)]], "kid", tmp_path / "y.png")
+    for figure in drawn:
+        figure.draw_without_rendering()
+        for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+            labels = [label for label in axis.get_ticklabels(which="both") if label.get_text() and label.get_visible()]
+            low, high = sorted(axis.get_view_interval())
+            boxes = [label.get_window_extent() for label in labels if low <= sum(label.get_position()) <= high]
+            assert len(boxes) >= 2
+            assert not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
 def test_a_chart_puts_larger_values_higher_and_later_ones_to_the_right() -> None:
