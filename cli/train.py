@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ict_cli.options import (
     PATH,
     SOURCE,
     backend_option,
+    command_line,
     crop_option,
     debug_option,
     device_option,
@@ -104,7 +106,7 @@ def train_command(
     set, processes train together.
     """
     from ict_backends.environment import share_of_work
-    from ict_backends.runs.folder import RunDir, free_run_path, open_run
+    from ict_backends.runs.folder import RunDir, free_run_path, open_run, remember_end
     from ict_backends.runs.lock import in_use
     from ict_backends.training.resolve import (
         averaged_weights,
@@ -152,6 +154,7 @@ def train_command(
             return
         engine.train(config, dataset, run, processes=processes, resume=bool(run.checkpoints()))
     if processes.rank == 0:
+        remember_end(run, config.train.total_steps)
         if weights is None and not resume:
             _warn_of_average(config)
         click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
@@ -220,15 +223,24 @@ def _warn_of_average(config: Config) -> None:
 def _prepare(run: RunDir, config: Config, dataset: Dataset, weights: Arrays | None, *, resume: bool) -> list[str]:
     """Make the run's folder, or prepare it for continuing the run. Returns what there is to say of that."""
     from ict_backends.exchange.importing import start_from
-    from ict_backends.runs.folder import create_run, remember_changes, remember_data, remove_leftovers
+    from ict_backends.reports.host import describe_versions
+    from ict_backends.runs.folder import (
+        create_run,
+        remember_changes,
+        remember_data,
+        remember_start,
+        remove_leftovers,
+    )
 
     if not resume:
         first = None if weights is None else partial(start_from, config=config, arrays=weights)
         create_run(run.path, config, dataset, prepare=first or (lambda run: None))
+        remember_start(run, command_line(), {"ict": version("ict"), **describe_versions()})
         return []
     remove_leftovers(run)
     remember_data(run, config, dataset)
     changes = remember_changes(run, config).items()
+    remember_start(run, command_line(), {"ict": version("ict"), **describe_versions()})
     notes = [f"from here on, {name} is {new} and no longer {old}" for name, (old, new) in changes]
     if not run.checkpoints():
         notes.append("there is no checkpoint yet: starting from the beginning")

@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 
 _WIDTH, _HEIGHT = 720, 320
 # Room for letters as large as a phone shows them, where the chart is half as wide as its units.
-_LEFT, _RIGHT, _TOP, _BOTTOM = 98, 40, 34, 62
+_LEFT, _RIGHT, _TOP, _BOTTOM = 106, 40, 34, 62
 _LETTER, _LINE = 12.6, 24
 
 
@@ -122,11 +122,14 @@ def _apart(labels: Iterable[tuple[_T, float, float]]) -> Iterator[tuple[_T, floa
 
 
 def number(value: float) -> str:
-    """A number for an axis, in few letters: 0.25, 1500, 400k, 1.2M, 1e-05."""
+    """A number for an axis, in few letters: 0.25, 1500, 400k, 1.2M, 1e-5."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if 1e4 <= abs(value) < 1e12 and abs(value) >= size:
             return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+    if 1e-3 <= abs(value) < 1e4 or value == 0:
+        return f"{value:.4g}"
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"
 
 
 def _drawable(point: tuple[float, float], log_y: bool) -> bool:

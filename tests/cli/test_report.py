@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_charts_leave_out_what_cannot_be_drawn() -> None:
 
 
 WIDE = [(0, 400_000), (0, 2_300), (0, 45), (0, 1_234_567), (-3, 3), (0, 0.02)]
-HIGH = [(1, 98), (0.9, 2.1), (1e-9, 1e6), (3, 3.001), (20, 30), (1e-5, 1e-4), (0.02, 900)]
+HIGH = [(1, 98), (0.9, 2.1), (1e-9, 1e6), (3, 3.001), (20, 30), (1e-5, 1.3e-4), (0.02, 900)]
 
 
 @pytest.mark.parametrize("log_y", [False, True])
@@ -223,7 +224,16 @@ def test_no_label_covers_another_also_in_the_large_letters_of_a_phone(
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (0.25, "0.25"), (1500, "1500"), (400_000, "400k"), (1.2e6, "1.2M"), (1e-5, "1e-05"), (-2, "-2")],
+    [
+        (0.0, "0"),
+        (0.25, "0.25"),
+        (1500, "1500"),
+        (400_000, "400k"),
+        (1.2e6, "1.2M"),
+        (1e-5, "1e-5"),
+        (-2, "-2"),
+        (1.2e-4, "1.2e-4"),
+    ],
 )
 def test_numbers_of_an_axis_are_short(value: float, text: str) -> None:
     assert number(value) == text
@@ -298,3 +308,64 @@ def test_a_name_in_a_record_is_shown_and_is_no_part_of_the_page(ict: Ict, run: P
     page = (run / "report.html").read_text()
     assert "<script>x()" not in page
     assert "&lt;script&gt;x()" in page
+
+
+def test_the_page_names_data_classes_dates_command_and_versions(
+    ict: Ict, tmp_path: Path, images_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train = ["train", f"--out={run}", *TINY, f"--data={images_file}", "--set=network.num_classes=3"]
+    assert ict(*train).code == 0
+    assert ict("train", f"--out={run}", "--resume", "--steps=4", "--device=cpu").code == 0
+    assert ict("report", run, "--device", "cpu").code == 0
+    words = " ".join(Page((run / "report.html").read_text(encoding="utf-8")).words)
+    assert f"{images_file}, 12 images" in words
+    assert "classes 3: 0 (4), 1 (4), 2 (4)" in words
+    assert re.search(rf"command ict train --data {re.escape(str(images_file))} --out {re.escape(str(run))} ", words)
+    date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00"
+    assert re.search(rf"started {date}, {date} \(step 2\)", words)
+    assert re.search(rf"finished {date}", words)
+    for package in ("ict", "numpy", "torch"):
+        assert f"{package} {version(package)}" in words
+    record = json.loads((run / "data.json").read_text()) | {"class_names": ["leaves", "<moss>", "rock"]}
+    (run / "data.json").write_text(json.dumps(record))
+    (run / "history.jsonl").unlink()  # as of an earlier version
+    assert ict("report", run, "--device", "cpu").code == 0
+    words = " ".join(Page((run / "report.html").read_text(encoding="utf-8")).words)
+    assert "classes 3: leaves (4), <moss> (4), rock (4)" in words
+    assert "started" not in words
+
+
+HISTORY = ['{"step": 0}', '{"step": 0, "date": 3}', '{"step": 0, "date": "x", "versions": [1]}', "{"]
+
+
+@pytest.mark.parametrize("text", HISTORY, ids=range(len(HISTORY)))
+def test_a_damaged_history_is_refused(refused: Refused, run: Path, text: str) -> None:
+    (run / "history.jsonl").write_text(text + '\n{"step": 4, "date": "x"}\n')
+    refused(1, "history.jsonl cannot be read: line 1 is damaged", "report", run, "--device", "cpu")
+
+
+def test_two_runs_are_laid_side_by_side(ict: Ict, refused: Refused, tmp_path: Path, run: Path) -> None:
+    other = tmp_path / "other"
+    changed = ("--seed=3", "--set=train.sample_every=1")
+    assert ict("train", f"--out={other}", *TINY, *changed).code == 0
+    out = tmp_path / "both.html"
+    done = ict("report", run, other, "--out", out, "--device", "cpu")
+    assert (done.code, done.err) == (0, "")
+    text = out.read_text(encoding="utf-8")
+    page = Page(text)
+    words = " ".join(page.words)
+    assert "Settings that differ" in words
+    assert "train.seed 0 3" in words
+    assert "train.total_steps 4 2" in words
+    assert "train.batch_size" not in words.partition("steps, ")[0].partition(str(other))[0]
+    assert sum(tag == "section" for tag, _ in page.tags) == 2
+    frames = [json.loads(each) for each in re.findall(r"const frames = (\[.*?\]);\n", text)]
+    assert [[step for step, _ in each] for each in frames] == [[2, 4], [1, 2]]
+    assert not [attrs["id"] for _, attrs in page.tags if "id" in attrs]  # of which a page must not have two
+    refused(2, "--out FILE.html is needed for two runs", "report", run, other)
+    refused(2, "one run, or two to lay side by side, not 3", "report", run, other, run, "--out", tmp_path / "x.html")
+    refused(1, "does not exist", "report", run, tmp_path / "none", "--out", tmp_path / "x.html")
+    same = ict("report", run, run, "--out", out, "--device", "cpu")
+    assert same.code == 0
+    assert "The same settings" in " ".join(Page(out.read_text(encoding="utf-8")).words)
