@@ -106,8 +106,6 @@ def search_sigmas_command(
         if plot.suffix.lower() != ".png":
             raise UsageError(f"--plot {plot} must end in .png")
         check_replaceable("--plot", plot)
-    if place.sigmas_file.exists():
-        say(f"{place.sigmas_file} is there already, and will be replaced")
     network = feature_network(features, device, trust=trust_features)
     name = metric or ("fid" if network else "pixel-fd")
     samples = samples_of_model(config, num, read_metrics(name, network), network)
@@ -133,6 +131,8 @@ def search_sigmas_command(
         truncate=truncate,
         on_point=show,
     )
+    if place.sigmas_file.exists():
+        say(f"{place.sigmas_file} was there already, and is replaced")
     save_search(place, best, metric=name, num=num, weights=weights)
     for i, step in enumerate(best, start=1):
         levels = ",".join(f"{s.sigma:.4g}" for s in best[:i])

@@ -40,6 +40,7 @@ svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; 
 svg polyline { fill: none; stroke-width: 1.8; } svg .grid { stroke: var(--line); stroke-width: .5; }
 svg line.mark { stroke: currentColor; stroke-dasharray: 3 3; opacity: .5; }
 svg text.mark { font-size: 11px; opacity: .8; }
+main.two svg text, main.two svg text.mark { font-size: 21px; }
 @media (max-width: 40rem) { svg text, svg text.mark { font-size: 21px; } svg polyline { stroke-width: 3; } }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; }
 .legend i { display: inline-block; width: .9rem; height: .25rem; margin-right: .35rem; vertical-align: middle; }

@@ -101,7 +101,7 @@ def test_a_search_says_that_it_replaces_levels_and_keeps_other_pictures(
     (tmp_path / "x.png").write_bytes(OTHERS[".png"])
     refused(2, "--plot .*x.png is there already, and nothing that ict wrote", *search, f"--plot={tmp_path / 'x.png'}")
     assert "replaced" not in ict(*search).err
-    assert f"{run / 'sigmas.json'} is there already, and will be replaced" in ict(*search).err
+    assert f"{run / 'sigmas.json'} was there already, and is replaced" in ict(*search).err
 
 
 @pytest.mark.parametrize(

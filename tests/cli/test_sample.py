@@ -268,7 +268,8 @@ def test_what_another_process_does_not_draw_the_first_one_does(tmp_path: Path, m
     assert files.draw_into(begin(0, seed=0), drawer, None, batch=3, rank=0, world=2)
     assert drawer.drawn == [0, 1, 2, 6, 7, 8, 3, 4, 5]
     # The mark of a finished run stops no process of another.
-    assert begin(1, seed=1) is not None
+    with pytest.raises(UsageError, match="holds other samples"):
+        begin(1, seed=1)
 
 
 def test_a_dry_run_finds_what_is_in_the_way(ict: Ict, refused: Refused, tmp_path: Path, digits_run: Path) -> None:
