@@ -73,8 +73,13 @@ def show_on_stderr() -> None:
     _logger.propagate = False
 
 
+def shows_bars() -> bool:
+    """True where a command has called `show_on_stderr` and the error stream is a terminal: bars would fill a file."""
+    return _stderr in _logger.handlers and _Lasting(sys.stderr).isatty()
+
+
 def progress_bar(total: int, *, disable: bool = False, **settings: Any) -> tqdm[Any]:
-    """A tqdm bar, shown only where a command has called `show_on_stderr` and the error stream is a terminal.
+    """A tqdm bar, hidden unless `shows_bars`.
 
     Args:
         total: the number of units, >= 0.
@@ -83,7 +88,6 @@ def progress_bar(total: int, *, disable: bool = False, **settings: Any) -> tqdm[
     """
     from tqdm import tqdm
 
-    stream = _Lasting(sys.stderr)
-    hidden = disable or _stderr not in _logger.handlers or not stream.isatty()
-    bar: tqdm[Any] = tqdm(total=total, file=stream, dynamic_ncols=True, disable=hidden, **settings)
+    hidden = disable or not shows_bars()
+    bar: tqdm[Any] = tqdm(total=total, file=_Lasting(sys.stderr), dynamic_ncols=True, disable=hidden, **settings)
     return bar

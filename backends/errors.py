@@ -10,6 +10,8 @@ class UserError(Exception):
     """
 
     exit_code = 1
+    # What the line on the error stream begins with.
+    prefix = "Error: "
 
     def __init__(self, message: object) -> None:
         super().__init__("".join(c if c.isprintable() else " " for c in str(message)))

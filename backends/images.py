@@ -48,20 +48,22 @@ def to_uint8(images: np.ndarray, *, truncate: bool = False) -> np.ndarray:
     return np.clip(scaled if truncate else np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def tile(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
-    """Arrange images in rows on white, each with a white line below and to the right, enlarged if they are small.
+def tile(images: np.ndarray, *, columns: int | None = None, scale: int | None = None) -> np.ndarray:
+    """Arrange images in rows on white, each with a white line below and to the right.
 
     Args:
         images: [n, c, h, w] uint8, n >= 1.
         columns: images in a row; by default the smallest number for which there are no more rows than columns.
+        scale: how many times larger each pixel is drawn, >= 1; by default only small images are enlarged, up to a
+            height of 32 pixels.
 
     Returns:
-        [rows * h', columns * w', c] uint8 with h' = scale * (h + 1) and w' = scale * (w + 1), scale >= 1.
+        [rows * h', columns * w', c] uint8 with h' = scale * (h + 1) and w' = scale * (w + 1).
     """
     n, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    scale = max(1, _VISIBLE // height)
+    scale = scale or max(1, _VISIBLE // height)
     padded = np.full((rows * columns, channels, height + 1, width + 1), 255, dtype=np.uint8)
     padded[:n, :, :height, :width] = images
     tiled = rearrange(padded, "(r k) c h w -> (r h) (k w) c", r=rows)

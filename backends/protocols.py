@@ -104,6 +104,13 @@ class Processes(Protocol):
         """The number of processes, >= 1."""
         ...
 
+    def check_split(self, config: Config) -> int:
+        """The number of micro-batches in which each device computes its share of a batch of these settings.
+
+        Raises UsageError where the batch cannot be split into equal parts.
+        """
+        ...
+
     def agree(self, flag: bool) -> bool:
         """True in all processes alike once one of them has passed True; must be called by every process.
 

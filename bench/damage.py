@@ -164,7 +164,9 @@ def _outcome(backend: str, run: Path, whole: Path, what: str) -> str:
 
 
 def _contents(run: Path) -> dict[str, object]:
-    files = {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file()}
+    """The files of a run but its history, which has dates, by name."""
+    paths = (path for path in run.rglob("*") if path.is_file() and path.name != "history.jsonl")
+    files = {str(path.relative_to(run)): path for path in paths}
     return {name: _lines(path) if path.suffix == ".jsonl" else path.read_bytes() for name, path in files.items()}
 
 

@@ -200,12 +200,13 @@ def _different(whole: Path, run: Path) -> list[str]:
 def _contents(folder: Path) -> dict[str, object]:
     """All files of a folder by name: bytes, or records without times and the folder's name.
 
-    What was printed and a study's table, which tells the minutes beside what results.json has, are left out.
+    What was printed, how often a run was started, and a study's table, which tells the minutes beside what results.json
+    has, are left out.
     """
     return {
         str(path.relative_to(folder)): _content(path, folder)
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in (".log", ".md")
+        if path.is_file() and path.suffix not in (".log", ".md") and path.name != "history.jsonl"
     }
 
 

@@ -7,6 +7,7 @@ import os
 import queue
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ from ict_cli.options import (
     crop_option,
     debug_option,
     device_option,
+    examples,
     size_option,
 )
 from ict_core import Config
@@ -103,7 +105,13 @@ class Study(NamedTuple):
         return [f"--backend={self.backend}", f"--device={self.device}"]
 
 
-@click.command("ablate")
+@click.command(
+    "ablate",
+    epilog=examples(
+        "ict ablate five-changes",
+        "ict ablate huber-c --seeds 5 --jobs 2 --out runs/huber",
+    ),
+)
 @click.argument("plan_name", metavar="[PLAN|FILE.toml]", type=SOURCE, required=False)
 @backend_option
 @click.option(
@@ -280,7 +288,10 @@ def _carry_out(study: Study, runs: Sequence[StudyRun], jobs: int) -> dict[str, O
                 said = outcome.error or f"{study.metric} {outcome.value:.4g}"
                 click.echo(f"[{len(outcomes)}/{len(runs)}] {run.name}: {said}, {outcome.seconds:.0f} s")
     if interruption.number is not None:
-        raise StoppedError("stopped; the same command with --resume and this --out goes on", interruption.number)
+        name = signal.Signals(interruption.number).name
+        raise StoppedError(
+            f"Stopped by {name}; the same command with --resume and this --out goes on", interruption.number
+        )
     return outcomes
 
 
@@ -353,6 +364,8 @@ def _do(study: Study, run: StudyRun, children: _Children) -> Outcome:
     begin, log, resume = time.perf_counter(), run.file("log"), bool(RunDir(run.folder).checkpoints())
     if run.folder.exists() and not resume:  # it ended before its first checkpoint
         shutil.rmtree(run.folder)
+    if not resume:
+        run.file("npz").unlink(missing_ok=True)  # samples of weights that are gone
     train = [*study.train_words(run), f"--out={run.folder}", *["--resume"] * resume]
     shown = [study.sample_words(run)] if run.seed == 0 else []
     for words in (train, study.eval_words(run), *shown):

@@ -18,12 +18,19 @@ from ict_cli.options import (
     command_line,
     debug_option,
     device_option,
+    examples,
     open_backend,
 )
 from ict_core.settings import build_config, merge, parse_assignment, preset_tree
 
 
-@click.command("bench")
+@click.command(
+    "bench",
+    epilog=examples(
+        "ict bench",
+        "ict bench --backend jax --preset digits --out speed.json",
+    ),
+)
 @backend_option
 @click.option("--preset", default="cifar10-tiny", show_default=True, help="Settings to measure; `ict show` lists them.")
 @click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")

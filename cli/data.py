@@ -7,13 +7,26 @@ from pathlib import Path
 import click
 
 from ict_backends.errors import DataError, UsageError
-from ict_cli.options import PATH, SOURCE, crop_option, debug_option, size_option
+from ict_cli.options import (
+    PATH,
+    SOURCE,
+    crop_option,
+    debug_option,
+    examples,
+    size_option,
+)
 from ict_core import DataConfig
 
 _SHEET = "contact-sheet"
 
 
-@click.command("data")
+@click.command(
+    "data",
+    epilog=examples(
+        "ict data my-images/ --size 32 --crop center",
+        "ict data my-images/ --size 32 --pack mine.npz",
+    ),
+)
 @click.argument("source", type=SOURCE)
 @size_option
 @crop_option

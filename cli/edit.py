@@ -14,8 +14,10 @@ from ict_cli.options import (
     PATH,
     backend_option,
     check_output,
+    check_replaceable,
     debug_option,
     device_option,
+    examples,
     open_backend,
     seed_option,
     weights_option,
@@ -27,7 +29,13 @@ if TYPE_CHECKING:
     from ict_backends.sampling.editing import Editor
 
 
-@click.group("edit")
+@click.group(
+    "edit",
+    epilog=examples(
+        "ict edit inpaint runs/mine --image photo.png --mask mask.png",
+        "ict edit interpolate runs/mine --from 3 --to 7",
+    ),
+)
 def edit_command() -> None:
     """Change images with a trained model, without further training.
 
@@ -99,7 +107,13 @@ _steps_option = click.option(
 _sigmas_option = click.option("--sigmas", help="Falling noise levels, one per step, instead of --steps.")
 
 
-@edit_command.command("inpaint")
+@edit_command.command(
+    "inpaint",
+    epilog=examples(
+        "ict edit inpaint runs/mine --image photo.png --mask mask.png",
+        "ict edit inpaint runs/mine --image a.png --image b.png --mask mask.png --resize",
+    ),
+)
 @_shared_options("inpaint.png")
 @click.option(
     "--mask",
@@ -118,7 +132,13 @@ def inpaint_command(mask: Path, steps: int, sigmas: str | None, **shared: Any) -
     _write(request, images, np.where(known, images, np.float32(0)), edit.inpaint(images, known))
 
 
-@edit_command.command("colorize")
+@edit_command.command(
+    "colorize",
+    epilog=examples(
+        "ict edit colorize runs/mine --image grey.png",
+        "ict edit colorize runs/mine --image grey.png --steps 10 --out colours.png",
+    ),
+)
 @_shared_options("colorize.png")
 @_steps_option
 @_sigmas_option
@@ -134,7 +154,13 @@ def colorize_command(steps: int, sigmas: str | None, **shared: Any) -> None:
     _write(request, images, to_grey(images), edit.colorize(images))
 
 
-@edit_command.command("super-resolve")
+@edit_command.command(
+    "super-resolve",
+    epilog=examples(
+        "ict edit super-resolve runs/mine --image small.png",
+        "ict edit super-resolve runs/mine --image photo.png --factor 4",
+    ),
+)
 @_shared_options("super-resolve.png")
 @click.option(
     "--factor",
@@ -158,7 +184,13 @@ def super_resolve_command(factor: int | None, steps: int, sigmas: str | None, **
     _write(request, images, enlarge(small, config.data.shape[1] // small.shape[2]), edit.super_resolve(small))
 
 
-@edit_command.command("denoise")
+@edit_command.command(
+    "denoise",
+    epilog=examples(
+        "ict edit denoise runs/mine --image noisy.png --sigma 0.2",
+        "ict edit denoise runs/mine --image photo.png --sigma 0.5 --add-noise",
+    ),
+)
 @_shared_options("denoise.png")
 @click.option(
     "--sigma", type=float, required=True, help="Standard deviation of the noise, where pixels range from -1 to 1."
@@ -179,7 +211,13 @@ def denoise_command(sigma: float, add_noise: bool, **shared: Any) -> None:
     _write(request, images, noisy, edit.denoise(noisy, sigma))
 
 
-@edit_command.command("stroke")
+@edit_command.command(
+    "stroke",
+    epilog=examples(
+        "ict edit stroke runs/mine --image drawing.png",
+        "ict edit stroke runs/mine --image drawing.png --sigma 10 --seed 1",
+    ),
+)
 @_shared_options("stroke.png")
 @click.option(
     "--sigma",
@@ -201,7 +239,13 @@ def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
     _write(request, images, edit.add_noise(images, sigma), edit.stroke(images))
 
 
-@edit_command.command("interpolate")
+@edit_command.command(
+    "interpolate",
+    epilog=examples(
+        "ict edit interpolate runs/mine --from 3 --to 7",
+        "ict edit interpolate runs/mine --num 16 --out row.png",
+    ),
+)
 @click.argument("run", type=PATH)
 @click.option(
     "--from", "first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first image."
@@ -270,7 +314,13 @@ def _config(request: EditRequest) -> Config:
     if request.out.suffix.lower() != ".png":
         raise UsageError(f"--out {request.out} must end in .png")
     check_output(request.out, (".png",), create=False)
+    check_replaceable("--out", _beside(request.out))
     return config
+
+
+def _beside(out: Path) -> Path:
+    """The path of the comparison."""
+    return out.with_name(f"{out.stem}-side-by-side.png")
 
 
 def _load(request: EditRequest, *, grey_will_do: bool = False) -> tuple[Config, np.ndarray]:
@@ -376,6 +426,6 @@ def _write(request: EditRequest, images: np.ndarray, seen: np.ndarray, result: n
         write_atomically(request.out, encode_picture(rearrange(to_uint8(result[0]), "c h w -> h w c")))
     else:
         save_grid(request.out, to_uint8(result))
-    beside = request.out.with_name(f"{request.out.stem}-side-by-side.png")
+    beside = _beside(request.out)
     save_grid(beside, side_by_side(images, seen, result), columns=3)
     click.echo(f"{request.out}; input, what the model saw, result: {beside}")

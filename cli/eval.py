@@ -14,8 +14,10 @@ from ict_cli.options import (
     SOURCE,
     backend_option,
     batch_option,
+    check_replaceable,
     debug_option,
     device_option,
+    examples,
     labels_option,
     open_backend,
     released_options,
@@ -30,7 +32,13 @@ if TYPE_CHECKING:
     from ict_backends.measuring.metrics import Result
 
 
-@click.command("eval")
+@click.command(
+    "eval",
+    epilog=examples(
+        "ict eval runs/mine",
+        "ict eval runs/mine --features inception-2015-12-05 --num 50000 --json fid.json",
+    ),
+)
 @click.argument("what", metavar="RUN|FOLDER|NPZ", type=PATH)
 @click.option(
     "--data",
@@ -111,6 +119,8 @@ def eval_command(
     from ict_backends.measuring.comparison import measure_model
     from ict_backends.runs.folder import open_run
 
+    if json_file is not None:
+        check_replaceable("--json", json_file)
     run = open_run(what)
     config = run.load_config() if run.config_file.is_file() else None
     _check_source(what, config, data)

@@ -6,15 +6,33 @@ from pathlib import Path
 
 import click
 
-from ict_cli.options import PATH, check_new_folder, debug_option, weights_option
+from ict_cli.options import (
+    PATH,
+    check_new_folder,
+    debug_option,
+    examples,
+    weights_option,
+)
 
 
-@click.group("export")
+@click.group(
+    "export",
+    epilog=examples(
+        "ict export diffusers runs/mine --out a-pipeline",
+        "ict export diffusers runs/mine@20000 --out a-pipeline --weights raw",
+    ),
+)
 def export_command() -> None:
     """Write a run's model in the format of another library."""
 
 
-@export_command.command("diffusers")
+@export_command.command(
+    "diffusers",
+    epilog=examples(
+        "ict export diffusers runs/mine --out a-pipeline",
+        "ict export diffusers runs/mine@20000 --out a-pipeline --weights raw",
+    ),
+)
 @click.argument("run", type=PATH)
 @click.option("--out", type=PATH, required=True, help="New folder to write.")
 @weights_option

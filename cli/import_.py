@@ -7,12 +7,22 @@ from pathlib import Path
 import click
 
 from ict_backends.errors import CheckpointError, UsageError
-from ict_cli.options import PATH, debug_option
+from ict_cli.options import (
+    PATH,
+    debug_option,
+    examples,
+)
 from ict_core import Config
 from ict_core.settings import build_config, merge, read_toml
 
 
-@click.group("import")
+@click.group(
+    "import",
+    epilog=examples(
+        "ict import openai-adm cd_imagenet64_l2.pt --out runs/imagenet64",
+        "ict import diffusers a-pipeline/ --out runs/mine",
+    ),
+)
 def import_command() -> None:
     """Make a run from a checkpoint of another project, to sample from, to train on, or to start other runs from."""
 
@@ -22,7 +32,13 @@ _out = click.option("--out", type=PATH, required=True, help="The new run's folde
 _config = click.option("--config", "config_file", type=PATH, help="TOML file with the network's settings.")
 
 
-@import_command.command("openai-adm")
+@import_command.command(
+    "openai-adm",
+    epilog=examples(
+        "ict import openai-adm cd_imagenet64_l2.pt --out runs/imagenet64",
+        "ict import openai-adm mine.pt --config network.toml --out runs/mine",
+    ),
+)
 @_file
 @_out
 @_config
@@ -46,7 +62,13 @@ def openai_adm_command(file: Path, out: Path, config_file: Path | None) -> None:
     _report(import_openai_adm(found.arrays, config, out, str(file)).path, config, _of(found.place, file))
 
 
-@import_command.command("jcm")
+@import_command.command(
+    "jcm",
+    epilog=examples(
+        "ict import jcm checkpoint_40 --out runs/cifar10",
+        "ict import jcm params.npz --config network.toml --out runs/mine",
+    ),
+)
 @_file
 @_out
 @_config
@@ -77,7 +99,13 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
     _report(run.path, config, _of(place, file))
 
 
-@import_command.command("diffusers")
+@import_command.command(
+    "diffusers",
+    epilog=examples(
+        "ict import diffusers a-pipeline/ --out runs/mine",
+        "ict import diffusers ~/models/cat256 --out runs/cat256",
+    ),
+)
 @click.argument("folder", type=PATH)
 @_out
 @debug_option

@@ -10,20 +10,29 @@ from typing import NoReturn
 
 import click
 
-_COMMANDS = {
-    "train": "Train a model from images.",
-    "data": "Describe a data set, or pack it into one file.",
-    "sample": "Draw images from a trained model.",
-    "edit": "Change images: inpaint, colorize, super-resolve, denoise, interpolate, stroke.",
-    "eval": "Measure how far a model's images are from the data.",
-    "report": "Write a page about a run.",
-    "search-sigmas": "Find good noise levels for sampling in several steps.",
-    "show": "Print the settings, size and stages of a preset or a run.",
-    "ablate": "Train variants of a recipe over several seeds and compare them.",
-    "bench": "Measure the speed of training and sampling against this machine's limits.",
-    "import": "Make a run from a checkpoint of another project.",
-    "export": "Write a run's model in the format of another library.",
+_SECTIONS = {
+    "Train": {
+        "train": "Train a model from images.",
+        "data": "Describe a data set, or pack it into one file.",
+        "show": "Print the settings, size and stages of a preset or a run.",
+    },
+    "Sample": {
+        "sample": "Draw images from a trained model.",
+        "edit": "Change images: inpaint, colorize, super-resolve, denoise, interpolate, stroke.",
+        "search-sigmas": "Find good noise levels for sampling in several steps.",
+    },
+    "Measure": {
+        "eval": "Measure how far a model's images are from the data.",
+        "report": "Write a page about a run, or about two side by side.",
+        "ablate": "Train variants of a recipe over several seeds and compare them.",
+        "bench": "Measure the speed of training and sampling against this machine's limits.",
+    },
+    "Exchange": {
+        "import": "Make a run from a checkpoint of another project.",
+        "export": "Write a run's model in the format of another library.",
+    },
 }
+_COMMANDS = [name for section in _SECTIONS.values() for name in section]
 _INTERRUPTED = 130
 
 
@@ -41,8 +50,22 @@ class _LazyGroup(click.Group):
         return getattr(importlib.import_module(f"ict_cli.{module}"), f"{name}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+        width = max(map(len, _COMMANDS))
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), what) for name, what in commands.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            raise click.UsageError(
+                f"no such command {args[0]!r}; {f'did you mean {near[0]}?' if near else '`ict --help` lists them'}"
+            )
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -114,7 +137,7 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, click.ClickException):
         return f"Error: {' '.join(error.format_message().split())}", error.exit_code
     if isinstance(error, UserError):
-        return f"Error: {error}", error.exit_code
+        return f"{error.prefix}{error}", error.exit_code
     if isinstance(error, ConfigError):
         return f"Error: {error}", 2
     if isinstance(error, BrokenPipeError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ict_backends.console import say
 from ict_backends.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ crop_option = click.option(
 )
 # `ict_cli.main.run` reads --debug from the arguments; this declares it, so that every command takes and documents it.
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: its examples, a line each."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])  # click keeps the lines after a \b
 
 
 def open_backend(name: str, device: str, *, joins: bool = False) -> Backend[Any, Any]:
@@ -159,6 +165,23 @@ def check_new_folder(out: Path) -> None:
         raise UsageError(f"--out {out} is not an empty folder; choose another one")
 
 
+def check_replaceable(option: str, path: Path) -> None:
+    """Say that a file which is there already will be replaced, if it is one that a command wrote.
+
+    Raises:
+        UsageError: `path` is a folder, or any other file; the message names the option.
+    """
+    from ict_backends.data.ours import is_our_output
+
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder")
+    if not (path.exists() or path.is_symlink()):
+        return
+    if not is_our_output(path):
+        raise UsageError(f"{option} {path} is there already, and nothing that ict wrote; choose another name")
+    say(f"{path} is there already, and will be replaced")
+
+
 def check_output(out: Path, suffixes: Sequence[str], *, create: bool) -> None:
     """Check, before any work, that `out` can become a file with one of the suffixes, or a new folder.
 
@@ -167,13 +190,16 @@ def check_output(out: Path, suffixes: Sequence[str], *, create: bool) -> None:
         create: make the folder, or the folder of the file, so that an error comes now and not after the work.
 
     Raises:
-        UsageError: `out` has another suffix, is a folder but should be a file, or is a folder that is not empty.
+        UsageError: `out` has another suffix, is a folder but should be a file, is a file that ict did not write, or is
+            a folder that is not empty.
         OSError: the folder cannot be made.
     """
     if out.suffix and out.suffix.lower() not in suffixes:
         raise UsageError(f"--out {out} must end in {' or '.join(suffixes)}, or name a folder")
     if out.suffix and out.is_dir():
         raise UsageError(f"--out {out} is a folder")
+    if out.suffix.lower() not in ("", ".npz"):  # what an .npz of samples holds is checked by `check_sink`
+        check_replaceable("--out", out)
     if not out.suffix:
         check_new_folder(out)
     if create:

@@ -17,6 +17,7 @@ from ict_cli.options import (
     check_output,
     debug_option,
     device_option,
+    examples,
     open_backend,
     released_options,
     seed_option,
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
     from ict_backends.protocols import Model
 
 
-@click.command("sample")
+@click.command(
+    "sample",
+    epilog=examples(
+        "ict sample runs/mine --out samples.png",
+        "ict sample runs/mine --out samples.npz --num 50000 --steps 2",
+    ),
+)
 @click.argument("run", type=PATH)
 @click.option(
     "--out",
@@ -40,6 +47,11 @@ if TYPE_CHECKING:
 )
 @backend_option
 @click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="Images to draw.")
+@click.option(
+    "--scale",
+    type=click.IntRange(1, 64),
+    help="Draw each pixel of an image as so many by so many (x.png only).  [default: small images up to 32 pixels]",
+)
 @steps_options
 @seed_option
 @click.option(
@@ -59,6 +71,7 @@ def sample_command(
     out: Path,
     backend: str,
     num: int,
+    scale: int | None,
     steps: int | None,
     sigmas: str | None,
     seed: int,
@@ -78,6 +91,8 @@ def sample_command(
     Image number i depends only on --seed and i: the same seed gives the same pictures at any batch size. The same
     command, given again after an interruption, draws only what is missing in the folder or .npz file. Under torchrun,
     or wherever RANK and WORLD_SIZE are set, processes share the work.
+
+    In the grid of a conditional model, each class has a row, with its name.
     """
     from ict_backends.environment import share_of_work
     from ict_backends.runs.folder import class_counts, class_names, open_run
@@ -92,7 +107,7 @@ def sample_command(
     # Read once: a run that is training has another newest checkpoint a moment later.
     checkpoint = place.checkpoint_of(weights)
     recipe = _recipe(checkpoint, weights, drawing, labels)
-    _check_output(out, recipe, trajectory, create=not dry_run)
+    _check_output(out, recipe, trajectory, scale, create=not dry_run)
     model = open_backend(backend, device).load_model(checkpoint, weights=weights, device=device)
     if dry_run:
         click.echo(f"would draw {num} images at sigmas {', '.join(f'{s:g}' for s in levels)} into {out}")
@@ -100,9 +115,9 @@ def sample_command(
     if out.suffix.lower() != ".png":
         _write_many(model, drawing, recipe)
     elif drawing.rank == 0 and trajectory:
-        _write_trajectory(model, drawing)
+        _write_trajectory(model, drawing, class_names(place, config), scale)
     elif drawing.rank == 0:
-        _write_grid(model, drawing)
+        _write_grid(model, drawing, class_names(place, config), scale)
     if drawing.rank == 0:
         click.echo(f"{num} images: {out}")
 
@@ -155,12 +170,14 @@ def _recipe(checkpoint: Path, weights: str, drawing: _Drawing, labels: str | Non
     }
 
 
-def _check_output(out: Path, recipe: dict[str, object], trajectory: bool, *, create: bool) -> None:
+def _check_output(out: Path, recipe: dict[str, object], trajectory: bool, scale: int | None, *, create: bool) -> None:
     """Raise UsageError unless the samples can be written to `out`."""
     from ict_backends.sampling.files import check_sink
 
     if trajectory and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out} must end in .png for --trajectory")
+    if scale is not None and out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out} must end in .png for --scale {scale}")
     if out.suffix:
         check_output(out, (".png", ".npz"), create=create)
     elif out.exists() and not out.is_dir():
@@ -169,9 +186,12 @@ def _check_output(out: Path, recipe: dict[str, object], trajectory: bool, *, cre
         check_sink(out, recipe)
 
 
-def _write_grid(model: Model, drawing: _Drawing) -> None:
-    from ict_backends.images import save_grid, to_uint8
+def _write_grid(model: Model, drawing: _Drawing, names: Sequence[str] | None, scale: int | None) -> None:
+    """Write a grid, with a class a row if the model is conditional: `names` are those of the classes, by number."""
+    from ict_backends.files import write_atomically
+    from ict_backends.images import encode_picture, tile, to_uint8
     from ict_backends.sampling.batches import sample_images
+    from ict_backends.sampling.class_grid import class_grid
 
     with _bar(drawing.num) as bar:
         images = sample_images(
@@ -184,15 +204,20 @@ def _write_grid(model: Model, drawing: _Drawing) -> None:
             clip_steps=drawing.clip_steps,
             on_batch=bar.update,
         )
-    save_grid(drawing.out, to_uint8(images, truncate=drawing.truncate))
+    pixels = to_uint8(images, truncate=drawing.truncate)
+    labels = drawing.labels
+    picture = tile(pixels, scale=scale) if labels is None else class_grid(pixels, labels, names, scale=scale)
+    write_atomically(drawing.out, encode_picture(picture))
 
 
-def _write_trajectory(model: Model, drawing: _Drawing) -> None:
+def _write_trajectory(model: Model, drawing: _Drawing, names: Sequence[str] | None, scale: int | None) -> None:
     """Write a grid with a row per image: for each step its input, scaled to a visible range, and its output."""
     from einops import rearrange
 
-    from ict_backends.images import save_grid, to_uint8
+    from ict_backends.files import write_atomically
+    from ict_backends.images import encode_picture, tile, to_uint8
     from ict_backends.sampling.batches import trajectory
+    from ict_backends.sampling.class_grid import caption, with_captions
 
     sigmas = drawing.sigmas
     pictures = trajectory(
@@ -207,8 +232,11 @@ def _write_trajectory(model: Model, drawing: _Drawing) -> None:
     for i, sigma in enumerate(sigmas):
         # Images in [-1, 1] with noise of standard deviation sigma are scaled back to about that range.
         pictures[2 * i] /= np.sqrt(sigma**2 + 1)
-    rows = rearrange(pictures, "k n c h w -> (n k) c h w")
-    save_grid(drawing.out, to_uint8(rows, truncate=drawing.truncate), columns=2 * len(sigmas))
+    rows = to_uint8(rearrange(pictures, "k n c h w -> (n k) c h w"), truncate=drawing.truncate)
+    picture = tile(rows, columns=2 * len(sigmas), scale=scale)
+    if drawing.labels is not None:
+        picture = with_captions(picture, [caption(int(label), names) for label in drawing.labels])
+    write_atomically(drawing.out, encode_picture(picture))
 
 
 def _write_many(model: Model, drawing: _Drawing, recipe: dict[str, object]) -> None:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
+from ict_backends.console import say
 from ict_backends.errors import UsageError
 from ict_cli.options import (
     PATH,
     SOURCE,
     backend_option,
     batch_option,
+    check_replaceable,
     debug_option,
     device_option,
+    examples,
     labels_option,
     open_backend,
     released_options,
@@ -31,7 +34,13 @@ if TYPE_CHECKING:
     from ict_backends.sampling.search_sigmas import Point, Step
 
 
-@click.command("search-sigmas")
+@click.command(
+    "search-sigmas",
+    epilog=examples(
+        "ict search-sigmas runs/mine",
+        "ict search-sigmas runs/mine --steps 3 --plot levels.png",
+    ),
+)
 @click.argument("run", type=PATH)
 @click.option(
     "--steps",
@@ -92,8 +101,10 @@ def search_sigmas_command(
 
     place = open_run(run)
     config = place.load_config()
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot {plot} must end in .png")
+    if plot is not None:
+        if plot.suffix.lower() != ".png":
+            raise UsageError(f"--plot {plot} must end in .png")
+        check_replaceable("--plot", plot)
     network = feature_network(features, device, trust=trust_features)
     name = metric or ("fid" if network else "pixel-fd")
     samples = samples_of_model(config, num, read_metrics(name, network), network)
@@ -119,6 +130,8 @@ def search_sigmas_command(
         truncate=truncate,
         on_point=show,
     )
+    if place.sigmas_file.exists():
+        say(f"{place.sigmas_file} was there already, and is replaced")
     save_search(place, best, metric=name, num=num, weights=weights)
     for i, step in enumerate(best, start=1):
         levels = ",".join(f"{s.sigma:.4g}" for s in best[:i])

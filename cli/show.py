@@ -7,13 +7,26 @@ from pathlib import Path
 import click
 
 from ict_backends.errors import UsageError
-from ict_cli.options import PATH, SOURCE, debug_option, device_option
+from ict_cli.options import (
+    PATH,
+    SOURCE,
+    check_replaceable,
+    debug_option,
+    device_option,
+    examples,
+)
 from ict_core import Config, load_preset, preset_names
 
 _MOST_STAGES = 16
 
 
-@click.command("show")
+@click.command(
+    "show",
+    epilog=examples(
+        "ict show cifar10 --plot method.png",
+        "ict show runs/mine --backend torch",
+    ),
+)
 @click.argument("what", metavar="[PRESET|RUN]", type=SOURCE, required=False)
 @click.option(
     "--plot",
@@ -30,21 +43,21 @@ def show_command(what: str | None, plot: Path | None, backend: str | None, devic
     if what is None:
         click.echo("presets: " + ", ".join(preset_names()))
         return
-    config = _find(what)
-    click.echo(config.to_toml())
-    click.echo(_describe_cost(what, config))
+    config, computes = _find(what), ""
     if backend is not None:
         from ict_backends import load_backend
 
-        click.echo(f"computes with: {load_backend(backend).describe_device(device)}")
-    click.echo()
-    click.echo(_stage_table(config))
+        computes = f"computes with: {load_backend(backend).describe_device(device)}\n"
     if plot is not None:
         from ict_backends.reports.figures import plot_method
 
         if plot.suffix.lower() != ".png":
             raise UsageError(f"--plot {plot} must end in .png")
+        check_replaceable("--plot", plot)
         plot_method(config, plot)
+    click.echo(config.to_toml())
+    click.echo(f"{_describe_cost(what, config)}\n{computes}\n{_stage_table(config)}")
+    if plot is not None:
         click.echo(f"plot: {plot}")
 
 

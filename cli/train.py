@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,11 @@ from ict_cli.options import (
     PATH,
     SOURCE,
     backend_option,
+    command_line,
     crop_option,
     debug_option,
     device_option,
+    examples,
     open_backend,
     size_option,
 )
@@ -29,10 +32,18 @@ from ict_core.settings import Tree, merge, parse_assignment, preset_tree, read_t
 if TYPE_CHECKING:
     from ict_backends.data.dataset import Dataset
     from ict_backends.protocols import Arrays
+    from ict_backends.runs.folder import RunDir
     from ict_backends.training.recipes import Recipe
 
 
-@click.command("train")
+@click.command(
+    "train",
+    epilog=examples(
+        "ict train --preset digits",
+        "ict train --data my-images/ --size 32 --crop center --out runs/mine",
+        "ict train --out runs/mine --resume",
+    ),
+)
 @backend_option
 @click.option(
     "--preset",
@@ -98,7 +109,7 @@ def train_command(
     set, processes train together.
     """
     from ict_backends.environment import share_of_work
-    from ict_backends.runs.folder import RunDir, free_run_path, open_run
+    from ict_backends.runs.folder import RunDir, free_run_path, open_run, remember_end
     from ict_backends.runs.lock import in_use
     from ict_backends.training.estimate import estimate
     from ict_backends.training.recipes import chosen_recipe, recipe_for
@@ -144,23 +155,27 @@ def train_command(
             if dataset.num_classes > 1 and not config.network.num_classes and recipe.reason:
                 notes.append(f"the {dataset.num_classes} classes are not used; --conditional trains on them")
         check_data(config, dataset)
+        processes.check_split(config)
         weights = None
         if init:
             weights, replaced = averaged_weights(open_run(init), config, dataset)
             notes.append(replaced)
+        run = RunDir(out)
         if processes.rank == 0:
-            left = config.train.total_steps - (RunDir(out).steps_done() if resume else 0)
+            left = config.train.total_steps - (run.steps_done() if resume else 0)
             notes.append(f"{left:,} steps: {estimate(engine, config, device, left, processes.world)}")
+        if not dry_run:
+            check_alike(processes, config, dataset, resume=resume, init=weights is not None)
+            if processes.rank == 0:
+                notes += _prepare(run, config, dataset, weights, resume=resume)
+            processes.wait()
+        if processes.rank == 0:  # what is wrong has been said by now, and is not lost below the settings
             _announce(f"{'resume' if resume else 'run'} {out} with {backend}", config, dataset, notes)
         if dry_run:
             return
-        check_alike(processes, config, dataset, resume=resume, init=weights is not None)
-        if processes.rank == 0:
-            _prepare(out, config, dataset, weights, resume=resume)
-        processes.wait()
-        run = RunDir(out)
         engine.train(config, dataset, run, processes=processes, resume=bool(run.checkpoints()))
     if processes.rank == 0:
+        remember_end(run, config.train.total_steps)
         if weights is None and not resume:
             warn_of_average(config)
         click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
@@ -211,22 +226,31 @@ def _announce(what: str, config: Config, dataset: Dataset, notes: Sequence[str])
         click.echo(f"# {note}")
 
 
-def _prepare(out: Path, config: Config, dataset: Dataset, weights: Arrays | None, *, resume: bool) -> None:
-    """Make the run's folder, or prepare it for continuing the run."""
+def _prepare(run: RunDir, config: Config, dataset: Dataset, weights: Arrays | None, *, resume: bool) -> list[str]:
+    """Make the run's folder, or prepare it for continuing the run. Returns what there is to say of that."""
     from ict_backends.exchange.importing import start_from
-    from ict_backends.runs.folder import RunDir, create_run, remember_changes, remember_data, remove_leftovers
+    from ict_backends.reports.host import describe_versions
+    from ict_backends.runs.folder import (
+        create_run,
+        remember_changes,
+        remember_data,
+        remember_start,
+        remove_leftovers,
+    )
 
-    run = RunDir(out)
     if not resume:
         first = None if weights is None else partial(start_from, config=config, arrays=weights)
-        create_run(out, config, dataset, prepare=first or (lambda run: None))
-        return
+        create_run(run.path, config, dataset, prepare=first or (lambda run: None))
+        remember_start(run, command_line(), {"ict": version("ict"), **describe_versions()})
+        return []
     remove_leftovers(run)
     remember_data(run, config, dataset)
-    for name, (old, new) in remember_changes(run, config).items():
-        click.echo(f"# from here on, {name} is {new} and no longer {old}")
+    changes = remember_changes(run, config).items()
+    remember_start(run, command_line(), {"ict": version("ict"), **describe_versions()})
+    notes = [f"from here on, {name} is {new} and no longer {old}" for name, (old, new) in changes]
     if not run.checkpoints():
-        click.echo("# there is no checkpoint yet: starting from the beginning")
+        notes.append("there is no checkpoint yet: starting from the beginning")
+    return notes
 
 
 def _read_file(path: Path) -> Tree:

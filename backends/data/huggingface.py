@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ict_backends.console import shows_bars
 from ict_backends.data.labels import Labels
 from ict_backends.data.limits import read_file
 from ict_backends.data.parquet import ROWS, column_contents, column_labels, image_columns
@@ -103,19 +104,28 @@ def _library(where: object) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A context without the libraries' messages about each attempt: one line reports the outcome."""
+    """A context without the libraries' messages about each attempt, and with their bars only where ours are shown.
+
+    One line reports the outcome.
+    """
     import datasets
     import huggingface_hub
 
+    libraries = (datasets, huggingface_hub.utils)
+    with_bars = [library for library in libraries if not library.are_progress_bars_disabled() and not shows_bars()]
     loggers = (datasets.logging, huggingface_hub.logging)
     before = [logger.get_verbosity() for logger in loggers]
     for logger in loggers:
         logger.set_verbosity_error()
+    for library in with_bars:
+        library.disable_progress_bars()
     try:
         yield
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.set_verbosity(level)
+        for library in with_bars:
+            library.enable_progress_bars()
 
 
 def _library_says(where: object, action: Callable[[], Any]) -> Any:

@@ -1,9 +1,11 @@
-"""What this software writes beside somebody's images, and what is therefore never read as one of them."""
+"""What this software writes: beside somebody's images, where it is never read as one of them, and into output files."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from ict_backends.images import PICTURE_MARK
 
@@ -19,6 +21,12 @@ _MARKS: tuple[set[str], ...] = (
     {".ict-sample.json"},
     {"results.json", "table.md"},
 )
+# What begins the style of a page about a run, near the beginning of the file.
+PAGE_MARK = ": report</title><style>\n:root { color-scheme: light dark; --line:"
+_PAGE_HEAD = 2**13
+# The fields that tell the records of figures: of `ict eval --json`, and of `ict bench --out`.
+_RECORDS: tuple[set[str], ...] = ({"num", "reference", "sigmas"}, {"backend", "preset", "machine"})
+_LARGEST_RECORD = 2**20
 _SHEET = re.compile(r"contact-sheet(-[0-9]+)?\.png")
 
 
@@ -45,3 +53,26 @@ def is_our_sheet(name: str) -> bool:
 def is_our_picture(head: bytes) -> bool:
     """True for the first `HEAD` bytes of a PNG that shows several images, or an edited one."""
     return PICTURE_MARK in head
+
+
+def is_our_output(file: Path) -> bool:
+    """True for a file that a command wrote and may replace: a picture, a page about a run, or a record of figures.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not file.is_file():
+        return False
+    with open(file, "rb") as stream:
+        head = stream.read(_PAGE_HEAD)
+        if head.startswith(b"{"):
+            return _is_our_record(head + stream.read(_LARGEST_RECORD))
+    return is_our_picture(head[:HEAD]) or PAGE_MARK.encode() in head
+
+
+def _is_our_record(content: bytes) -> bool:
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return any(fields <= record.keys() for fields in _RECORDS)

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 import jax
@@ -26,7 +26,9 @@ from ict_backends.environment import (
     share_of_work,
 )
 from ict_backends.errors import LostProcessError
-from ict_backends.jax.device import BATCH_AXIS, check_device, replicated, split
+from ict_backends.jax.device import BATCH_AXIS, check_device, replicated, split, worthwhile
+from ict_backends.training.split import check_split
+from ict_core import Config
 
 # A process counts as ended so many seconds after its last sign of life: one that is stopped or starved may come back.
 _PATIENCE_SECONDS = 180
@@ -46,6 +48,18 @@ class Processes:
     rank: int = 0
     world: int = 1
     _asked: Array | None = field(default=None, repr=False)
+
+    def for_run(self, config: Config) -> Processes:
+        """These processes with the devices that make a run of these settings faster: among several, all."""
+        return replace(self, mesh=worthwhile(self.mesh, config)) if self.world == 1 else self
+
+    def check_split(self, config: Config) -> int:
+        """The number of micro-batches in which each device computes its share of a batch of these settings.
+
+        Raises UsageError where the batch cannot be split into equal parts.
+        """
+        devices = self.for_run(config).mesh.size
+        return check_split(config.train.batch_size, config.train.micro_batch, devices, "devices")
 
     def agree(self, flag: bool) -> bool:
         """True in all processes alike if one of them has passed True; must be called by every process.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from ict_backends.console import say, warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.environment import leave
 from ict_backends.jax.batch import to_device
-from ict_backends.jax.device import free_bytes, out_of_memory, put, replicated, worthwhile
+from ict_backends.jax.device import free_bytes, out_of_memory, put, replicated
 from ict_backends.jax.dispatch import steps_for, steps_per_dispatch
 from ict_backends.jax.parallel import Processes, joined
 from ict_backends.jax.sample import LoadedModel
@@ -29,7 +28,7 @@ from ict_backends.runs.folder import RunDir
 from ict_backends.training.interruption import Interruption, StoppedError
 from ict_backends.training.prefetch import fits_on_device, prefetched
 from ict_backends.training.recorder import Recorder
-from ict_backends.training.split import check_split, describe_shortage
+from ict_backends.training.split import describe_shortage
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Config
 
@@ -67,10 +66,8 @@ def train(
             return train(config, dataset, run, processes=those, resume=resume, on_record=on_record)
     shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
     with out_of_memory(shortage), Interruption() as interruption:
-        if processes.world == 1:
-            processes = replace(processes, mesh=worthwhile(processes.mesh, config))
+        parts, processes = processes.check_split(config), processes.for_run(config)
         mesh = processes.mesh
-        parts = check_split(config.train.batch_size, config.train.micro_batch, mesh.size, "devices")
         state = _restore(config, run, processes) if resume else init_state(config, mesh)
         done = int(state.step)
         stride = steps_per_dispatch(config, mesh, done)

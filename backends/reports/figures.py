@@ -15,11 +15,13 @@ from ict_backends.errors import UsageError
 from ict_backends.files import write_atomically
 from ict_backends.images import PICTURE_SOFTWARE
 from ict_backends.measuring.metrics import METRICS
+from ict_backends.reports.charts import number
 from ict_backends.training.step_plan import grid_of, some_stages, stages_of
 from ict_core import Config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from ict_backends.reports.ablation import StudyPlan, Summary
@@ -50,6 +52,9 @@ def plot_method(config: Config, path: Path) -> None:
     steps = [s for stage in every for s in (stage.first, stage.last + 1)]
     curriculum.plot(steps, [stage.n for stage in every for _ in range(2)], color="black")
     curriculum.set(title="Curriculum", xlabel="training step", ylabel="N(k)", yscale="log")
+    curriculum.locator_params(axis="x", nbins=5)
+    curriculum.xaxis.set_major_formatter(lambda step, place: number(step))
+    _label_few(curriculum.yaxis)
     levels.legend(fontsize="small")
     _save(figure, path)
 
@@ -68,6 +73,7 @@ def plot_search(curves: Sequence[Sequence[tuple[float, float]]], metric: str, pa
     for step, points in enumerate(curves, start=2):
         axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=3, label=f"step {step}")
     axes.set(xscale="log", xlabel="noise level of the step", ylabel=metric)
+    _label_few(axes.xaxis)
     axes.legend()
     _save(figure, path)
 
@@ -102,6 +108,7 @@ def plot_ablation(plan: StudyPlan, summaries: Sequence[Summary], metric: str, pa
     values = [value for summary in known for value in summary.values]
     if values and max(values) > 8 * min(values) > 0:
         axes.set(**{"yscale" if plan.axis else "xscale": "log"})
+        _label_few(axes.yaxis if plan.axis else axes.xaxis)
     axes.set(title=plan.title)
     _save(figure, path)
 
@@ -128,6 +135,7 @@ def _along_axis(axes: Axes, axis: str, summaries: Sequence[Summary]) -> None:
             axes.plot([value] * len(summary.values), summary.values, ".", color=color, alpha=0.5, markersize=4)
         if min(x) > 0 and max(x) >= 8 * min(x):
             axes.set(xscale="log")
+            _label_few(axes.xaxis)
 
 
 def _in_rows(axes: Axes, plan: StudyPlan, summaries: Sequence[Summary]) -> None:
@@ -179,6 +187,16 @@ def _new_figure(width: float, height: float) -> Figure:
     except ImportError as error:
         raise UsageError("--plot needs matplotlib: pip install 'ict[plot]'") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _label_few(axis: Axis) -> None:
+    """Label a logarithmic axis at 1, 2 and 5 of each decade, or at powers of ten, so that the labels stay apart."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axis.set_major_formatter(lambda value, place: number(value))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ict_backends.errors import CheckpointError
 from ict_backends.images import encode_png, tile, to_float
 from ict_backends.networks.families import count_parameters
 from ict_backends.reports.charts import Mark, Series, line_chart
-from ict_backends.runs.folder import RunDir
+from ict_backends.runs.folder import RunDir, class_counts, class_names, read_history
 from ict_backends.runs.lines import is_log, read_lines
+from ict_backends.runs.state import read_json
 from ict_backends.training.evaluator import read_evaluations
 from ict_backends.training.metrics_log import band_edges
 from ict_backends.training.step_plan import some_stages
@@ -25,14 +27,20 @@ from ict_core import Config
 
 _NEIGHBOURS = 4
 _MOST_MARKS = 10
+# Starts after the first one, and classes, that are listed.
+_MOST_STARTS, _MOST_CLASSES = 5, 20
+# PAGE_MARK tells pages by the beginning of their style, which must therefore stay.
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 60rem; }
 h1 { font-size: 1.5rem; margin: .5rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+main.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 2rem; }
+main > section { min-width: 0; } body:has(main.two) { max-width: 110rem; }
 svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
 svg polyline { fill: none; stroke-width: 1.8; } svg .grid { stroke: var(--line); stroke-width: .5; }
 svg line.mark { stroke: currentColor; stroke-dasharray: 3 3; opacity: .5; }
 svg text.mark { font-size: 11px; opacity: .8; }
+main.two svg text, main.two svg text.mark { font-size: 21px; }
 @media (max-width: 40rem) { svg text, svg text.mark { font-size: 21px; } svg polyline { stroke-width: 3; } }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; }
 .legend i { display: inline-block; width: .9rem; height: .25rem; margin-right: .35rem; vertical-align: middle; }
@@ -43,25 +51,53 @@ td:first-child { font-family: ui-monospace, monospace; } summary { cursor: point
 .facts { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; }
 """
 _SLIDER = """
-const strip = document.getElementById("strip"), slider = document.getElementById("slider");
+const here = document.currentScript.parentElement, slider = here.querySelector("input");
 if (slider) slider.addEventListener("input", () => {
   const frame = frames[slider.value];
-  strip.src = frame[1];
-  document.getElementById("step").textContent = frame[0];
+  here.querySelector("img").src = frame[1];
+  here.querySelector("b").textContent = frame[0];
 });
 """
 
 
-def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) -> str:
-    """The HTML of the page about a run.
+class Reported(NamedTuple):
+    """What a page says of a run.
 
-    Args:
+    Attributes:
+        run: the run's folder.
         images: the training images, [n, c, h, w] uint8, or None if they are not available.
         samples: images from the run's model, [k, c, h, w] uint8, to be shown beside their nearest training images.
+    """
+
+    run: RunDir
+    images: np.ndarray | None
+    samples: np.ndarray
+
+
+def build_report(shown: Sequence[Reported]) -> str:
+    """The HTML of the page about a run, or about two side by side, with the settings in which these differ.
 
     Raises:
-        CheckpointError: the run's records are damaged.
+        CheckpointError: a run's records are damaged.
     """
+    names = " and ".join(each.run.path.name for each in shown)
+    differ = _differences(*(each.run for each in shown)) if len(shown) == 2 else []
+    sections = "".join(f"<section>{''.join(_section(*each))}</section>" for each in shown)
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(names)}: report</title><style>{_STYLE}</style>"
+    body = f'{"".join(differ)}<main class="{("one", "two")[len(shown) - 1]}">{sections}</main>'
+    return f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def _differences(first: RunDir, second: RunDir) -> list[str]:
+    """The HTML of the settings that two runs have otherwise."""
+    a, b = first.load_config().flat(), second.load_config().flat()
+    rows = [(name, a.get(name, ""), b.get(name, "")) for name in a | b if a.get(name) != b.get(name)]
+    said = "Settings that differ" if rows else "The same settings"
+    return [f"<h1>{said}</h1>", _rows([("", first.path, second.path), *rows])] if rows else [f"<h1>{said}</h1>"]
+
+
+def _section(run: RunDir, images: np.ndarray | None, samples: np.ndarray) -> list[str]:
     config = run.load_config()
     metrics, evals = _read_metrics(run, config), read_evaluations(run)
     done = metrics[-1]["step"] if metrics else 0
@@ -77,18 +113,57 @@ def build_report(run: RunDir, images: np.ndarray | None, samples: np.ndarray) ->
     if evals:
         best = min(evals, key=lambda line: line["value"])
         facts.append(f"best {best['metric']} {best['value']:.4g} at step {best['step']:,}")
-    body = [
+    return [
         f"<h1>{escape(str(run.path))}</h1>",
         f'<div class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts)}</div>',
+        _table(_origin(run, config)),
         *_samples(run),
         *_curves(config, metrics, evals),
         *_nearest(images, samples),
         "<h2>Configuration</h2>",
         f"<details><summary>All settings</summary>{_table(config.flat())}</details>",
     ]
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f"<title>{escape(run.path.name)}: report</title><style>{_STYLE}</style>"
-    return f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+
+
+def _origin(run: RunDir, config: Config) -> dict[str, str]:
+    """What a run was trained on, when, by which command and with which versions, as far as its records say it."""
+    about = {"data": ", ".join([config.data.source, *(f"{n:,} images" for n in _image_count(run))])}
+    if config.network.num_classes:
+        about["classes"] = _classes(run, config)
+    events = read_history(run)
+    starts = [event for event in events if "command" in event]
+    if starts:
+        about["started"] = ", ".join(_at_step(event) for event in starts[:1] + starts[1:][-_MOST_STARTS:])
+        about["command"] = starts[0]["command"]
+        about["versions"] = ", ".join(f"{name} {number}" for name, number in starts[-1]["versions"].items())
+    if events and "command" not in events[-1]:
+        about["finished"] = events[-1]["date"]
+    return about
+
+
+def _at_step(event: Mapping[str, Any]) -> str:
+    return f"{event['date']} (step {event['step']:,})" if event["step"] else str(event["date"])
+
+
+def _image_count(run: RunDir) -> list[int]:
+    """The number of images that a run was trained on; none where it has seen no data, or does not say."""
+    try:
+        count = read_json(run.data_file, run.data_file.name)["count"]
+    except (CheckpointError, KeyError):
+        return []
+    return [count] if type(count) is int and count > 0 else []
+
+
+def _classes(run: RunDir, config: Config) -> str:
+    """The number of classes, and the first ones with their names and numbers of images."""
+    total, names, counts = config.network.num_classes, class_names(run, config), class_counts(run, config)
+    if names is None and counts is None:
+        return f"{total:,}"
+    first = range(min(total, _MOST_CLASSES))
+    words = [names[i] if names else str(i) for i in first]
+    if counts is not None:
+        words = [f"{word} ({counts[i]:,})" for i, word in zip(first, words, strict=True)]
+    return f"{total:,}: {', '.join(words)}{', ...' if total > _MOST_CLASSES else ''}"
 
 
 def _read_metrics(run: RunDir, config: Config) -> list[dict[str, Any]]:
@@ -107,15 +182,15 @@ def _samples(run: RunDir) -> list[str]:
     if not frames:
         return []
     last = len(frames) - 1
-    slider = f'<input type="range" id="slider" min="0" max="{last}" value="{last}" aria-label="step">' * (last > 0)
+    slider = f'<input type="range" min="0" max="{last}" value="{last}" aria-label="step">' * (last > 0)
     return [
-        "<h2>Samples</h2>",
+        "<h2>Samples</h2><div>",
         "<p>One step each, from noise that is always the same"
         + (", over the course of training:" if last else ":")
-        + f' step <b id="step">{frames[-1][0]}</b></p>',
+        + f" step <b>{frames[-1][0]}</b></p>",
         slider,
-        f'<img class="wide" id="strip" alt="samples" src="{frames[-1][1]}">',
-        f"<script>const frames = {json.dumps(frames)};{_SLIDER}</script>",
+        f'<img class="wide" alt="samples" src="{frames[-1][1]}">',
+        f"<script>{{const frames = {json.dumps(frames)};{_SLIDER}}}</script></div>",
     ]
 
 
@@ -198,8 +273,12 @@ def nearest_images(samples: np.ndarray, images: np.ndarray, count: int) -> np.nd
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in values.items())
-    return f"<table>{rows}</table>"
+    return _rows(list(values.items()))
+
+
+def _rows(rows: Sequence[tuple[object, ...]]) -> str:
+    cells = ("".join(f"<td>{escape(str(value))}</td>" for value in row) for row in rows)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def _data_url(png: bytes) -> str:

@@ -7,6 +7,7 @@ RUN/images.npz                      the images and labels, where training was gi
 RUN/metrics.jsonl                   one JSON object a logged step
 RUN/tensorboard/                    the same for TensorBoard, on request
 RUN/changes.jsonl                   one JSON object for each time that resuming changed settings
+RUN/history.jsonl                   one JSON object for each start (date, command, versions), and for the end
 RUN/evals.jsonl                     one JSON object an evaluation, where training evaluates
 RUN/best/step_00000100/             the checkpoint whose evaluation was best
 RUN/sigmas.json                     levels for sampling in several steps, where they were searched for
@@ -16,11 +17,13 @@ RUN/checkpoints/step_00000100/      state.safetensors and state.json
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ import numpy as np
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, DataError, UsageError
 from ict_backends.files import discard, write_atomically
-from ict_backends.runs.lines import append_line
+from ict_backends.runs.lines import append_line, read_lines
 from ict_backends.runs.lock import LOCK_FILE
 from ict_backends.runs.state import read_json, read_state
 from ict_core import Config, ConfigError
@@ -98,6 +101,11 @@ class RunDir:
     def changes_file(self) -> Path:
         """RUN/changes.jsonl."""
         return self.path / "changes.jsonl"
+
+    @property
+    def history_file(self) -> Path:
+        """RUN/history.jsonl."""
+        return self.path / "history.jsonl"
 
     @property
     def evals_file(self) -> Path:
@@ -336,6 +344,37 @@ def remember_changes(run: RunDir, config: Config) -> dict[str, tuple[object, obj
     if run.config_file.read_bytes() != config.to_toml().encode():
         write_atomically(run.config_file, config.to_toml().encode())
     return changed
+
+
+def remember_start(run: RunDir, command: str, versions: Mapping[str, str]) -> None:
+    """Add to RUN/history.jsonl that training starts or goes on: the step, the date, the command and the versions."""
+    record = {"step": run.steps_done(), "date": _now(), "command": command, "versions": dict(versions)}
+    append_line(run.history_file, json.dumps(record) + "\n")
+
+
+def remember_end(run: RunDir, step: int) -> None:
+    """Add to RUN/history.jsonl that training has come to its end. A full disk is no reason to fail then."""
+    with contextlib.suppress(OSError):
+        append_line(run.history_file, json.dumps({"step": step, "date": _now()}) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+
+
+def read_history(run: RunDir) -> list[dict[str, Any]]:
+    """The records of `remember_start` and `remember_end`, oldest first; none of a run of an earlier version.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    return read_lines(run.history_file, _is_event)
+
+
+def _is_event(record: Mapping[str, Any]) -> bool:
+    command, versions = record.get("command", ""), record.get("versions", {})
+    texts = isinstance(versions, dict) and all(isinstance(version, str) for version in versions.values())
+    return isinstance(record.get("date"), str) and isinstance(command, str) and texts
 
 
 def class_counts(run: RunDir, config: Config) -> np.ndarray | None:

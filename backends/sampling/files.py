@@ -5,7 +5,8 @@ FOLDER/000000.png, ...             an image each, and FOLDER/.ict-sample.json
 .NAME.done                         tells that NAME is complete: processes that start late, and the same command again
 
 .ict-sample.json and .NAME.done hold the recipe: the settings that determine the samples. .NAME.npz.done also has the
-sha256 of NAME.npz. A folder of samples can be extended, by the same recipe with a larger number.
+sha256 of NAME.npz: another file of that name is not replaced. A folder of samples can be extended, by the same recipe
+with a larger number.
 """
 
 from __future__ import annotations
@@ -79,9 +80,9 @@ def open_sink(out: Path, num: int, recipe: Mapping[str, object], *, rank: int = 
     done = _read(_done_file(out)) or {}
     if recipe.items() <= done.items() and _is_complete(out, num, done.get(_DIGEST)) and (rank > 0 or out.suffix):
         return None
+    check_sink(out, recipe)
     if rank == 0:
         _done_file(out).unlink(missing_ok=True)
-    check_sink(out, recipe)
     return NpzSink(out, num, recipe) if out.suffix else FolderSink(out, num, recipe)
 
 
@@ -105,6 +106,12 @@ def check_sink(out: Path, recipe: Mapping[str, object]) -> None:
         UsageError: `out` holds other files, or samples of another recipe (the message says what differs).
     """
     folder = _parts_folder(out)
+    if out.suffix and out.exists():
+        done = _read(_done_file(out)) or {}
+        if _is_complete(out, 0, done.get(_DIGEST)):
+            return _check_recipe(out, recipe, done)
+        if not folder.exists():
+            raise UsageError(f"--out {out} is there already, and not as this command wrote it; choose another name")
     if not folder.exists():
         return
     known = _read(folder / _MANIFEST)
@@ -114,7 +121,11 @@ def check_sink(out: Path, recipe: Mapping[str, object]) -> None:
         if any(not name.startswith(f".{_MANIFEST}.") for name in names):
             raise UsageError(f"--out {out} is not an empty folder; choose another one")
         return
-    stored = _EARLIER | known
+    _check_recipe(out, recipe, known)
+
+
+def _check_recipe(out: Path, recipe: Mapping[str, object], known: Mapping[str, object]) -> None:
+    stored = _EARLIER | dict(known)
     extends = not out.suffix and _number(stored) <= _number(recipe)
     differ = [
         f"{key} is {stored.get(key)} and not {value}"

@@ -20,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ict_backends.environment import JOINING_SECONDS, check_rendezvous, joining, leave_at_once, share_of_work
 from ict_backends.errors import LostProcessError
 from ict_backends.torch.device import check_device
+from ict_backends.training.split import check_split
+from ict_core import Config
 
 # The first process evaluates and draws while the others wait.
 _PATIENCE = timedelta(hours=1)
@@ -49,6 +51,13 @@ class Processes:
         if self.world == 1:
             return network
         return sharded(network, self.device, self.world) if shard else copied(network, self.device)
+
+    def check_split(self, config: Config) -> int:
+        """The number of micro-batches in which each process computes its share of a batch of these settings.
+
+        Raises UsageError where the batch cannot be split into equal parts.
+        """
+        return check_split(config.train.batch_size, config.train.micro_batch, self.world, "processes")
 
     def agree(self, flag: bool) -> bool:
         """True in all processes alike if one of them has passed True; must be called by every process."""

@@ -24,7 +24,7 @@ from ict_backends.training.interruption import Interruption, StoppedError
 from ict_backends.training.metrics_log import ToNumpy
 from ict_backends.training.prefetch import fits_on_device, prefetched
 from ict_backends.training.recorder import Recorder
-from ict_backends.training.split import check_split, describe_shortage
+from ict_backends.training.split import describe_shortage
 from ict_backends.training.step_plan import StepPlan
 from ict_core import Batch, Config
 
@@ -60,7 +60,7 @@ def train(
             return train(config, dataset, run, processes=those, resume=resume, on_record=on_record)
     shortage = describe_shortage(config.train.batch_size, config.train.micro_batch)
     with out_of_memory(shortage), Interruption() as interruption:
-        parts = check_split(config.train.batch_size, config.train.micro_batch, processes.world, "processes")
+        parts = processes.check_split(config)
         state = _restore(config, run, processes) if resume else init_state(config, processes)
         feed, to_numpy = _feed(config, dataset, state.step, processes, parts), _to_numpy(processes)
 

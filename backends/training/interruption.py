@@ -21,7 +21,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StoppedError(UserError):
-    """Training was told to stop and has saved its state; the command line exits with 128 + the signal's number."""
+    """Training was told to stop and has saved its state; the command line exits with 128 + the signal's number.
+
+    That is what the user wanted, and no error: the line on the error stream does not say so.
+    """
+
+    prefix = ""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -38,7 +43,7 @@ class StoppedError(UserError):
         """
         number = number or signal.SIGTERM
         name = signal.Signals(number).name
-        return cls(f"stopped by {name} after step {step}; go on with: ict train --out {run} --resume", number)
+        return cls(f"Stopped by {name} after step {step}; go on with: ict train --out {run} --resume", number)
 
 
 class Interruption:

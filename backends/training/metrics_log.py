@@ -94,6 +94,7 @@ class Progress:
         self._pending.append((step, plan, result))
         if (step + 1) % self._config.train.log_every == 0:
             self.flush()
+        self._bar.update()  # at each step, since a record may be minutes away
 
     def flush(self) -> None:
         """Log all steps since the last record as one record.
@@ -141,7 +142,6 @@ class Progress:
     def _show(self, record: dict[str, Any], speed: float) -> None:
         text = f"N={record['n']} loss={record.get('loss', np.nan):.4g} {speed:.0f} images/s"
         self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(len(self._pending))
         if self._bar.disable:
             done, total = record["step"], self._config.train.total_steps
             left = (time.perf_counter() - self._began) / (done - self._first) * (total - done)

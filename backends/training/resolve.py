@@ -16,9 +16,9 @@ from ict_backends.measuring.evaluation import images_needed
 from ict_backends.measuring.metrics import METRICS
 from ict_backends.networks.families import check_memory, parameter_shapes
 from ict_backends.protocols import Arrays, Processes
-from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
+from ict_backends.runs.checkpoint import check_arrays, load_checkpoint, load_newest
 from ict_backends.runs.folder import FREE_ON_RESUME, RunDir, check_same_data, class_names, data_digest
-from ict_backends.runs.lines import read_lines
+from ict_backends.runs.lines import check_lines, is_evaluation, is_log, read_lines
 from ict_backends.training.evaluator import evaluation_size
 from ict_backends.training.recipes import moved_attention
 from ict_backends.training.step_plan import check_levels
@@ -144,7 +144,8 @@ def resolve_resumed(run: RunDir, asked: Tree) -> tuple[Config, Dataset]:
 
     Raises:
         UsageError: a setting that was asked for contradicts the run.
-        CheckpointError: the run's checkpoints are gone. A run that was killed before its first one has none yet.
+        CheckpointError: the run's log or all its checkpoints are damaged, or the checkpoints are gone. A run that was
+            killed before its first one has none yet.
         DataError: the data are not the same.
     """
     config, done = _resumed_config(run, asked), run.steps_done()
@@ -152,6 +153,11 @@ def resolve_resumed(run: RunDir, asked: Tree) -> tuple[Config, Dataset]:
         run.latest_checkpoint()  # raises
     if config.train.total_steps < done:
         raise UsageError(f"--steps {config.train.total_steps}: the run in {run.path} has done {done} steps already")
+    if run.checkpoints():
+        folder, checkpoint = load_newest(run, warn=lambda text: None, writes=False)  # which is told when it is used
+        check_arrays(f"checkpoint {folder}: params", parameter_shapes(config), checkpoint.params)
+    check_lines(run.metrics_file, is_log)
+    check_lines(run.evals_file, is_evaluation)
     dataset = load_data_of(config.data)
     check_same_data(run, dataset)
     if dataset.shape != config.data.shape:

@@ -35,6 +35,7 @@ def refused(ict: Ict, tmp_path: Path) -> Refused:
         assert result.code == code, result
         assert_refusal(result.err, *([patterns] if isinstance(patterns, str) else patterns))
         assert contents(tmp_path) == before
+        assert "total_steps = " not in result.out, "the line would be lost below the settings"
         return result
 
     return check

@@ -5,17 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from command_line import Ict, Refused, assert_refusal
 from PIL import Image
 from tiny import TINY
 
+from ict_backends.training import prefetch
+from ict_backends.training.step_plan import StepPlan
+from ict_cli.main import ict as ict_group
 from ict_core import load_config, load_preset, preset_names
 
 CIFAR10 = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-train-jpeg.tar.xz"
@@ -68,6 +75,23 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(
             True,
             False,  # the warning that so short an average is of initial weights
         ]
+
+
+def test_the_bar_moves_with_each_step(ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not only when a line of the log is due, which may be after minutes."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    original = prefetch.plan_step
+
+    def plan_step(*arguments: object) -> StepPlan:
+        time.sleep(0.15)  # bars are drawn every tenth of a second
+        return original(*arguments)
+
+    monkeypatch.setattr(prefetch, "plan_step", plan_step)
+    result = ict("train", "--out", tmp_path / "run", *TINY, "--steps=5", "--set=train.log_every=100")
+    shown = [int(number) for number in re.findall(r"(\d)/5 ", result.err)]
+    assert set(shown) >= {0, 1, 2, 3}
+    assert shown == sorted(shown)
+    assert re.search(r"5/5 .*N=\d+ loss=", result.err)
 
 
 def test_later_settings_win(ict: Ict, tmp_path: Path) -> None:
@@ -248,6 +272,49 @@ def test_every_command_has_help(ict: Ict, command: list[str]) -> None:
     result = ict(*command, "--help")
     assert result.code == 0
     assert result.out.startswith("Usage: ict")
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[str, ...]]:
+    """Every command, groups and theirs too, as the words after `ict`."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        yield (*path, name)
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+
+
+@pytest.mark.parametrize("words", list(commands(ict_group)), ids=" ".join)
+def test_the_help_of_every_command_has_two_examples_that_it_takes(ict: Ict, words: tuple[str, ...]) -> None:
+    lines = ict(*words, "--help").out.partition("  Examples:\n")[2].splitlines()
+    assert len(lines) >= 2
+    for line in lines:
+        start, *rest = shlex.split(line)
+        assert (start, tuple(rest[: len(words)])) == ("ict", words)
+        command: click.Command = ict_group
+        while isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), rest.pop(0))
+        command.make_context(line, rest)  # raises where an option, an argument or a value is wrong
+
+
+def test_the_help_groups_the_commands(ict: Ict) -> None:
+    parts = re.split(r"^(\w+):\n", ict("--help").out.partition("Options:")[2], flags=re.M)[1:]
+    found = {title: re.findall(r"^  ([\w-]+)", body, re.M) for title, body in zip(parts[::2], parts[1::2], strict=True)}
+    assert list(found) == ["Train", "Sample", "Measure", "Exchange"]
+    assert [name for names in found.values() for name in names] == ict_group.list_commands(click.Context(ict_group))
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("sampel", "no such command 'sampel'; did you mean sample\\?$"),
+        ("search-sigma", "no such command 'search-sigma'; did you mean search-sigmas\\?$"),
+        ("fly", "no such command 'fly'; `ict --help` lists them$"),
+    ],
+)
+def test_a_wrong_name_of_a_command_is_refused_with_the_nearest(refused: Refused, word: str, says: str) -> None:
+    refused(2, says, word)
+    refused(2, says, word, "runs/mine", "--out=x.png")
 
 
 @pytest.mark.parametrize("start", [[sys.executable, "-m", "ict_cli"], [str(Path(sys.executable).with_name("ict"))]])

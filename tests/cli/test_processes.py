@@ -82,7 +82,9 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(
     monkeypatch.setattr(prefetch, "plan_step", plan_step)
     resumed = ict("train", "--resume", "--out", run.path, "--device=cpu")
     assert resumed.code == 143
-    assert f"Error: stopped by SIGTERM after step {done + 2}; go on with: ict train --out {run.path}" in resumed.err
+    line = f"Stopped by SIGTERM after step {done + 2}; go on with: ict train --out {run.path} --resume"
+    assert resumed.err.splitlines()[-1] == line
+    assert "Error" not in resumed.err
     assert load_checkpoint(run.latest_checkpoint()).step == done + 2
 
 
@@ -127,8 +129,25 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path: Path) ->
     processes[1].terminate()
     ends = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143]
-    steps = {int(re.search(r"stopped by SIGTERM after step (\d+)", end)[1]) for end in ends}
+    steps = {int(re.search(r"Stopped by SIGTERM after step (\d+)", end)[1]) for end in ends}
     assert steps == {load_checkpoint(run.latest_checkpoint()).step}
+
+
+def test_torchrun_shares_the_samples_as_the_docs_say(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
+    """The line of docs/sampling.md with another number, of processes and of images."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^torchrun .*?(?=  +#)", page, re.MULTILINE)
+    line = line.replace("--nproc-per-node 8", "--standalone --nproc-per-node 2").replace("--num 50000", "--num 12")
+    words = line.replace("runs/mine", str(digits_run)).replace("samples.npz", str(tmp_path / "x.npz")).split()
+    program = str(Path(sys.executable).with_name(words[0]))
+    done = subprocess.run(
+        [program, *words[1:], "--batch-size=3", "--device=cpu"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"12 images: {tmp_path / 'x.npz'}\n"
+    assert ict("sample", digits_run, "--num=12", "--out", tmp_path / "y.npz", "--device=cpu").code == 0
+    a, b = (np.load(tmp_path / name)["arr_0"].astype(int) for name in ("x.npz", "y.npz"))
+    assert np.abs(a - b).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -153,6 +172,7 @@ def test_what_processes_cannot_share_is_refused(
     result = ict("train", *TINY, *out)
     assert result.code == 2, result
     assert_refusal(result.err, re.escape(message))
+    assert result.out == ""
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
@@ -223,9 +243,11 @@ def test_processes_that_would_train_a_mixture_are_refused(tmp_path: Path, backen
     np.savez(tmp_path / "other.npz", np.zeros((12, 8, 8, 1), np.uint8))
     options = ("--out", tmp_path / "run", *TINY)
     both = [start(backend, rank, port, *options, *(other if rank else [])) for rank in range(2)]
-    errors = [process.communicate(timeout=200)[1].splitlines()[-1] for process in both]
-    assert [process.returncode for process in both] == [2, 2], errors
-    for error in errors:
+    ends = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [2, 2], ends
+    for out, errors in ends:
+        assert "total_steps" not in out
+        error = errors.splitlines()[-1]
         assert error.startswith(
             "Error: process 1 of 2 differs from process 0: train.seed is 3 and not 0; data (sha256)"
         )

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from PIL import Image
 from tiny import TINY
 
 from ict_backends.errors import CheckpointError
-from ict_backends.reports.charts import Mark, Series, line_chart
+from ict_backends.reports import figures
+from ict_backends.reports.charts import Mark, Series, line_chart, number
 from ict_backends.reports.page import nearest_images
 from ict_backends.runs.folder import RunDir
 from ict_backends.training.evaluator import read_evaluations
@@ -186,6 +188,75 @@ def test_charts_leave_out_what_cannot_be_drawn() -> None:
     assert Page(line_chart([Series("a", [(1, 5.0)])], x_label="x", y_label="y")).points() == [1]
 
 
+WIDE = [(0, 400_000), (0, 2_300), (0, 45), (0, 1_234_567), (-3, 3), (0, 0.02)]
+HIGH = [(1, 98), (0.9, 2.1), (1e-9, 1e6), (3, 3.001), (20, 30), (1e-5, 1.3e-4), (0.02, 900)]
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+@pytest.mark.parametrize("wide", WIDE)
+@pytest.mark.parametrize("high", HIGH)
+def test_no_label_covers_another_also_in_the_large_letters_of_a_phone(
+    wide: tuple[float, float], high: tuple[float, float], log_y: bool
+) -> None:
+    """The page's style has letters of 21 units there, at most 0.6 of their size wide; none leaves the chart."""
+    points = list(zip(wide, high, strict=True))
+    marks = [
+        Mark(max(wide) * share, f"N={n}") for share, n in ((0, 11), (0.02, 21), (0.1, 641), (0.3, 1281), (0.98, 9))
+    ]
+    text = line_chart([Series("a", points)], x_label="step", y_label="loss", marks=marks, log_y=log_y)
+    boxes = []
+    for attributes, words in re.findall("<text ([^>]*)>([^<]*)</text>", text):
+        found = dict(re.findall(r'([\w-]+)="([^"]*)"', attributes))
+        if "transform" in found:
+            boxes.append((words, 3.0, 24.0, 0.0, 320.0))
+            continue
+        x, y, width = float(found["x"]), float(found["y"]), 0.6 * 21 * len(words)
+        left = x - width * {"middle": 0.5, "end": 1.0}.get(found.get("text-anchor", ""), 0.0)
+        boxes.append((words, left, left + width, y - 16, y + 2))
+    assert len(boxes) >= 6
+    for i, (words, left, right, top, bottom) in enumerate(boxes):
+        assert left >= 0, words
+        assert right <= 720, words
+        for other, left_2, right_2, top_2, bottom_2 in boxes[:i]:
+            apart = left >= right_2 or left_2 >= right or top >= bottom_2 or top_2 >= bottom
+            assert apart, (words, other)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.25, "0.25"),
+        (1500, "1500"),
+        (400_000, "400k"),
+        (1.2e6, "1.2M"),
+        (1e-5, "1e-5"),
+        (-2, "-2"),
+        (1.2e-4, "1.2e-4"),
+    ],
+)
+def test_numbers_of_an_axis_are_short(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize("preset", ["digits", "cifar10", "digits-cm", "imagenet64"])
+def test_no_number_of_a_plot_covers_another(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ict_core import load_preset
+
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    figures.plot_method(load_preset(preset), tmp_path / "x.png")
+    figures.plot_search([[(0.3 + i / 9, 1.0) for i in range(5)]], "kid", tmp_path / "y.png")
+    for figure in drawn:
+        figure.draw_without_rendering()
+        for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+            labels = [label for label in axis.get_ticklabels(which="both") if label.get_text() and label.get_visible()]
+            low, high = sorted(axis.get_view_interval())
+            boxes = [label.get_window_extent() for label in labels if low <= sum(label.get_position()) <= high]
+            assert len(boxes) >= 2
+            assert not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+
 def test_a_chart_puts_larger_values_higher_and_later_ones_to_the_right() -> None:
     text = line_chart([Series("a", [(0, 1.0), (10, 10.0), (20, 100.0)])], x_label="x", y_label="y", log_y=True)
     (x0, y0), (x1, y1), (x2, y2) = (map(float, p.split(",")) for p in re.search(r'points="([^"]*)"', text)[1].split())
@@ -237,3 +308,64 @@ def test_a_name_in_a_record_is_shown_and_is_no_part_of_the_page(ict: Ict, run: P
     page = (run / "report.html").read_text()
     assert "<script>x()" not in page
     assert "&lt;script&gt;x()" in page
+
+
+def test_the_page_names_data_classes_dates_command_and_versions(
+    ict: Ict, tmp_path: Path, images_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train = ["train", f"--out={run}", *TINY, f"--data={images_file}", "--set=network.num_classes=3"]
+    assert ict(*train).code == 0
+    assert ict("train", f"--out={run}", "--resume", "--steps=4", "--device=cpu").code == 0
+    assert ict("report", run, "--device", "cpu").code == 0
+    words = " ".join(Page((run / "report.html").read_text(encoding="utf-8")).words)
+    assert f"{images_file}, 12 images" in words
+    assert "classes 3: 0 (4), 1 (4), 2 (4)" in words
+    assert re.search(rf"command ict train --data {re.escape(str(images_file))} --out {re.escape(str(run))} ", words)
+    date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00"
+    assert re.search(rf"started {date}, {date} \(step 2\)", words)
+    assert re.search(rf"finished {date}", words)
+    for package in ("ict", "numpy", "torch"):
+        assert f"{package} {version(package)}" in words
+    record = json.loads((run / "data.json").read_text()) | {"class_names": ["leaves", "<moss>", "rock"]}
+    (run / "data.json").write_text(json.dumps(record))
+    (run / "history.jsonl").unlink()  # as of an earlier version
+    assert ict("report", run, "--device", "cpu").code == 0
+    words = " ".join(Page((run / "report.html").read_text(encoding="utf-8")).words)
+    assert "classes 3: leaves (4), <moss> (4), rock (4)" in words
+    assert "started" not in words
+
+
+HISTORY = ['{"step": 0}', '{"step": 0, "date": 3}', '{"step": 0, "date": "x", "versions": [1]}', "{"]
+
+
+@pytest.mark.parametrize("text", HISTORY, ids=range(len(HISTORY)))
+def test_a_damaged_history_is_refused(refused: Refused, run: Path, text: str) -> None:
+    (run / "history.jsonl").write_text(text + '\n{"step": 4, "date": "x"}\n')
+    refused(1, "history.jsonl cannot be read: line 1 is damaged", "report", run, "--device", "cpu")
+
+
+def test_two_runs_are_laid_side_by_side(ict: Ict, refused: Refused, tmp_path: Path, run: Path) -> None:
+    other = tmp_path / "other"
+    changed = ("--seed=3", "--set=train.sample_every=1")
+    assert ict("train", f"--out={other}", *TINY, *changed).code == 0
+    out = tmp_path / "both.html"
+    done = ict("report", run, other, "--out", out, "--device", "cpu")
+    assert (done.code, done.err) == (0, "")
+    text = out.read_text(encoding="utf-8")
+    page = Page(text)
+    words = " ".join(page.words)
+    assert "Settings that differ" in words
+    assert "train.seed 0 3" in words
+    assert "train.total_steps 4 2" in words
+    assert "train.batch_size" not in words.partition("steps, ")[0].partition(str(other))[0]
+    assert sum(tag == "section" for tag, _ in page.tags) == 2
+    frames = [json.loads(each) for each in re.findall(r"const frames = (\[.*?\]);\n", text)]
+    assert [[step for step, _ in each] for each in frames] == [[2, 4], [1, 2]]
+    assert not [attrs["id"] for _, attrs in page.tags if "id" in attrs]  # of which a page must not have two
+    refused(2, "--out FILE.html is needed for two runs", "report", run, other)
+    refused(2, "one run, or two to lay side by side, not 3", "report", run, other, run, "--out", tmp_path / "x.html")
+    refused(1, "does not exist", "report", run, tmp_path / "none", "--out", tmp_path / "x.html")
+    same = ict("report", run, run, "--out", out, "--device", "cpu")
+    assert same.code == 0
+    assert "The same settings" in " ".join(Page(out.read_text(encoding="utf-8")).words)

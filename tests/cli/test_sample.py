@@ -27,6 +27,7 @@ from ict_backends.runs.checkpoint import read_digest
 from ict_backends.runs.folder import RunDir
 from ict_backends.sampling import files
 from ict_backends.sampling.batches import proportional_labels, sample_batches, trajectory
+from ict_backends.sampling.class_grid import caption, class_grid
 from ict_core import multistep_sample
 
 FAST = ("--num", 10, "--batch-size", 3, "--device", "cpu")
@@ -103,15 +104,18 @@ def test_what_is_finished_is_recognised(
     assert contents(tmp_path) == before
 
 
-def test_an_npz_of_another_command_is_drawn_anew(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
-    """And so is one that was changed."""
-    out, found = tmp_path / "x.npz", []
-    for options in (("--seed", 1), (), ()):
-        assert ict("sample", digits_run, "--out", out, *FAST, *options).code == 0
-        found.append(samples(out))
-        out.write_bytes(b"changed")
-    assert not np.array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[1], found[2])
+def test_an_npz_of_another_command_is_kept(ict: Ict, refused: Refused, tmp_path: Path, digits_run: Path) -> None:
+    """And so is one that was changed; one that was removed is drawn again."""
+    out = tmp_path / "x.npz"
+    draw = ("sample", digits_run, "--out", out, *FAST)
+    assert ict(*draw).code == 0
+    whole = out.read_bytes()
+    refused(2, r"holds other samples \(num is 10 and not 11; seed is 0 and not 1\)", *draw, "--seed", 1, "--num", 11)
+    out.write_bytes(b"changed")
+    refused(2, "x.npz is there already, and not as this command wrote it; choose another name", *draw)
+    out.unlink()
+    assert ict(*draw).code == 0
+    assert out.read_bytes() == whole
 
 
 def test_a_finished_folder_can_be_extended(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
@@ -264,7 +268,8 @@ def test_what_another_process_does_not_draw_the_first_one_does(tmp_path: Path, m
     assert files.draw_into(begin(0, seed=0), drawer, None, batch=3, rank=0, world=2)
     assert drawer.drawn == [0, 1, 2, 6, 7, 8, 3, 4, 5]
     # The mark of a finished run stops no process of another.
-    assert begin(1, seed=1) is not None
+    with pytest.raises(UsageError, match="holds other samples"):
+        begin(1, seed=1)
 
 
 def test_a_dry_run_finds_what_is_in_the_way(ict: Ict, refused: Refused, tmp_path: Path, digits_run: Path) -> None:
@@ -499,3 +504,78 @@ def test_the_manifest_says_what_was_asked_for(
     for damaged in ("[]", "[" * 100_000):
         (tmp_path / "out" / ".ict-sample.json").write_text(damaged)  # beside images
         refused(2, "is not an empty folder", *command)
+
+
+def picture_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_conditional_grid_has_a_row_for_each_class_with_its_caption(
+    ict: Ict, tmp_path: Path, labelled_run: Path
+) -> None:
+    """Found in the picture: each image of a class, from left to right, right of a caption that its name changes."""
+    run = tmp_path / "run"
+    shutil.copytree(labelled_run, run)
+    options = ("--num", 8, "--labels", "2,0,2", "--device", "cpu", "--scale", 4)
+    assert ict("sample", run, "--out", tmp_path / "x.npz", *options[:-2]).code == 0
+    images, rows = samples(tmp_path / "x.npz"), {0: [1, 4, 7], 2: [0, 2, 3, 5, 6]}
+    captions = []
+    for names in (None, ["leaves", "moss", "a rock"], ["leaves", "moss", "岩"]):
+        if names:
+            record = json.loads((run / "data.json").read_text()) | {"class_names": names}
+            (run / "data.json").write_text(json.dumps(record))
+        assert ict("sample", run, "--out", tmp_path / f"{names}.png", *options).code == 0
+        picture = picture_of(tmp_path / f"{names}.png")
+        assert picture.shape[0] == 2 * 9 * 4
+        left = picture.shape[1] - 5 * 9 * 4  # the larger class has five images
+        for row, numbers in enumerate(rows.values()):
+            for column, number in enumerate(numbers):
+                top, side = row * 36, left + column * 36
+                assert np.array_equal(picture[top : top + 32 : 4, side : side + 32 : 4], images[number])
+        assert (picture[:36, left + 3 * 36 :] == 255).all()
+        strip = picture[:, :left]
+        assert all((strip[row * 36 : row * 36 + 36] < 128).any() for row in range(2))
+        captions.append(strip)
+    numbers, named, other = captions
+    assert named.shape[1] > numbers.shape[1]
+    assert not np.array_equal(other[36:], named[36:])
+    assert caption(2, ["leaves", "moss", "岩"]) == "2"  # the font has no such letter
+    assert caption(1, ["a", "Müll", "b"]) == "Mull"
+
+
+def test_a_trajectory_of_classes_has_captions(ict: Ict, tmp_path: Path, labelled_run: Path) -> None:
+    options = ("--num", 3, "--trajectory", "--device", "cpu", "--scale", 5)
+    assert ict("sample", labelled_run, "--out", tmp_path / "t.png", *options).code == 0
+    picture = picture_of(tmp_path / "t.png")
+    strip = picture[:, : picture.shape[1] - 2 * 45]
+    assert picture.shape[0] == 3 * 45
+    assert all((strip[row * 45 : row * 45 + 45] < 128).any() for row in range(3))
+
+
+def test_many_images_of_a_class_go_on_in_another_row() -> None:
+    images = np.zeros((40, 1, 2, 2), np.uint8)
+    grid = class_grid(images, np.zeros(40, np.int64), ["a name of many more than four and twenty letters"], scale=5)
+    assert grid.shape[0] == 3 * 15
+    assert grid.shape[1] < 16 * 15 + 200
+
+
+@pytest.mark.parametrize("value", ["0", "65", "1.5"])
+def test_a_wrong_scale_is_refused(refused: Refused, tmp_path: Path, digits_run: Path, value: str) -> None:
+    refused(2, "'--scale'", "sample", digits_run, "--out", tmp_path / "x.png", "--scale", value)
+
+
+@pytest.mark.parametrize("name", ["x.npz", "folder"])
+def test_only_a_picture_is_scaled(refused: Refused, tmp_path: Path, digits_run: Path, name: str) -> None:
+    refused(2, f"{name} must end in .png for --scale 2", "sample", digits_run, "--out", tmp_path / name, "--scale", 2)
+
+
+def test_a_grid_is_enlarged_by_an_integer(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
+    for name, options in {"a": (), "b": ("--scale", 1), "c": ("--scale", 7)}.items():
+        assert (
+            ict("sample", digits_run, "--num=4", "--device=cpu", "--out", tmp_path / f"{name}.png", *options).code == 0
+        )
+    a, b, c = (picture_of(tmp_path / f"{name}.png") for name in "abc")
+    assert b.shape == (18, 18, 3)
+    assert np.array_equal(a, b.repeat(4, 0).repeat(4, 1))
+    assert np.array_equal(c, b.repeat(7, 0).repeat(7, 1))

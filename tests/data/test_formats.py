@@ -618,6 +618,18 @@ def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
 
 
 @needs_datasets
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_librarys_bars_go_to_terminals_only(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: hugging_face_table().map(lambda row: row))
+    load_data("hf:owner/name")
+    assert ("\r" in capfd.readouterr().err) == terminal
+    assert not datasets.are_progress_bars_disabled()
+
+
+@needs_datasets
 def test_a_dataset_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

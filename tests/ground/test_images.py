@@ -45,6 +45,9 @@ def test_a_grid_shows_every_image_enlarged_in_rows() -> None:
     assert [picture[r * 36, c * 36, 0] for r, c in ((0, 0), (0, 2), (1, 0), (1, 1))] == [0, 2, 3, 4]
     assert (picture[36:, 72:] == 255).all()
     assert tile(np.zeros((1, 1, 64, 64), np.uint8)).shape == (65, 65, 1)
+    assert np.array_equal(tile(images, scale=4), picture)
+    assert np.array_equal(tile(images, scale=1), picture[::4, ::4])
+    assert np.array_equal(tile(images, scale=3), picture[::4, ::4].repeat(3, 0).repeat(3, 1))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

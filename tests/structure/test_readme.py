@@ -16,13 +16,14 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "gpu.md")
 }
-COMMAND_LINES = [
-    pytest.param(line, id=f"{name}: {line}")
+LINES = [
+    (name, line)
     for name, text in PAGES.items()
     for block in re.findall(r"```(?:sh)?\n(.*?)```", text, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("ict ")
+    for line in re.sub(r"\\\n *", "", block).splitlines()
 ]
+COMMAND_LINES = [pytest.param(line, id=f"{name}: {line}") for name, line in LINES if line.startswith("ict ")]
+LAUNCHES = [pytest.param(line, id=f"{name}: {line}") for name, line in LINES if line.startswith("torchrun ")]
 
 
 def anchor(heading: str) -> str:
@@ -73,6 +74,18 @@ def test_every_option_of_the_commands_exists(line: str) -> None:
         command = command.get_command(None, words[2])  # type: ignore[arg-type]
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("line", LAUNCHES)
+def test_torchrun_takes_the_options_of_the_commands_for_no_options_of_its_own(line: str) -> None:
+    from torch.distributed.run import get_args_parser
+
+    words = line.split("#")[0].split()[1:]
+    launch = get_args_parser().parse_args(words)
+    assert (launch.module, launch.training_script) == (True, "ict_cli")
+    test_every_option_of_the_commands_exists(" ".join(["ict", *launch.training_script_args]))
+    # And none that the user adds.
+    assert get_args_parser().parse_args([*words, "--num", "5"]).training_script_args[-2:] == ["--num", "5"]
 
 
 def test_the_table_names_every_file_of_the_core() -> None:

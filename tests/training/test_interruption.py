@@ -103,7 +103,7 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(
     whole, before = start(tmp_path / "whole", config, backend), signal.getsignal(number)
     with monkeypatch.context() as patch:
         at_step(patch, 4, lambda: signal.raise_signal(number))
-        with pytest.raises(StoppedError, match=f"stopped by {signal.Signals(number).name} after step 5; go on") as stop:
+        with pytest.raises(StoppedError, match=f"Stopped by {signal.Signals(number).name} after step 5; go on") as stop:
             start(tmp_path / "stopped", config, backend)
     assert stop.value.exit_code == 128 + number
     assert "finishing this step and writing a checkpoint" in capfd.readouterr().err
@@ -147,7 +147,7 @@ def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it(
     for step in (2, 4):
         with monkeypatch.context() as patch:
             drawn = cut_short(patch, step)
-            with pytest.raises(StoppedError, match=f"stopped by SIGTERM after step {step}"):
+            with pytest.raises(StoppedError, match=f"Stopped by SIGTERM after step {step}"):
                 start(tmp_path / f"{step}", config)
         run = RunDir(tmp_path / f"{step}")
         assert drawn[-1] < 8
