@@ -112,14 +112,12 @@ def train_command(
     from ict_backends.runs.folder import RunDir, free_run_path, open_run, remember_end
     from ict_backends.runs.lock import in_use
     from ict_backends.training.estimate import estimate
-    from ict_backends.training.recipes import chosen_recipe, recipe_for
+    from ict_backends.training.recipes import chosen_recipe
     from ict_backends.training.resolve import (
         averaged_weights,
         check_alike,
         check_data,
         given_settings,
-        read_data,
-        resolve_new,
         resolve_resumed,
         warn_of_average,
     )
@@ -128,7 +126,8 @@ def train_command(
         raise UsageError(f"--resume and {'--init' if init else '--conditional'} exclude each other")
     notes: list[str] = []
     flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
-    asked = _asked(config_file, assignments, given_settings(data=data, size=size, crop=crop, steps=steps, **flags))
+    given = given_settings(data=data, size=size, crop=crop, steps=steps, **flags)
+    asked = _asked(config_file, assignments, given)
     engine = open_backend(backend, device, joins=share_of_work()[1] > 1)
     with engine.joined(device) as processes, contextlib.ExitStack() as held:
         if processes.world > 1 and out is None:
@@ -139,31 +138,21 @@ def train_command(
                 raise UsageError("--resume needs --out RUN, the folder of the run to continue")
             if out.is_dir() and claims:
                 held.enter_context(in_use(out))
-            base = [] if preset is None else [preset_tree(preset)]
-            config, dataset = resolve_resumed(RunDir(out), merge(base + asked))
+            config, dataset = resolve_resumed(RunDir(out), merge([preset_tree(preset) if preset else {}, asked]))
         else:
-            given = merge(asked)
-            recipe = chosen_recipe(preset, open_run(init) if init else None, _source(given))
-            name = f"{_name(recipe, given)}-{backend}"
+            recipe = chosen_recipe(preset, open_run(init) if init else None, _source(asked))
+            name = f"{_name(recipe, asked)}-{backend}"
             if claims:  # before the data are read, which may take long
                 out = _claim(out, name, held)
             out = out or free_run_path(Path("runs"), name)
-            dataset = read_data(merge([recipe.settings if recipe else {}, given]))
-            recipe = recipe or recipe_for(dataset, str(_source(given)), gpu=engine.device_name(device) != "cpu")
-            config = resolve_new(recipe.settings, given, dataset, conditional=conditional)
-            notes = recipe.notes()
-            if dataset.num_classes > 1 and not config.network.num_classes and recipe.reason:
-                notes.append(f"the {dataset.num_classes} classes are not used; --conditional trains on them")
+            config, dataset, notes = _new(recipe, asked, conditional, gpu=engine.device_name(device) != "cpu")
         check_data(config, dataset)
         processes.check_split(config)
-        weights = None
-        if init:
-            weights, replaced = averaged_weights(open_run(init), config, dataset)
-            notes.append(replaced)
+        weights, replaced = averaged_weights(open_run(init), config, dataset) if init else (None, "")
         run = RunDir(out)
         if processes.rank == 0:
             left = config.train.total_steps - (run.steps_done() if resume else 0)
-            notes.append(f"{left:,} steps: {estimate(engine, config, device, left, processes.world)}")
+            notes += [replaced, f"{left:,} steps: {estimate(engine, config, device, left, processes.world)}"]
         if not dry_run:
             check_alike(processes, config, dataset, resume=resume, init=weights is not None)
             if processes.rank == 0:
@@ -179,6 +168,27 @@ def train_command(
         if weights is None and not resume:
             warn_of_average(config)
         click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
+
+
+def _new(recipe: Recipe | None, asked: Tree, conditional: bool, *, gpu: bool) -> tuple[Config, Dataset, list[str]]:
+    """The settings and the data of a new run, and what there is to say of how they were chosen.
+
+    Args:
+        recipe: the settings to start from; None to have the data choose them.
+        asked: the user's settings.
+        conditional: train on the classes of the data.
+        gpu: the run computes on an accelerator.
+    """
+    from ict_backends.training.recipes import recipe_for
+    from ict_backends.training.resolve import read_data, resolve_new
+
+    dataset = read_data(merge([recipe.settings if recipe else {}, asked]))
+    recipe = recipe or recipe_for(dataset, str(_source(asked)), gpu=gpu)
+    config = resolve_new(recipe.settings, asked, dataset, conditional=conditional)
+    notes = recipe.notes()
+    if recipe.reason and dataset.num_classes > 1 and not config.network.num_classes:
+        notes.append(f"the {dataset.num_classes} classes are not used; --conditional trains on them")
+    return config, dataset, notes
 
 
 def _claim(out: Path | None, name: str, held: contextlib.ExitStack) -> Path:
@@ -210,10 +220,10 @@ def _name(recipe: Recipe | None, given: Tree) -> str:
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "images"
 
 
-def _asked(config_file: Path | None, assignments: Sequence[str], flags: Tree) -> list[Tree]:
+def _asked(config_file: Path | None, assignments: Sequence[str], flags: Tree) -> Tree:
     """The settings that the user has given; later ones win."""
     file = [_read_file(config_file)] if config_file else []
-    return [*file, *(parse_assignment(text) for text in assignments), flags]
+    return merge([*file, *(parse_assignment(text) for text in assignments), flags])
 
 
 def _announce(what: str, config: Config, dataset: Dataset, notes: Sequence[str]) -> None:
