@@ -241,7 +241,7 @@ def test_processes_that_would_train_a_mixture_are_refused(tmp_path: Path, backen
     """Each says the same, and nothing is written."""
     port, other = free_port(), ["--seed=3", "--data=" + str(tmp_path / "other.npz")]
     np.savez(tmp_path / "other.npz", np.zeros((12, 8, 8, 1), np.uint8))
-    options = ("--out", tmp_path / "run", *TINY)
+    options = ("--preset=digits", "--out", tmp_path / "run", *TINY)
     both = [start(backend, rank, port, *options, *(other if rank else [])) for rank in range(2)]
     ends = [process.communicate(timeout=200) for process in both]
     assert [process.returncode for process in both] == [2, 2], ends
