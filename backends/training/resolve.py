@@ -218,6 +218,8 @@ def averaged_weights(run: RunDir, config: Config, dataset: Dataset) -> tuple[Arr
     weights, said = load_checkpoint(folder).ema, ""
     if not same:
         weights, said = change_classes(weights, config.network.num_classes)
+        if config.network.num_classes and config.curriculum.schedule == "fixed":
+            said += "; a whole curriculum, as that of another --preset, teaches them sooner"
     check_arrays(f"{what}: {folder.name}", parameter_shapes(config), weights)
     return {name: weights[name] for name in parameter_shapes(config)}, said
 
