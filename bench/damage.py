@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import sys
@@ -21,9 +20,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from campaign import contents
 
 _SETTINGS = [
     "--set=train.checkpoint_every=4",
@@ -141,14 +138,14 @@ def _damage(run: Path, rng: np.random.Generator) -> str:
 
 def _outcome(backend: str, run: Path, whole: Path, what: str) -> str:
     damaged = what.split(",")[0]
-    before = _contents(run)
+    before = contents(run)
     refused = False
     for name, words in _commands(backend, run).items():
         code, said = _call(*words)
         errors = [line for line in said.splitlines() if line.startswith("Error: ")]
         if code not in (0, 1, 2) or (code and len(errors) != 1) or "Traceback" in said:
             return f"FAULT: {name} ended with {code}: {said[-400:]!r}"
-        if code and name == "resume" and _contents(run) != before:
+        if code and name == "resume" and contents(run) != before:
             return f"FAULT: refused, and changed the run: {errors[0]}"
         refused |= code != 0
         out = Path(f"{run}.npz")
@@ -156,26 +153,11 @@ def _outcome(backend: str, run: Path, whole: Path, what: str) -> str:
             return "FAULT: other samples"
     if refused:
         return "refused in one line"
-    ours, theirs = _contents(run), _contents(whole)
+    ours, theirs = contents(run), contents(whole)
     different = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
     if different - {damaged}:
         return f"FAULT: {sorted(different)} differ"
     return "equal but for the damaged file itself" if different else "equal"
-
-
-def _contents(run: Path) -> dict[str, object]:
-    """The files of a run but its history, which has dates, by name."""
-    paths = (path for path in run.rglob("*") if path.is_file() and path.name != "history.jsonl")
-    files = {str(path.relative_to(run)): path for path in paths}
-    return {name: _lines(path) if path.suffix == ".jsonl" else path.read_bytes() for name, path in files.items()}
-
-
-def _lines(path: Path) -> object:
-    """The records of a log without times; its bytes where it is none."""
-    try:
-        return [{**json.loads(line), "images_per_second": None} for line in path.read_text().splitlines()]
-    except (ValueError, TypeError):
-        return path.read_bytes()
 
 
 if __name__ == "__main__":

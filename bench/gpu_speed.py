@@ -21,9 +21,9 @@ from ict_backends.reports.benchmark import (
     labels_of,
     random_arrays,
     random_images,
-    timed,
     write_samples,
 )
+from ict_backends.timing import timed
 from ict_core import Config, load_preset
 from ict_core.settings import replace
 

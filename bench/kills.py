@@ -8,8 +8,6 @@ code 1.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,10 +18,7 @@ from typing import NamedTuple
 
 import click
 import numpy as np
-from signals import processes_of
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from campaign import STUDY, contents, end_well, processes_of, start
 
 # Each of these is due at other steps, so that kills fall between them.
 _SETTINGS = [
@@ -39,18 +34,9 @@ _SETTINGS = [
 
 # Long enough for several kills in the middle: 38 batches.
 _SAMPLES = ["--num=600", "--batch-size=16"]
-_STUDY = """title = "Two losses"
-preset = "digits"
-reference = "a"
-[variants.a]
-[variants.b]
-loss = { distance = "l2" }
-"""
 # Trainings that lose their study stop by a signal, with a checkpoint that others would not have.
 _LAST = ["--set=train.keep_checkpoints=1"]
 _COMMANDS = ("train", "sample", "npz", "ablate")
-# What a study says of its time and of its machine.
-_TIMES = ("images_per_second", "seconds", "date", "commit", "machine", "platform")
 
 
 class Outcome(NamedTuple):
@@ -75,7 +61,7 @@ def main(kills: int, backends: tuple[str, ...], names: tuple[str, ...], seed: in
         for name in names:
             with tempfile.TemporaryDirectory() as place:
                 folder = Path(place)
-                (folder / "plan.toml").write_text(_STUDY)
+                (folder / "plan.toml").write_text(STUDY)
                 outcome = (
                     _train(backend, folder, kills, rng)
                     if name == "train"
@@ -93,21 +79,21 @@ def _train(backend: str, folder: Path, kills: int, rng: np.random.Generator) -> 
     """Kill a training after some more steps each time, so that it comes forward."""
     from tiny import TINY
 
-    def start(run: Path) -> subprocess.Popen[str]:
+    def train(run: Path) -> subprocess.Popen[str]:
         resume = (run / "config.toml").exists()
         settings = ["--resume", "--device=cpu"] if resume else [*TINY, *_SETTINGS]
-        return _start(["train", f"--backend={backend}", f"--out={run}", *settings], folder)
+        return start(["train", f"--backend={backend}", f"--out={run}", *settings], folder)
 
-    _check(start(folder / "whole"))
+    end_well(train(folder / "whole"))
     begin, run, killed = time.perf_counter(), folder / "run", 0
     while True:
-        child = start(run)
+        child = train(run)
         if killed == kills or not _reaches(child, run, _logged(run) + int(rng.integers(0, 8))):
             break
         time.sleep(rng.uniform(0.0, 0.3))
         _kill(child)
         killed += 1
-    _check(child)
+    end_well(child)
     return Outcome(killed, time.perf_counter() - begin, _different(folder / "whole", run))
 
 
@@ -117,28 +103,28 @@ def _other(name: str, backend: str, folder: Path, kills: int, rng: np.random.Gen
 
     train = [f"--backend={backend}", *TINY]
     if name != "ablate":
-        _check(_start(["train", f"--out={folder / 'model'}", *train, "--steps=10"], folder))
+        end_well(start(["train", f"--out={folder / 'model'}", *train, "--steps=10"], folder))
 
-    def start(out: Path) -> subprocess.Popen[str]:
+    def begin_in(out: Path) -> subprocess.Popen[str]:
         where = [f"--backend={backend}", "--device=cpu"]
         if name != "ablate":
             out = out / "images.npz" if name == "npz" else out / "images"
-            return _start(["sample", str(folder / "model"), *where, *_SAMPLES, f"--out={out}"], folder)
+            return start(["sample", str(folder / "model"), *where, *_SAMPLES, f"--out={out}"], folder)
         resume = ["--resume"] if (out / "runs").exists() else []
         study = ["--seeds=1", "--jobs=2", "--metric=sw", "--steps=40", *_LAST, f"--out={out}"]
-        return _start(["ablate", str(folder / "plan.toml"), *train, *study, *resume], folder)
+        return start(["ablate", str(folder / "plan.toml"), *train, *study, *resume], folder)
 
     whole, run, different = folder / "whole", folder / "run", set[str]()
     for place in (whole, run):
         place.mkdir()
-    _check(start(whole))  # which fills caches
+    end_well(begin_in(whole))  # which fills caches
     begin = time.perf_counter()
-    _check(start(run))
+    end_well(begin_in(run))
     seconds, begin, killed = time.perf_counter() - begin, time.perf_counter(), 0
     shutil.rmtree(run)
     run.mkdir()
     while killed < kills:
-        child = start(run)
+        child = begin_in(run)
         try:
             child.communicate(timeout=rng.uniform(0.3, seconds))
         except subprocess.TimeoutExpired:
@@ -148,8 +134,8 @@ def _other(name: str, backend: str, folder: Path, kills: int, rng: np.random.Gen
                 time.sleep(0.1)
             if killed < kills:
                 continue
-            child = start(run)
-        _check(child)
+            child = begin_in(run)
+        end_well(child)
         different |= set(_different(whole, run))
         if different:
             break
@@ -172,57 +158,14 @@ def _logged(run: Path) -> int:
     return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
-def _start(words: list[str], folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ict_cli", *words]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 def _kill(child: subprocess.Popen[str]) -> None:
     child.kill()
     child.communicate()
 
 
-def _check(child: subprocess.Popen[str]) -> None:
-    """Wait for a process, and end with what it printed if it failed."""
-    output = child.communicate()[0]
-    if child.returncode:
-        raise click.ClickException(f"{child.args!r} failed with {child.returncode}:\n{output}")
-
-
 def _different(whole: Path, run: Path) -> list[str]:
-    ours, theirs = _contents(run), _contents(whole)
+    ours, theirs = contents(run), contents(whole)
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-
-
-def _contents(folder: Path) -> dict[str, object]:
-    """All files of a folder by name: bytes, or records without times and the folder's name.
-
-    What was printed, how often a run was started, and a study's table, which tells the minutes beside what results.json
-    has, are left out.
-    """
-    return {
-        str(path.relative_to(folder)): _content(path, folder)
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in (".log", ".md") and path.name != "history.jsonl"
-    }
-
-
-def _content(path: Path, folder: Path) -> object:
-    if path.suffix == ".jsonl":
-        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
-    if path.suffix == ".json":
-        return _timeless(json.loads(path.read_text().replace(str(folder), "")))
-    return path.read_bytes()
-
-
-def _timeless(record: object) -> object:
-    """A record without what says how long something took."""
-    if isinstance(record, dict):
-        return {name: _timeless(value) for name, value in record.items() if name not in _TIMES}
-    return [_timeless(value) for value in record] if isinstance(record, list) else record
 
 
 if __name__ == "__main__":

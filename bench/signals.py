@@ -8,7 +8,6 @@ well. Anything else is a fault, and makes the exit code 1.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,9 +18,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from campaign import STUDY, end_well, processes_of, start
 
 _COMMANDS = ("train", "sample", "eval", "ablate")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -33,13 +30,6 @@ _RUN = [
     "--set=eval.num=40",
     "--set=eval.metric=sw",
 ]
-_STUDY = """title = "Two losses"
-preset = "digits"
-reference = "a"
-[variants.a]
-[variants.b]
-loss = { distance = "l2" }
-"""
 # Seconds after the signal in which a command must end.
 _SOON = 60
 
@@ -69,10 +59,10 @@ def _campaign(
 ) -> tuple[Counter[int], list[str]]:
     from tiny import TINY
 
-    (folder / "plan.toml").write_text(_STUDY)
+    (folder / "plan.toml").write_text(STUDY)
     train = ["train", f"--backend={backend}", "--device=cpu", *TINY, *_RUN]
     if name in ("sample", "eval"):
-        _end_well([*train, f"--out={folder / 'run'}"], folder)
+        end_well(start([*train, f"--out={folder / 'run'}"], folder))
     codes, faults = Counter[int](), list[str]()
     seconds = 0.0
     for i in range(-2, times):  # the first two get no signal: they fill caches, and show how long the command takes
@@ -81,7 +71,7 @@ def _campaign(
         first, again = _words(name, backend, folder, here, train)
         begin = time.perf_counter()
         if i < 0:
-            _end_well(first, folder)
+            end_well(start(first, folder))
             seconds = time.perf_counter() - begin
             continue
         number = _SIGNALS[int(rng.integers(len(_SIGNALS)))]
@@ -131,17 +121,8 @@ def _words(name: str, backend: str, folder: Path, here: Path, train: list[str]) 
             return words, [*words, "--resume"]
 
 
-def _start(words: list[str], folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ict_cli", *words]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
 def _interrupted(words: list[str], number: signal.Signals, delay: float, folder: Path) -> tuple[int, str]:
-    child = _start(words, folder)
+    child = start(words, folder)
     time.sleep(delay)
     child.send_signal(number)
     try:
@@ -154,29 +135,9 @@ def _interrupted(words: list[str], number: signal.Signals, delay: float, folder:
 
 
 def _call(words: list[str], folder: Path) -> tuple[int, str]:
-    child = _start(words, folder)
+    child = start(words, folder)
     output = child.communicate()[0]
     return child.returncode, output
-
-
-def _end_well(words: list[str], folder: Path) -> None:
-    code, output = _call(words, folder)
-    if code:
-        raise click.ClickException(f"{words} failed with {code}:\n{output}")
-
-
-def processes_of(here: Path) -> list[str]:
-    """The command lines of processes that work in a folder, a moment after the one that was asked to end."""
-    time.sleep(0.5)
-    found = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = place.read_bytes().decode(errors="replace").replace("\0", " ")
-        except OSError:
-            continue
-        if str(here) in words:
-            found.append(words.strip())
-    return found
 
 
 if __name__ == "__main__":

@@ -126,7 +126,8 @@ _sigmas_option = click.option("--sigmas", help="Falling noise levels, one per st
 def inpaint_command(mask: Path, steps: int, sigmas: str | None, **shared: Any) -> None:
     """Fill in the masked part of images."""
     request = EditRequest(**shared)
-    config, images = _load(request)
+    config = _config(request)
+    images = _images(request, config)
     known = np.broadcast_to(_read_mask(mask, config, request.resize), images.shape)
     edit = _editor(request, config, _levels(config, steps, sigmas))
     _write(request, images, np.where(known, images, np.float32(0)), edit.inpaint(images, known))
@@ -148,7 +149,8 @@ def colorize_command(steps: int, sigmas: str | None, **shared: Any) -> None:
     from ict_core import to_grey
 
     request = EditRequest(**shared)
-    config, images = _load(request, grey_will_do=True)
+    config = _config(request)
+    images = _images(request, config, grey_will_do=True)
     check_colours(config)
     edit = _editor(request, config, _levels(config, steps, sigmas))
     _write(request, images, to_grey(images), edit.colorize(images))
@@ -204,7 +206,8 @@ def denoise_command(sigma: float, add_noise: bool, **shared: Any) -> None:
     from ict_backends.sampling.choices import check_level
 
     request = EditRequest(**shared)
-    config, images = _load(request)
+    config = _config(request)
+    images = _images(request, config)
     check_level(config, sigma)
     edit = _editor(request, config, [config.noise.sigma_max])
     noisy = edit.add_noise(images, sigma) if add_noise else images
@@ -233,7 +236,8 @@ def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
     from ict_backends.sampling.editing import edit_levels
 
     request = EditRequest(**shared)
-    config, images = _load(request)
+    config = _config(request)
+    images = _images(request, config)
     check_level(config, sigma)
     edit = _editor(request, config, edit_levels(config, steps, below=sigma))
     _write(request, images, edit.add_noise(images, sigma), edit.stroke(images))
@@ -293,10 +297,10 @@ def interpolate_command(
     from ict_backends.sampling.choices import resolve_sigmas
     from ict_backends.sampling.editing import interpolate
 
-    config = open_run(run).load_config()
+    place = open_run(run)
+    config = place.load_config()
     if first == last:
         raise UsageError(f"--from {first} and --to {last} are the same image")
-    place = open_run(run)
     classes = _classes(place, config, "0" if labels is None and config.network.num_classes else labels, num)
     levels = resolve_sigmas(config, None, sigmas)
     check_output(out, (".png",), create=True)
@@ -323,8 +327,8 @@ def _beside(out: Path) -> Path:
     return out.with_name(f"{out.stem}-side-by-side.png")
 
 
-def _load(request: EditRequest, *, grey_will_do: bool = False) -> tuple[Config, np.ndarray]:
-    """The run's settings, and the images that --image names, [b, c, h, w] float32 in [-1, 1].
+def _images(request: EditRequest, config: Config, *, grey_will_do: bool = False) -> np.ndarray:
+    """The images that --image names, [b, c, h, w] float32 in [-1, 1], of the size of the model's.
 
     Args:
         grey_will_do: also accept grey images, whose channel is repeated to the channels of the model.
@@ -332,14 +336,13 @@ def _load(request: EditRequest, *, grey_will_do: bool = False) -> tuple[Config, 
     from ict_backends.data.decode import fit_image, read_image
     from ict_backends.images import to_float
 
-    config = _config(request)
     fitted = []
     for path in request.images:
         image = read_image(path)
         if grey_will_do and len(image) == 1:
             image = image.repeat(config.data.shape[0], axis=0)
         fitted.append(fit_image(image, config.data.shape, resize=request.resize, what=f"--image {path}"))
-    return config, to_float(np.stack(fitted))
+    return to_float(np.stack(fitted))
 
 
 def _load_small(request: EditRequest, config: Config, factor: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -354,7 +357,7 @@ def _load_small(request: EditRequest, config: Config, factor: int | None) -> tup
     if request.resize or size == config.data.shape[1]:
         if factor is None:
             raise UsageError(f"--image {first} comes to have the model's size: say by --factor how small to make it")
-        images = _load(request)[1]
+        images = _images(request, config)
         return images, lower(images, factor)
     factor = small_factor(config, size, factor)
     for path, image in pixels.items():

@@ -149,9 +149,7 @@ def eval_command(
     perfect = None
     for result in comparison.results:
         click.echo(_line(result, comparison))
-        if halves and result.metric.name == "pixel-fd":
-            perfect = comparison.perfect()
-        if halves and result.metric.name == "pixel-fd" and perfect is not None:
+        if halves and result.metric.name == "pixel-fd" and (perfect := comparison.perfect()) is not None:
             click.echo(f"  a perfect model would show about {perfect:.2g} with as many samples")
     if json_file is not None:
         write_atomically(json_file, (json.dumps(comparison.record(perfect), indent=2) + "\n").encode())

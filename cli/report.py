@@ -21,6 +21,7 @@ from ict_cli.options import (
 if TYPE_CHECKING:
     from ict_backends.protocols import Backend
     from ict_backends.reports.page import Reported
+    from ict_backends.runs.folder import RunDir
 
 _SHOWN = 8
 
@@ -60,20 +61,19 @@ def report_command(runs: tuple[Path, ...], out: Path | None, backend: str, devic
         raise UsageError(f"--out {out} must end in .html")
     check_output(out, (".html",), create=False)
     engine = open_backend(backend, device)
-    shown = [_collect(engine, run, device) for run in runs]
+    shown = [_collect(engine, run, place, device) for run, place in zip(runs, places, strict=True)]
     write_atomically(out, build_report(shown).encode())
     click.echo(f"report: {out}")
 
 
-def _collect(engine: Backend[Any, Any], run: Path, device: str) -> Reported:
+def _collect(engine: Backend[Any, Any], run: Path, place: RunDir, device: str) -> Reported:
     """What the page says of a run; a warning where its data are not available."""
     from ict_backends.data.dataset import load_data_of
     from ict_backends.errors import UserError
     from ict_backends.reports.page import Reported
-    from ict_backends.runs.folder import check_training_data, open_run
+    from ict_backends.runs.folder import check_training_data
     from ict_backends.sampling.batches import preview
 
-    place = open_run(run)
     config, images = place.load_config(), None
     model = engine.load_model(run, device=device)
     try:

@@ -115,9 +115,9 @@ def sample_command(
     if out.suffix.lower() != ".png":
         _write_many(model, drawing, recipe)
     elif drawing.rank == 0 and trajectory:
-        _write_trajectory(model, drawing, class_names(place, config), scale)
+        _write_trajectory(model, drawing, names, scale)
     elif drawing.rank == 0:
-        _write_grid(model, drawing, class_names(place, config), scale)
+        _write_grid(model, drawing, names, scale)
     if drawing.rank == 0:
         click.echo(f"{num} images: {out}")
 

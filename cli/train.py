@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -31,7 +31,7 @@ from ict_core.settings import Tree, merge, parse_assignment, preset_tree, read_t
 
 if TYPE_CHECKING:
     from ict_backends.data.dataset import Dataset
-    from ict_backends.protocols import Arrays
+    from ict_backends.protocols import Arrays, Backend, Processes
     from ict_backends.runs.folder import RunDir
     from ict_backends.training.recipes import Recipe
 
@@ -109,22 +109,11 @@ def train_command(
     set, processes train together.
     """
     from ict_backends.environment import share_of_work
-    from ict_backends.runs.folder import RunDir, free_run_path, open_run, remember_end
-    from ict_backends.runs.lock import in_use
-    from ict_backends.training.estimate import estimate
-    from ict_backends.training.recipes import chosen_recipe
-    from ict_backends.training.resolve import (
-        averaged_weights,
-        check_alike,
-        check_data,
-        given_settings,
-        resolve_resumed,
-        warn_of_average,
-    )
+    from ict_backends.runs.folder import RunDir, remember_end
+    from ict_backends.training.resolve import check_data, given_settings, warn_of_average
 
     if resume and (init or conditional):
         raise UsageError(f"--resume and {'--init' if init else '--conditional'} exclude each other")
-    notes: list[str] = []
     flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
     given = given_settings(data=data, size=size, crop=crop, steps=steps, **flags)
     asked = _asked(config_file, assignments, given)
@@ -132,34 +121,18 @@ def train_command(
     with engine.joined(device) as processes, contextlib.ExitStack() as held:
         if processes.world > 1 and out is None:
             raise UsageError("--out RUN is needed where several processes train together")
-        claims = processes.rank == 0 and not dry_run
+        claims = held if processes.rank == 0 and not dry_run else None
         if resume:
-            if out is None:
-                raise UsageError("--resume needs --out RUN, the folder of the run to continue")
-            if out.is_dir() and claims:
-                held.enter_context(in_use(out))
-            config, dataset = resolve_resumed(RunDir(out), merge([preset_tree(preset) if preset else {}, asked]))
+            plan = _continued(out, preset, asked, claims)
         else:
-            recipe = chosen_recipe(preset, open_run(init) if init else None, _source(asked))
-            name = f"{_name(recipe, asked)}-{backend}"
-            if claims:  # before the data are read, which may take long
-                out = _claim(out, name, held)
-            out = out or free_run_path(Path("runs"), name)
-            config, dataset, notes = _new(recipe, asked, conditional, gpu=engine.device_name(device) != "cpu")
+            gpu = engine.device_name(device) != "cpu"
+            plan = _new(out, preset, init, asked, conditional, claims, backend=backend, gpu=gpu)
+        run, config, dataset = RunDir(plan.out), plan.config, plan.dataset
         check_data(config, dataset)
         processes.check_split(config)
-        weights, replaced = averaged_weights(open_run(init), config, dataset) if init else (None, "")
-        run = RunDir(out)
-        if processes.rank == 0:
-            left = config.train.total_steps - (run.steps_done() if resume else 0)
-            notes += [replaced, f"{left:,} steps: {estimate(engine, config, device, left, processes.world)}"]
-        if not dry_run:
-            check_alike(processes, config, dataset, resume=resume, init=weights is not None)
-            if processes.rank == 0:
-                notes += _prepare(run, config, dataset, weights, resume=resume)
-            processes.wait()
+        weights = _begin(engine, processes, plan, init, device, resume=resume, dry_run=dry_run)
         if processes.rank == 0:  # what is wrong has been said by now, and is not lost below the settings
-            _announce(f"{'resume' if resume else 'run'} {out} with {backend}", config, dataset, notes)
+            _announce(f"{'resume' if resume else 'run'} {run.path} with {backend}", config, dataset, plan.notes)
         if dry_run:
             return
         engine.train(config, dataset, run, processes=processes, resume=bool(run.checkpoints()))
@@ -167,28 +140,106 @@ def train_command(
         remember_end(run, config.train.total_steps)
         if weights is None and not resume:
             warn_of_average(config)
-        click.echo(f"Samples: {run.samples_file(config.train.total_steps)}\nMore: ict sample {out} --out samples.png")
+        samples = run.samples_file(config.train.total_steps)
+        click.echo(f"Samples: {samples}\nMore: ict sample {run.path} --out samples.png")
 
 
-def _new(recipe: Recipe | None, asked: Tree, conditional: bool, *, gpu: bool) -> tuple[Config, Dataset, list[str]]:
-    """The settings and the data of a new run, and what there is to say of how they were chosen.
+class _Plan(NamedTuple):
+    """What is going to be trained.
+
+    Attributes:
+        out: the run's folder.
+        config: its settings.
+        dataset: its data.
+        notes: what there is to say of how they were chosen.
+    """
+
+    out: Path
+    config: Config
+    dataset: Dataset
+    notes: list[str]
+
+
+def _continued(out: Path | None, preset: str | None, asked: Tree, claims: contextlib.ExitStack | None) -> _Plan:
+    """A run that goes on; `claims` holds its folder, unless nothing is to be written."""
+    from ict_backends.runs.folder import RunDir
+    from ict_backends.runs.lock import in_use
+    from ict_backends.training.resolve import resolve_resumed
+
+    if out is None:
+        raise UsageError("--resume needs --out RUN, the folder of the run to continue")
+    if out.is_dir() and claims is not None:
+        claims.enter_context(in_use(out))
+    config, dataset = resolve_resumed(RunDir(out), merge([preset_tree(preset) if preset else {}, asked]))
+    return _Plan(out, config, dataset, [])
+
+
+def _new(
+    out: Path | None,
+    preset: str | None,
+    init: Path | None,
+    asked: Tree,
+    conditional: bool,
+    claims: contextlib.ExitStack | None,
+    *,
+    backend: str,
+    gpu: bool,
+) -> _Plan:
+    """A new run, by the preset that is asked for or that the data choose; `claims` holds its folder.
 
     Args:
-        recipe: the settings to start from; None to have the data choose them.
+        out, preset, init, conditional, backend: the values of the options.
         asked: the user's settings.
-        conditional: train on the classes of the data.
+        claims: None if nothing is to be written.
         gpu: the run computes on an accelerator.
     """
-    from ict_backends.training.recipes import recipe_for
+    from ict_backends.runs.folder import free_run_path, open_run
+    from ict_backends.training.recipes import chosen_recipe, recipe_for
     from ict_backends.training.resolve import read_data, resolve_new
 
+    recipe = chosen_recipe(preset, open_run(init) if init else None, _source(asked))
+    name = f"{_name(recipe, asked)}-{backend}"
+    if claims is not None:  # before the data are read, which may take long
+        out = _claim(out, name, claims)
+    out = out or free_run_path(Path("runs"), name)
     dataset = read_data(merge([recipe.settings if recipe else {}, asked]))
     recipe = recipe or recipe_for(dataset, str(_source(asked)), gpu=gpu)
     config = resolve_new(recipe.settings, asked, dataset, conditional=conditional)
     notes = recipe.notes()
     if recipe.reason and dataset.num_classes > 1 and not config.network.num_classes:
         notes.append(f"the {dataset.num_classes} classes are not used; --conditional trains on them")
-    return config, dataset, notes
+    return _Plan(out, config, dataset, notes)
+
+
+def _begin(
+    engine: Backend[Any, Any],
+    processes: Processes,
+    plan: _Plan,
+    init: Path | None,
+    device: str,
+    *,
+    resume: bool,
+    dry_run: bool,
+) -> Arrays | None:
+    """Do what comes before the first step, unless it is a dry run, and add to the notes of the plan.
+
+    Returns the first weights, or None where they are not those of `init`.
+    """
+    from ict_backends.runs.folder import RunDir, open_run
+    from ict_backends.training.estimate import estimate
+    from ict_backends.training.resolve import averaged_weights, check_alike
+
+    run, config, dataset = RunDir(plan.out), plan.config, plan.dataset
+    weights, replaced = averaged_weights(open_run(init), config, dataset) if init else (None, "")
+    if processes.rank == 0:
+        left = config.train.total_steps - (run.steps_done() if resume else 0)
+        plan.notes.extend([replaced, f"{left:,} steps: {estimate(engine, config, device, left, processes.world)}"])
+    if not dry_run:
+        check_alike(processes, config, dataset, resume=resume, init=weights is not None)
+        if processes.rank == 0:
+            plan.notes.extend(_prepare(run, config, dataset, weights, resume=resume))
+        processes.wait()
+    return weights
 
 
 def _claim(out: Path | None, name: str, held: contextlib.ExitStack) -> Path:

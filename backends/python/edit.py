@@ -178,7 +178,7 @@ class Edits(NamedTuple):
         num: int = 8,
         steps: int | None = None,
         sigmas: Sequence[float] | None = None,
-        labels: int | str | None = None,
+        labels: Labels | np.ndarray | None = None,
         seed: int = 0,
     ) -> np.ndarray:
         """Draw images that lead from one sample to another.
@@ -199,7 +199,7 @@ class Edits(NamedTuple):
         if first == last:
             raise UsageError(f"first = {first} and last = {last} are the same image")
         chosen = 0 if labels is None and self._config.network.num_classes else labels
-        classes = resolve_labels(self._config, chosen, num, seed=seed, names=self.classes)
+        classes = self._labels(num, chosen)
         levels = resolve_sigmas(self._config, steps, sigmas, run=self.run)
         return _returned(interpolate(self.model, first, last, num, sigmas=levels, seed=seed, labels=classes))
 
@@ -227,9 +227,12 @@ class Edits(NamedTuple):
 
     def _editor(self, count: int, labels: Labels | np.ndarray | None, seed: int, levels: Sequence[float]) -> Editor:
         check_seed(seed)
+        return Editor(self.model, levels, seed=seed, labels=self._labels(count, labels))
+
+    def _labels(self, count: int, labels: Labels | np.ndarray | None) -> np.ndarray | None:
+        """The classes of `count` images, as `resolve_labels` returns them."""
         counts = class_counts(self.run, self._config)
-        classes = resolve_labels(self._config, as_labels(labels), count, counts=counts, names=self.classes)
-        return Editor(self.model, levels, seed=seed, labels=classes)
+        return resolve_labels(self._config, as_labels(labels), count, counts=counts, names=self.classes)
 
 
 def _mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ict_backends import load_backend
 from ict_backends.console import say
-from ict_backends.data.dataset import Dataset, load_data
+from ict_backends.data.dataset import Dataset, load_data_of
 from ict_backends.data.npz import check_labels, to_nchw
 from ict_backends.environment import share_of_work
 from ict_backends.errors import DataError, UsageError
@@ -24,7 +24,7 @@ from ict_backends.runs.folder import RunDir, check_new_run, create_run, open_run
 from ict_backends.runs.lock import in_use
 from ict_backends.training.recipes import chosen_recipe, recipe_for, starting_settings
 from ict_backends.training.resolve import averaged_weights, check_data, resolve_new, warn_of_average
-from ict_core import Config
+from ict_core import Config, DataConfig
 from ict_core.settings import Tree
 
 
@@ -71,9 +71,9 @@ def train(
     with in_use(run.path):
         check_new_run(run.path)
         first = None if init is None else open_run(Path(init).expanduser())
-        source, dataset = _read(images, labels, run)
-        base = _settings(settings, first, source, dataset, gpu=engine.device_name(device) != "cpu")
-        config = _fitted(base, source, dataset, labelled=labels is not None)
+        data, dataset = _read(settings, images, labels, run)
+        base = _settings(settings, first, data.source, dataset, gpu=engine.device_name(device) != "cpu")
+        config = _fitted(base, data, dataset, labelled=labels is not None)
         check_data(config, dataset)
         weights, replaced = (None, "") if first is None else averaged_weights(first, config, dataset)
         if replaced:
@@ -93,14 +93,23 @@ def train(
 
 
 def _read(
-    images: np.ndarray | str | Path, labels: np.ndarray | Sequence[int] | Sequence[str] | None, run: RunDir
-) -> tuple[str, Dataset]:
-    """The source of the data, which for an array is the file that the run will keep it in, and the data."""
+    settings: str | Config | None,
+    images: np.ndarray | str | Path,
+    labels: np.ndarray | Sequence[int] | Sequence[str] | None,
+    run: RunDir,
+) -> tuple[DataConfig, Dataset]:
+    """The section `data` of the run, whose source for an array is the file that the run will keep it in; and the data.
+
+    A source is resampled and cropped as given settings say.
+    """
     if not isinstance(images, (str, Path)):
-        return str(run.images_file.absolute()), _labelled(to_nchw("images", np.asarray(images)), labels)
+        kept = DataConfig(source=str(run.images_file.absolute()))
+        return kept, _labelled(to_nchw("images", np.asarray(images)), labels)
     if labels is not None:
         raise UsageError(f"labels are for arrays of images; {images} has its own")
-    return str(images), load_data(str(images))
+    data = settings.data if isinstance(settings, Config) else DataConfig()
+    named = dataclasses.replace(data, source=str(images))
+    return named, load_data_of(named)
 
 
 def _settings(settings: str | Config | None, init: RunDir | None, source: str, dataset: Dataset, *, gpu: bool) -> Tree:
@@ -114,9 +123,9 @@ def _settings(settings: str | Config | None, init: RunDir | None, source: str, d
     return recipe.settings
 
 
-def _fitted(base: Tree, source: str, dataset: Dataset, *, labelled: bool) -> Config:
+def _fitted(base: Tree, data: DataConfig, dataset: Dataset, *, labelled: bool) -> Config:
     """The configuration for the data: with labels, a conditional one, of their number of classes unless one is set."""
-    asked: dict[str, dict[str, Any]] = {"data": {"source": source, "size": 0, "crop": "none"}}
+    asked: dict[str, dict[str, Any]] = {"data": {"source": data.source, "size": data.size, "crop": data.crop}}
     return resolve_new(base, asked, dataset, conditional=labelled and not base.get("network", {}).get("num_classes"))
 
 

@@ -34,12 +34,11 @@ from ict_backends.reports.host import describe_commit, describe_machine, describ
 from ict_backends.reports.plain_version import PlainVersion
 from ict_backends.sampling.batches import sample_batches
 from ict_backends.sampling.files import draw_into, open_sink
+from ict_backends.timing import timed, times_of_stretch
 from ict_backends.training.split import describe_shortage
 from ict_core import Config
 from ict_core.settings import replace
 
-# About how long a stretch of repeated operations takes, such as a matrix product, a copy or a forward pass.
-_STRETCH_SECONDS = 0.25
 _DATA_IMAGES = 512
 # The least difference, of 255, between the darkest and the brightest pixel of samples from random weights.
 _CONTRAST = 8
@@ -104,13 +103,6 @@ def alternate(
     return seconds
 
 
-def timed(function: Callable[[], Any], *, clock: Callable[[], float] = time.perf_counter) -> tuple[Any, float]:
-    """The result of a function, and the seconds that it took."""
-    start = clock()
-    result = function()
-    return result, clock() - start
-
-
 def random_arrays(config: Config) -> dict[str, np.ndarray]:
     """Random float32 weights by name, the same for every backend, with which no branch of the network gives zeros.
 
@@ -159,12 +151,6 @@ def check_images(images: np.ndarray) -> None:
         raise UserError(f"sampling: all pixels of {len(images)} images are {least}..{most}; the output is lost")
     if len(images) > 1 and (images == images[:1]).all():
         raise UserError(f"sampling: all {len(images)} images are the same; the noise is lost")
-
-
-def times_of_stretch(run: Repeat) -> int:
-    """The number of repetitions that take about a quarter of a second, measured after a first, untimed call."""
-    run(1)
-    return max(1, round(_STRETCH_SECONDS / timed(lambda: run(1))[1]))
 
 
 class Stretch(NamedTuple):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, NamedTuple
 
 from ict_backends.networks.cost import mask_memory, step_flops, training_memory, update_memory
 from ict_backends.networks.roofline import activation_bytes, least_seconds, operations
 from ict_backends.protocols import Backend, Repeat
+from ict_backends.timing import timed, times_of_stretch
 from ict_core import Config
 
 # The parts of the roofline that measured runs have reached (docs/performance.md), from the worst to the best.
 _REACHED_ON_CPU, _REACHED = (0.33, 0.81), (0.18, 0.81)
 # A run of fewer operations is over in two minutes anywhere, which needs no measurement.
 _SHORT = 5e11
-# Operations are measured for at least so many seconds.
-_MEASURED_SECONDS = 0.1
 
 
 class Estimate(NamedTuple):
@@ -59,16 +57,9 @@ def estimate(engine: Backend[Any, Any], config: Config, device: str, steps: int,
 
 
 def _seconds(run: Repeat) -> float:
-    """The seconds of one repetition of an operation, after a first one that is not measured."""
-    run(1)
-    times = 1
-    while True:
-        begin = time.perf_counter()
-        run(times)
-        passed = time.perf_counter() - begin
-        if passed >= _MEASURED_SECONDS:
-            return passed / times
-        times *= 2
+    """The seconds of one repetition of an operation."""
+    times = times_of_stretch(run)
+    return timed(lambda: run(times))[1] / times
 
 
 def _span(least: float, most: float) -> str:

@@ -58,7 +58,7 @@ def recipe_for(dataset: Dataset, source: str, *, gpu: bool) -> Recipe:
     size = next((size for size, most in _SIZES.items() if height <= most), None)
     if size is None:
         raise UsageError(f"{what}, which no preset is for: --size 16, 32 or 64 resamples them")
-    preset = f"images{size}" + "" * gpu + "-cpu" * (not gpu)
+    preset = f"images{size}" if gpu else f"images{size}-cpu"
     config = load_preset(preset)
     multiple = 2 ** (len(config.network.channel_mult) - 1)
     if height % multiple:
@@ -134,16 +134,17 @@ def recipe_from(run: RunDir, preset: str | None) -> Recipe:
 
 
 def moved_attention(old: Config, new: Config) -> str:
-    """Why the weights of a network do not fit images of another size, in words; "" if they fit, as far as it shows.
+    """Why the weights of a network do not fit images of another size, in words; "" if that is no reason.
 
-    Attention is at heights, so at another size it comes to other levels of the network.
+    Attention is at heights, so at another size the same heights come to other levels of the network.
     """
     had, has = _levels_with_attention(old), _levels_with_attention(new)
-    if had == has:
+    if had == has or old.network.attention_resolutions != new.network.attention_resolutions:
         return ""
+    heights = " and ".join(map(str, new.network.attention_resolutions))
     return (
         f"it is of images of {old.data.shape[1]}x{old.data.shape[2]}: at {new.data.shape[1]}x{new.data.shape[2]}, "
-        f"attention at {_heights(new.network.attention_resolutions)} would move from level {_places(had)} to "
+        f"attention at {heights} would move from level {_places(had)} to "
         f"{_places(has)} of the network; --size {old.data.shape[1]} resamples the data"
     )
 
@@ -151,10 +152,6 @@ def moved_attention(old: Config, new: Config) -> str:
 def _levels_with_attention(config: Config) -> list[int]:
     network, height = config.network, config.data.shape[1]
     return [i for i in range(len(network.channel_mult)) if height >> i in network.attention_resolutions]
-
-
-def _heights(heights: Sequence[int]) -> str:
-    return " and ".join(map(str, heights))
 
 
 def _places(levels: Sequence[int]) -> str:

@@ -17,7 +17,6 @@ from ict_backends.protocols import Model, OnRecord, ignore
 from ict_backends.runs.checkpoint import Checkpoint, remove_old_checkpoints
 from ict_backends.runs.checkpoint_writer import CheckpointWriter
 from ict_backends.runs.folder import RunDir
-from ict_backends.runs.lines import check_lines, is_evaluation, is_log
 from ict_backends.sampling.batches import preview
 from ict_backends.training.evaluator import Evaluator
 from ict_backends.training.metrics_log import Progress, ToNumpy
@@ -58,9 +57,6 @@ class Recorder:
         on_record: OnRecord = ignore,
     ) -> None:
         self._run, self._config, self._writes, self._first = run, config, writes, first
-        if writes:  # what is damaged is refused before anything is cut
-            check_lines(run.evals_file, is_evaluation)
-            check_lines(run.metrics_file, is_log)
         self._evaluator = Evaluator(run, config, images, first=first, stopping=stopping) if writes else None
         self._board = TensorBoard(run.tensorboard_folder, first) if writes and config.train.tensorboard else None
         self._writer = CheckpointWriter(run, config)

@@ -211,7 +211,7 @@ def averaged_weights(run: RunDir, config: Config, dataset: Dataset) -> tuple[Arr
     """
     folder, old = run.checkpoint_of("ema"), run.load_config()
     what = f"--init {run.path}"
-    if reason := "" if type(old.network) is not type(config.network) else moved_attention(old, config):
+    if reason := moved_attention(old, config):
         raise CheckpointError(f"{what} does not fit: {reason}")
     known = class_names(run, old) or []
     same = old.network.num_classes == config.network.num_classes and (not known or known == list(dataset.classes))

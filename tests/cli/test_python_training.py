@@ -106,6 +106,14 @@ def test_labels_make_the_model_conditional(
     assert (clean[0] != clean[1]).any()  # six steps are too few for a difference in uint8
 
 
+def test_a_source_is_resampled_as_the_settings_say(tmp_path: Path) -> None:
+    save_dataset(tmp_path / "x.npz", np.zeros((12, 1, 6, 8), np.uint8), None, ())
+    settings = replace(SETTINGS, data={"size": 4, "crop": "center"})
+    model = train(settings, tmp_path / "x.npz", out=tmp_path / "run", device="cpu")
+    data = model.config.data
+    assert (data.shape, data.size, data.crop) == ((1, 4, 4), 4, "center")
+
+
 def test_a_source_is_read_as_by_the_command(tmp_path: Path, images: np.ndarray) -> None:
     data = tmp_path / "x.npz"
     save_dataset(data, images[:, None], None, ())

@@ -19,10 +19,10 @@ from ict_backends.reports.benchmark import (
     labels_of,
     random_arrays,
     spread,
-    times_of_stretch,
     to_json,
 )
 from ict_backends.reports.host import describe_commit, describe_machine, describe_versions, process_memory
+from ict_backends.timing import times_of_stretch
 from ict_backends.torch import make_model
 from ict_core import Config, load_preset
 

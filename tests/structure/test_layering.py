@@ -154,6 +154,7 @@ def test_the_ground_floor_is_what_every_room_may_use() -> None:
         "images",
         "protocols",
         "randomness",
+        "timing",
     } == GROUND
 
 
