@@ -126,6 +126,10 @@ class Processes(Protocol):
         """Return when every process has called this."""
         ...
 
+    def part(self) -> None:
+        """Return when every process has called this, after which each may end without harm to the others."""
+        ...
+
 
 class Trainer(Protocol):
     """A training state that is advanced repeatedly, for measuring. `Backend.make_trainer` returns it."""

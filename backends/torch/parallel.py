@@ -71,6 +71,10 @@ class Processes:
         """Return when every process has called this."""
         self.agree(False)
 
+    def part(self) -> None:
+        """Return when every process has called this, after which each may end."""
+        self.wait()
+
     def exchange(self, text: str) -> list[str]:
         """The texts of all processes, in the order of their numbers; must be called by every process."""
         if self.world == 1:

@@ -90,7 +90,7 @@ def train(
                     result = train_step(state, stage, batches, parts=parts, teacher_decay=plan.teacher_decay)
                 stopping = processes.agree(interruption.number is not None)
                 stopping = recorder.after([(state.step - 1, plan, result)], model, checkpoint, stopping=stopping)
-        leave(processes.wait)
+        leave(processes.part)
     if recorder.cut_short or (stopping and state.step < config.train.total_steps):
         raise StoppedError.after(state.step, run.path, interruption.number)
 

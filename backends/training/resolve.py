@@ -11,6 +11,7 @@ import numpy as np
 
 from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset, load_data_of
+from ict_backends.environment import leave
 from ict_backends.errors import CheckpointError, DataError, UsageError
 from ict_backends.measuring.evaluation import images_needed
 from ict_backends.measuring.metrics import METRICS
@@ -290,6 +291,7 @@ def check_alike(processes: Processes, config: Config, dataset: Dataset, **option
             f"{k} is {other.get(k)} and not {first.get(k)}" for k in first | other if other.get(k) != first.get(k)
         ]
         if differ:
+            leave(processes.part)
             raise UsageError(f"process {rank} of {processes.world} differs from process 0: {'; '.join(differ)}")
 
 
