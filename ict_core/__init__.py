@@ -7,12 +7,12 @@ grid               make_grid: one stage's levels, law and weights, and the draw 
 parameterization   scalings, consistency_output
 loss               pseudo_huber, huber_constant, loss_weight, consistency_loss; squared_l2, l1 to compare with
 objective          batch_loss: from a network and a Batch to the loss; consistency_function, distance_of
-teacher            adaptive_decay: of a teacher with a moving average, to compare with
+teacher            teacher_of: the student as its own teacher; update_average; adaptive_decay, to compare with
 loss_scale         LossScale, next_loss_scale: for float16
 threefry           normal_noise, dropout_bytes: a function of keys, the same in every library; key_words, threefry
 sampling           multistep_sample
 editing            linear_edit, inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise; transforms
-config             the settings of a run, with their ranges
+config             the settings of a run, with their ranges; NoiseConfig makes grid, f and samples that fit each other
 settings           load_config, load_preset, preset_names: settings from TOML, and the presets
 """
 
@@ -63,7 +63,7 @@ from ict_core.parameterization import Scalings, consistency_output, scalings
 from ict_core.sampling import multistep_sample
 from ict_core.schedule import karras_sigmas
 from ict_core.settings import load_config, load_preset, preset_names
-from ict_core.teacher import adaptive_decay
+from ict_core.teacher import adaptive_decay, teacher_of, update_average
 from ict_core.threefry import dropout_bytes, key_words, normal_noise, threefry
 
 __all__ = [
@@ -124,6 +124,8 @@ __all__ = [
     "stages",
     "stroke",
     "super_resolve",
+    "teacher_of",
     "threefry",
     "to_grey",
+    "update_average",
 ]

@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 import math
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, NamedTuple
 
+from ict_core._arrays import Array, Namespace
 from ict_core.curriculum import SCHEDULES
-from ict_core.loss import DISTANCES, WEIGHTINGS
+from ict_core.grid import Grid, make_grid
+from ict_core.loss import DISTANCES, WEIGHTINGS, ConsistencyFunction
 from ict_core.noise_law import LAWS
+from ict_core.parameterization import Network, consistency_output
+from ict_core.sampling import multistep_sample
 
 
 class ConfigError(ValueError):
@@ -250,7 +254,7 @@ FAMILIES: dict[str, type[NCSNppConfig] | type[ADMConfig]] = {"ncsnpp": NCSNppCon
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """The noise levels and their law in training.
+    """The noise levels and their law in training; makes the grid, the consistency function and samples that fit them.
 
     Attributes:
         sigma_min: the smallest level; pixels are in [-1, 1].
@@ -274,6 +278,51 @@ class NoiseConfig:
         check_ranges("noise", self)
         allowed = f"> noise.sigma_min = {self.sigma_min}"
         require(self.sigma_max > self.sigma_min, "noise.sigma_max", self.sigma_max, allowed)
+
+    def grid(self, n: int, *, weighting: str = "inverse_gap") -> Grid:
+        """`make_grid` of n levels, n from `discretization_steps` or a `Stage`."""
+        return make_grid(n, **{f.name: getattr(self, f.name) for f in fields(self)}, weighting=weighting)
+
+    def consistency_function(
+        self, network: Network[Array], condition: Any = None, *, xp: Namespace | None = None
+    ) -> ConsistencyFunction[Array]:
+        """The consistency function f(x, sigma) of a network under a condition: `consistency_output`.
+
+        Args:
+            network: F(x_in, c_noise, condition), returning the shape of x_in.
+            condition: whatever the network takes.
+            xp: array namespace; inferred from x when omitted.
+        """
+
+        def f(x: Array, sigma: Array, /) -> Array:
+            sigma_data, sigma_min = self.sigma_data, self.sigma_min
+            return consistency_output(network, x, sigma, condition, sigma_data=sigma_data, sigma_min=sigma_min, xp=xp)
+
+        return f
+
+    def sample(
+        self,
+        f: ConsistencyFunction[Array],
+        noises: Array | Sequence[Array],
+        later_sigmas: Sequence[float] = (),
+        *,
+        clip: bool = False,
+        xp: Namespace | None = None,
+    ) -> Array:
+        """`multistep_sample` from `sigma_max`: in one step, or in as many more as there are later levels.
+
+        Args:
+            f: from `consistency_function`.
+            noises: one [b, *event] standard normal array a step: a sequence, or one stacked array.
+            later_sigmas: falling levels below `sigma_max`, at least `sigma_min`.
+            clip: clip the result to [-1, 1].
+            xp: array namespace; inferred from the noise when omitted.
+
+        Returns:
+            [b, *event] in the dtype of the noise.
+        """
+        sigmas = [self.sigma_max, *later_sigmas]
+        return multistep_sample(f, noises, sigmas, sigma_min=self.sigma_min, clip=clip, xp=xp)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from ict_core._arrays import (
     Array,
@@ -21,12 +22,12 @@ from ict_core.loss import ConsistencyFunction
 
 
 def multistep_sample(
-    f: ConsistencyFunction,
+    f: ConsistencyFunction[Array],
     noises: Array | Sequence[Array],
     sigmas: Sequence[float],
     *,
     sigma_min: float = 0.002,
-    clip: bool = True,
+    clip: bool = False,
     clip_steps: bool = False,
     xp: Namespace | None = None,
 ) -> Array:
@@ -39,7 +40,7 @@ def multistep_sample(
         noises: one [b, *event] standard normal array a step: a sequence, or one stacked array.
         sigmas: falling levels smax > t_1 > ... >= sigma_min, the first one the model's sigma_max.
         sigma_min: > 0.
-        clip: clip the result to [-1, 1].
+        clip: clip the result to [-1, 1], as is done with images.
         clip_steps: also clip what each step but the last returns before noise is added, as released samplers do.
         xp: array namespace; inferred from the noise when omitted.
 
@@ -56,7 +57,7 @@ def multistep_sample(
     array([[ 0.5 , -0.25]])
     """
     levels = check_falling_sigmas(sigmas, sigma_min=sigma_min)
-    zs = unstack(noises)
+    zs: list[Any] = unstack(noises)
     if len(zs) != len(levels):
         raise ValueError(f"noises must hold one array a level: {len(levels)}, not {len(zs)}")
     z = zs[0]

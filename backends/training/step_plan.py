@@ -18,7 +18,6 @@ from ict_core import (
     Stage,
     adaptive_decay,
     discretization_steps,
-    make_grid,
     stages,
 )
 
@@ -58,7 +57,7 @@ class StepPlan(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _grid(n: int, noise: NoiseConfig, weighting: str) -> Grid:
-    return make_grid(n, **dataclasses.asdict(noise), weighting=weighting)
+    return noise.grid(n, weighting=weighting)
 
 
 def grid_of(config: Config, n: int) -> Grid:

@@ -13,7 +13,16 @@ from array_api_compat import torch as torch_xp
 from helpers import Library, assert_same, eps, seeds, to_numpy
 from hypothesis import given
 
-from ict_core import Batch, Config, batch_loss, consistency_function, consistency_output, distance_of, huber_constant
+from ict_core import (
+    Batch,
+    Config,
+    batch_loss,
+    consistency_function,
+    consistency_output,
+    distance_of,
+    huber_constant,
+    teacher_of,
+)
 from ict_core.loss import DISTANCES
 from ict_core.settings import build_config, replace
 
@@ -106,7 +115,7 @@ def test_only_the_teacher_is_without_gradient() -> None:
     levels = [torch.rand(4, dtype=torch.float64) + i + 0.1 for i in range(3)]
     batch = Batch(*images, *levels, None, None, None)
 
-    def gradient(without_gradient: Any, teacher: Any = None) -> float:
+    def gradient(without_gradient: Any = teacher_of, teacher: Any = None) -> float:
         def student(x_in: Any, c_noise: Any, labels: Any, masks: Any) -> Any:
             return weight * x_in
 
@@ -114,6 +123,7 @@ def test_only_the_teacher_is_without_gradient() -> None:
         return float(torch.autograd.grad(loss.mean, weight)[0])
 
     stopped = gradient(torch.no_grad())
+    assert stopped == gradient()
     assert stopped == gradient(unchanged, teacher=lambda x_in, *_: 0.5 * x_in)
     assert stopped != gradient(unchanged)
 
