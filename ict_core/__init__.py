@@ -66,6 +66,8 @@ from ict_core.settings import load_config, load_preset, preset_names
 from ict_core.teacher import adaptive_decay, teacher_of, update_average
 from ict_core.threefry import dropout_bytes, key_words, normal_noise, threefry
 
+__version__ = "0.2.0"
+
 __all__ = [
     "ADMConfig",
     "Batch",
