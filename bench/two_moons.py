@@ -28,7 +28,7 @@ from ict_core import (
     update_average,
 )
 
-SPREAD = 0.02  # of the points about the arcs; the whole data have a standard deviation of about 0.5
+SPREAD = 0.035  # of the points about the arcs; the whole data have a standard deviation of about 0.5
 SAMPLES = 10_000
 
 
@@ -38,12 +38,12 @@ class Variant(NamedTuple):
     sigma_min: float = 0.01
     sigma_max: float = 10.0
     decay: bool = True
-    c_factor: float = 0.03
+    c_factor: float = 0.003
     width: int = 128
     s1: int = 160
     steps: int = 8000
     batch: int = 256
-    rate: float = 2e-3
+    rate: float = 5e-3
 
 
 IMAGES = {"sigma_min": 0.002, "sigma_max": 80.0, "decay": False, "c_factor": 0.00054}
@@ -52,13 +52,16 @@ VARIANTS = {
     "the recipe of images": Variant(**IMAGES),
     "levels of images, 0.002 to 80": Variant(sigma_min=0.002, sigma_max=80.0),
     "constant rate": Variant(decay=False),
+    "constant rate of 1e-3": Variant(decay=False, rate=1e-3),
     "c of images, 0.00054 sqrt(D)": Variant(c_factor=0.00054),
+    "c ten times as large, 0.03 sqrt(D)": Variant(c_factor=0.03),
     "c = 0.3 sqrt(D)": Variant(c_factor=0.3),
     "half the width": Variant(width=64),
     "twice the width": Variant(width=256),
     "images, but levels 0.01 to 10": Variant(**{**IMAGES, "sigma_min": 0.01, "sigma_max": 10.0}),
     "images, but a decaying rate": Variant(**{**IMAGES, "decay": True}),
-    "images, but c = 0.03 sqrt(D)": Variant(**{**IMAGES, "c_factor": 0.03}),
+    "images, but c = 0.003 sqrt(D)": Variant(**{**IMAGES, "c_factor": 0.003}),
+    "images, but twice the width": Variant(**IMAGES, width=256),
 }
 
 
