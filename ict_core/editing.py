@@ -326,6 +326,7 @@ def _sample_on(
     xp: Namespace,
 ) -> Array:
     """At each level: add noise to the images, denoise them, and restore what is to be kept."""
+    check_number("sigma_min", sigma_min, above=0.0)
     levels = check_falling_sigmas(sigmas, sigma_min=sigma_min)
     zs: list[Any] = unstack(noises)
     if len(zs) != len(levels):

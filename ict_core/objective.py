@@ -80,6 +80,11 @@ def distance_of(config: Config, *, xp: Namespace | None = None) -> Distance[Any]
     return partial(DISTANCES[config.loss.distance](c), xp=xp)
 
 
+def _given(x: Array, sigma: Array, /) -> Array:
+    """The teacher at sigma_min, f(x, sigma_min) = x: no network is needed."""
+    return x
+
+
 def batch_loss(
     student: MaskedNetwork[Array],
     config: Config,
@@ -91,6 +96,9 @@ def batch_loss(
     xp: Namespace | None = None,
 ) -> ConsistencyLoss[Array]:
     """The loss of a batch: `consistency_loss` of a network, which teaches itself unless there is another teacher.
+
+    With `curriculum.schedule` = "diffusion", the target is x + sigma_min z itself: one pass less, and the loss of a
+    diffusion model.
 
     Args:
         student: the network in training, F(x_in, c_noise, labels, masks).
@@ -109,9 +117,10 @@ def batch_loss(
         TypeError, ValueError: naming the argument.
     """
     other = student if teacher is None else teacher
+    taught = without_gradient(consistency_function(other, config.noise, batch.labels, batch.teacher_masks, xp=xp))
     return consistency_loss(
         consistency_function(student, config.noise, batch.labels, batch.masks, xp=xp),
-        without_gradient(consistency_function(other, config.noise, batch.labels, batch.teacher_masks, xp=xp)),
+        taught if config.curriculum.has_teacher else _given,
         x=batch.x,
         z=batch.z,
         sigma_lo=batch.sigma_lo,

@@ -56,6 +56,7 @@ def multistep_sample(
     >>> multistep_sample(halve, np.array([[[1.0, -0.5]]]), [80.0])
     array([[ 0.5 , -0.25]])
     """
+    check_number("sigma_min", sigma_min, above=0.0)
     levels = check_falling_sigmas(sigmas, sigma_min=sigma_min)
     zs: list[Any] = unstack(noises)
     if len(zs) != len(levels):
@@ -70,12 +71,13 @@ def multistep_sample(
     x = f(levels[0] * z, full_batch(levels[0], z, xp))
     for j in range(1, len(levels)):
         noise_std = math.sqrt(levels[j] ** 2 - sigma_min**2)
-        x = _clip(x, xp) if clip_steps else x
+        x = clip_images(x, xp) if clip_steps else x
         x = f(x + noise_std * zs[j], full_batch(levels[j], z, xp))
-    return _clip(x, xp) if clip else x
+    return clip_images(x, xp) if clip else x
 
 
-def _clip(x: Array, xp: Namespace) -> Array:
+def clip_images(x: Array, xp: Namespace) -> Array:
+    """Images with each value in [-1, 1]."""
     return xp.clip(x, constant(-1.0, x, xp), constant(1.0, x, xp))
 
 
@@ -83,7 +85,7 @@ def check_falling_sigmas(
     sigmas: Sequence[float], *, sigma_min: float = 0.002, sigma_max: float = math.inf
 ) -> list[float]:
     """`sigmas` as Python floats; raise ValueError unless they fall within [sigma_min, sigma_max], one at least."""
-    check_number("sigma_min", sigma_min, above=0.0)
+    check_number("sigma_min", sigma_min, at_least=0.0)
     levels = [check_number("sigmas", sigma) for sigma in sigmas]
     if not levels:
         raise ValueError("sigmas must hold at least one level")
