@@ -8,6 +8,7 @@ parameterization   scalings, consistency_output
 loss               pseudo_huber, huber_constant, loss_weight, consistency_loss; squared_l2, l1 to compare with
 objective          batch_loss: from a network and a Batch to the loss; consistency_function, distance_of
 teacher            teacher_of: the student as its own teacher; update_average; adaptive_decay, to compare with
+ema                power_exponent, power_decay, power_profile, mixing_weights: averages of a length relative to the run
 loss_scale         LossScale, next_loss_scale: for float16
 threefry           normal_noise, dropout_bytes: a function of keys, the same in every library; key_words, threefry
 gap                Gap, gap_share, gap_stages, teacher_level: the gap rule of consistency tuning, in place of a grid
@@ -47,6 +48,7 @@ from ict_core.editing import (
     super_resolve,
     to_grey,
 )
+from ict_core.ema import mixing_weights, power_decay, power_exponent, power_profile
 from ict_core.gap import Gap, gap_share, gap_stages, teacher_level
 from ict_core.grid import Grid, Levels, make_grid
 from ict_core.loss import (
@@ -122,10 +124,14 @@ __all__ = [
     "make_grid",
     "mix_colors",
     "mix_patches",
+    "mixing_weights",
     "multistep_sample",
     "next_loss_scale",
     "normal_noise",
     "patch_means",
+    "power_decay",
+    "power_exponent",
+    "power_profile",
     "preset_names",
     "pseudo_huber",
     "pseudo_huber_elementwise",
