@@ -15,6 +15,7 @@ _SECTIONS = {
         "train": "Train a model from images.",
         "data": "Describe a data set, or pack it into one file.",
         "show": "Print the settings, size and stages of a preset or a run.",
+        "runs": "List runs, with how far each has come.",
     },
     "Sample": {
         "sample": "Draw images from a trained model.",

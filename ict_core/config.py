@@ -2,7 +2,8 @@
 
 A configuration is made of sections of plain values, so that every value has one dotted name (`train.learning_rate`) in
 TOML files, on the command line and in the printed result alike. `ict_core.settings` reads them. The descriptions under
-"Attributes" are the text of docs/settings.md.
+"Attributes" are the text of docs/settings.md and of `ict show --settings`, and so are the sources of the defaults under
+"Sources"; a default of no source is chosen here.
 """
 
 from __future__ import annotations
@@ -178,6 +179,11 @@ class NCSNppConfig:
         num_classes: the number of classes; 0 makes the model unconditional.
         checkpoint: keep only the inputs of blocks and attention for the gradient, and compute the rest again: less
             memory, the same gradient, about a fifth more time.
+
+    Sources:
+        the authors' CIFAR-10 networks: family, channels, channel_mult, blocks, attention_resolutions, embedding,
+            fir_kernel, input_pyramid, skip_rescale, num_classes
+        iCT sec. 3.1: dropout, embedding_scale
     """
 
     family: Annotated[str, one_of(("ncsnpp",))] = "ncsnpp"
@@ -220,6 +226,12 @@ class ADMConfig:
         num_classes: the number of classes; 0 makes the model unconditional.
         checkpoint: keep only the inputs of blocks and attention for the gradient, and compute the rest again: less
             memory, the same gradient, about a fifth more time.
+
+    Sources:
+        the authors' ImageNet 64x64 networks: family, channels, channel_mult, blocks, attention_resolutions,
+            head_channels, resblock_updown, embedding_scale
+        iCT app.: dropout, dropout_resolution
+        iCT sec. 3.1: scale_shift
     """
 
     family: Annotated[str, one_of(("adm",))] = "adm"
@@ -260,6 +272,10 @@ class NoiseConfig:
         law: how the interval between two levels is drawn; "uniform" is original consistency training.
         p_mean: the mean of log sigma in the lognormal law.
         p_std: the standard deviation of log sigma in the lognormal law.
+
+    Sources:
+        EDM table 1: sigma_min, sigma_max, rho, sigma_data
+        iCT sec. 3.5: law, p_mean, p_std
     """
 
     sigma_min: Annotated[float, above(0)] = 0.002
@@ -287,6 +303,9 @@ class CurriculumConfig:
         s1: the last number of intervals, >= `s0` and <= 100,000.
         steps: the number of steps over which levels are added, after which their number stays; 0 for all of
             `train.total_steps`. A run that is made longer keeps those that it had.
+
+    Sources:
+        iCT sec. 3.4: schedule, s0, s1, steps
     """
 
     schedule: Annotated[str, one_of(SCHEDULES)] = "doubling"
@@ -310,6 +329,10 @@ class LossConfig:
         huber_factor: the Pseudo-Huber constant is c = `huber_factor` * sqrt(D), D the elements of an image.
         weighting: the weight of an interval (`loss_weight`); "inverse_gap" is the recipe's, and the others depend only
             on the student's level.
+
+    Sources:
+        iCT sec. 3.3: distance, huber_factor
+        iCT sec. 3.1: weighting
     """
 
     distance: Annotated[str, one_of(DISTANCES)] = "pseudo_huber"
@@ -329,6 +352,10 @@ class TeacherConfig:
         schedule: "constant" keeps mu = `decay`; "adaptive" brings it nearer to 1 as levels are added, as original
             consistency training does (`adaptive_decay` with mu0 = `decay`, > 0).
         share_dropout: give student and teacher the same dropout masks.
+
+    Sources:
+        iCT sec. 3.2: decay, schedule
+        iCT sec. 3.1: share_dropout
     """
 
     decay: Annotated[float, below_one()] = 0.0
@@ -381,6 +408,10 @@ class TrainConfig:
         keep_checkpoints: how many of the newest checkpoints are kept.
         keep_every: keep, beside the newest checkpoints, each whose step is a multiple of this.
         tensorboard: write scalars and sample pictures for TensorBoard, too.
+
+    Sources:
+        iCT app.: total_steps, batch_size, learning_rate, betas, ema_decay
+        iCT app., not confirmed: precision
     """
 
     seed: Annotated[int, Rule("in [0, 2^63)", lambda seed: 0 <= seed < 2**63)] = 0
@@ -419,6 +450,9 @@ class SampleConfig:
     Attributes:
         second_sigma: the second level of two-step sampling, in [`noise.sigma_min`, `noise.sigma_max`); it is tuned for
             each data set.
+
+    Sources:
+        iCT sec. 4: second_sigma
     """
 
     second_sigma: Annotated[float, above(0)] = 0.821
