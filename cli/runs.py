@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ict_backends.reports.run_list import Standing
 
 _DEFAULT = Path("runs")
-_TITLES = ("run", "of", "backend", "steps", "loss", "evaluation", "size", "last change (UTC)", "")
+_TITLES = ("run", "preset or data", "backend", "steps", "loss", "evaluation", "size", "last change (UTC)", "")
 
 
 @click.command("runs", epilog=examples("ict runs", "ict runs my-runs --json runs.json"))

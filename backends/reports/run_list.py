@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -68,10 +69,15 @@ class Standing(NamedTuple):
     damaged: str = ""
 
     def record(self) -> dict[str, Any]:
-        """The fields by name, for JSON."""
+        """The fields by name, for JSON, in which a number that is not finite is null."""
         plain = {"path": str(self.path), "changed": self.changed.isoformat(sep=" ", timespec="seconds")}
-        evaluation = None if self.evaluation is None else self.evaluation._asdict()
-        return self._asdict() | plain | {"evaluation": evaluation}
+        figures = {} if self.evaluation is None else self.evaluation._asdict()
+        evaluation = {name: _finite(value) for name, value in figures.items()} or None
+        return self._asdict() | plain | {"loss": _finite(self.loss), "evaluation": evaluation}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def list_runs(folder: Path) -> list[Standing]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def lines(ict: Ict, folder: Path) -> list[str]:
     done = ict("runs", folder)
     assert (done.code, done.err) == (0, "")
     title, *rest = done.out.splitlines()
-    assert title.split()[:6] == ["run", "of", "backend", "steps", "loss", "evaluation"]
+    assert title.split()[:6] == ["run", "preset", "or", "data", "backend", "steps"]
     return rest
 
 
@@ -163,6 +164,34 @@ def test_no_checkpoint_is_read(ict: Ict, tmp_path: Path, digits_run: Path, monke
     monkeypatch.setattr(checkpoint, "file_sha256", read)
     monkeypatch.setattr(checkpoint, "read_safetensors", read)
     assert len(lines(ict, tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("channels = 8\n", "channels = 1000000000\n"),
+        ("total_steps = 30\n", f"total_steps = {10**30}\n"),
+        ("total_steps = 30\n", f"total_steps = {'9' * 9999}\n"),
+        ("channels = 8\n", "channels = 8\0\n"),
+    ],
+)
+def test_a_run_of_absurd_settings_is_a_line(ict: Ict, tmp_path: Path, digits_run: Path, old: str, new: str) -> None:
+    run = copy(digits_run, tmp_path / "run", 1)
+    text = run.config_file.read_text()
+    assert old in text
+    run.config_file.write_text(text.replace(old, new))
+    (line,) = lines(ict, tmp_path)
+    assert "damaged: " in line
+
+
+def test_what_is_not_finite_is_null_in_json(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
+    run = copy(digits_run, tmp_path / "run", 1)
+    run.metrics_file.write_text('{"step": 3, "loss": NaN}\n')
+    run.evals_file.write_text('{"step": 3, "metric": "sw", "num": 70, "value": Infinity}\n')
+    assert re.search(r" nan +sw inf \(best inf\) ", lines(ict, tmp_path)[0])
+    assert ict("runs", tmp_path, "--json", tmp_path / "x.json").code == 0
+    (record,) = json.loads((tmp_path / "x.json").read_text())["runs"]
+    assert (record["loss"], record["evaluation"]) == (None, {"metric": "sw", "last": None, "best": None})
 
 
 def test_links_are_not_followed_for_ever(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
