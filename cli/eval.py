@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ict_backends.measuring.comparison import Comparison, Drawing
     from ict_backends.measuring.metrics import Result
     from ict_backends.protocols import Processes
+    from ict_backends.runs.folder import RunDir
 
 
 _FID_IMAGES = 50_000
@@ -151,7 +152,9 @@ def eval_command(
     else:
         with _together(backend, device, world) as processes:
             comparison = measure_model(
-                lambda: open_backend(backend, device, joins=world > 1).load_model(what, weights=weights, device=device),
+                lambda: open_backend(backend, device, joins=world > 1).load_model(
+                    _checkpoint(run, weights, processes), weights=weights, device=device
+                ),
                 run,
                 config,
                 data=data,
@@ -185,6 +188,12 @@ def _together(backend: str, device: str, world: int) -> Iterator[Processes | Non
             yield processes
     except LostProcessError as error:
         raise LostProcessError(error.rank, error.world, error.reason, "give the command again") from error
+
+
+def _checkpoint(run: RunDir, weights: str, processes: Processes | None) -> Path:
+    """The checkpoint that the weights are from: that of the first process, since a run may have a newer one by now."""
+    folder = run.checkpoint_of(weights)
+    return folder if processes is None else Path(processes.exchange(str(folder))[0])
 
 
 def _report(comparison: Comparison, halves: bool, json_file: Path | None) -> None:

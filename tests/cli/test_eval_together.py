@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from ict_backends.measuring.distances import joined_moments, moments
 from ict_backends.measuring.evaluation import gather
 from ict_backends.measuring.metrics import Gathered
 from ict_backends.measuring.sharing import exchange, join, stretch
+from ict_backends.runs.folder import RunDir
 from ict_cli import eval as command
 
 METRICS = "pixel-fd,kid,pr,sw"
@@ -111,6 +113,22 @@ def test_where_a_process_is_gone_the_line_says_what_to_do(monkeypatch: pytest.Mo
         raise ConnectionError("closed")
     with command._together("torch", "cpu", 1) as alone:
         assert alone is None
+
+
+def test_all_processes_measure_the_checkpoint_of_the_first(tmp_path: Path, digits_run: Path) -> None:
+    run = RunDir(Path(shutil.copytree(digits_run, tmp_path / "run")))
+    newest = run.latest_checkpoint()
+    assert command._checkpoint(run, "ema", None) == newest
+
+    class Later(Others):
+        """A process that finds a newer checkpoint than the first one has found."""
+
+        def exchange(self, text: str) -> list[str]:
+            assert text.endswith("step_00000099")
+            return [str(newest), text]
+
+    shutil.copytree(newest, run.checkpoint_folder(99))
+    assert command._checkpoint(run, "ema", Later([])) == newest  # type: ignore[arg-type]
 
 
 def test_each_sample_is_in_one_stretch() -> None:
