@@ -49,7 +49,8 @@ def describe_option(name: str, command: click.Command | None) -> str:
     meant = suggest(name.lstrip("-")) if "--set" in options else None
     if meant:
         note = f" ({meant.note})" if meant.note else ""
-        return f"no such option {name}; did you mean --set {meant.name}=VALUE{note}?"
+        option = _option_of(meant.name, command) or f"--set {meant.name}=VALUE"
+        return f"no such option {name}; did you mean {option}{note}?"
     return f"no such option {name}; --help lists them"
 
 
@@ -58,6 +59,14 @@ def _options(command: click.Command | None) -> list[str]:
     return [opt for p in parameters if isinstance(p, click.Option) for opt in p.opts if opt.startswith("--")] + [
         "--help"
     ]
+
+
+def _option_of(setting: str, command: click.Command | None) -> str | None:
+    """The option of a command that sets a setting: its help names the setting in brackets."""
+    parameters = command.params if command else []
+    return next(
+        (p.opts[0] for p in parameters if isinstance(p, click.Option) and f"({setting})" in (p.help or "")), None
+    )
 
 
 def describe_command(name: str, known: Sequence[str]) -> str:
