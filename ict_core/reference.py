@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 import typing
 from dataclasses import MISSING, fields
 from itertools import takewhile
@@ -88,6 +89,8 @@ def _settings(kind: type) -> list[Setting]:
 
 def _kind_of(hint: object) -> str:
     """A setting's type in words."""
+    if typing.get_origin(hint) is types.UnionType:
+        return " or ".join(map(_kind_of, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         return f"list of {_KINDS[typing.get_args(hint)[0]]}s"
     return _KINDS[typing.cast(type, hint)]
