@@ -24,13 +24,19 @@ class UsageError(UserError):
 
 
 class LostProcessError(UserError):
-    """One of the processes that train together has ended; the others must not wait for it any more."""
+    """One of the processes that work together has ended; the others must not wait for it any more.
 
-    def __init__(self, rank: int, world: int, reason: str) -> None:
-        super().__init__(
-            f"process {rank} of {world} stops, since another one has ended: {reason}; continue from the last "
-            "checkpoint with --resume"
-        )
+    Args:
+        rank, world: the number of this process, and how many there are.
+        reason: how it is known.
+        then: what the user is to do.
+    """
+
+    def __init__(
+        self, rank: int, world: int, reason: str, then: str = "continue from the last checkpoint with --resume"
+    ) -> None:
+        super().__init__(f"process {rank} of {world} stops, since another one has ended: {reason}; {then}")
+        self.rank, self.world, self.reason = rank, world, reason
 
 
 class OutOfMemoryError(UserError):

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import platformdirs
 
@@ -137,6 +137,31 @@ def discard(path: Path) -> None:
             path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+
+class Usage(NamedTuple):
+    """The files in a folder and its folders.
+
+    Attributes:
+        files: their number.
+        size: their bytes, together.
+        changed: when the newest one was written, in seconds since 1970; 0.0 if there is none.
+    """
+
+    files: int
+    size: int
+    changed: float
+
+
+def folder_usage(path: Path) -> Usage:
+    """What the files in a folder take. What symbolic links point to does not count; what cannot be read is left out."""
+    usage = Usage(0, 0, 0.0)
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                found = os.lstat(os.path.join(folder, name))
+                usage = Usage(usage.files + 1, usage.size + found.st_size, max(usage.changed, found.st_mtime))
+    return usage
 
 
 def _make_folder(path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ict_backends.errors import DataError, UsageError
+from ict_backends.errors import DataError, LostProcessError, UsageError
 from ict_cli.options import (
     PATH,
     SOURCE,
@@ -30,16 +32,28 @@ from ict_core import Config
 if TYPE_CHECKING:
     from ict_backends.measuring.comparison import Comparison, Drawing
     from ict_backends.measuring.metrics import Result
+    from ict_backends.protocols import Processes
+    from ict_backends.runs.folder import RunDir
+
+
+_FID_IMAGES = 50_000
 
 
 @click.command(
     "eval",
     epilog=examples(
         "ict eval runs/mine",
-        "ict eval runs/mine --features inception-2015-12-05 --num 50000 --json fid.json",
+        "ict eval runs/mine --fid50k --json fid.json",
+        "ict eval samples.npz --data my-images/ --metrics kid",
     ),
 )
 @click.argument("what", metavar="RUN|FOLDER|NPZ", type=PATH)
+@click.option(
+    "--fid50k",
+    is_flag=True,
+    help="The figure of papers, FID of 50,000 images: short for --metrics fid --num 50000 --features "
+    "inception-2015-12-05.",
+)
 @click.option(
     "--data",
     type=SOURCE,
@@ -90,6 +104,7 @@ if TYPE_CHECKING:
 @debug_option
 def eval_command(
     what: Path,
+    fid50k: bool,
     data: str | None,
     metrics: str | None,
     features: str | None,
@@ -114,38 +129,77 @@ def eval_command(
     Images are rounded to uint8 first, as in files. Without --features, kid and pr compare pixels. pixel-fd is the
     Frechet distance in pixel space, of values in [-1, 1]; below it is what a perfect model with as many samples would
     show, since a distance of finite sets is never 0.
+
+    A run's samples are drawn on all devices. Under torchrun, or wherever RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
+    are set, processes share the work.
     """
-    from ict_backends.files import write_atomically
+    from ict_backends.environment import share_of_work
     from ict_backends.measuring.comparison import measure_model
     from ict_backends.runs.folder import open_run
 
-    if json_file is not None:
+    if fid50k:
+        metrics, num, features = _fid50k(metrics, num, features, trust_features)
+    rank, world = share_of_work()
+    if json_file is not None and rank == 0:
         check_replaceable("--json", json_file)
     run = open_run(what)
     config = run.load_config() if run.config_file.is_file() else None
     _check_source(what, config, data)
+    if config is None and rank:
+        return  # what is there already is measured by the first process
     if config is None:
         comparison = _compare_images(what, data, metrics, features, num, device, trust=trust_features, resize=resize)
     else:
-        comparison = measure_model(
-            lambda: open_backend(backend, device).load_model(what, weights=weights, device=device),
-            run,
-            config,
-            data=data,
-            metrics=metrics,
-            features=features,
-            trust_features=trust_features,
-            num=num,
-            resize=resize,
-            labels=labels,
-            steps=steps,
-            sigmas=sigmas,
-            clip_steps=clip_steps,
-            truncate=truncate,
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
-        )
+        with _together(backend, device, world) as processes:
+            comparison = measure_model(
+                lambda: open_backend(backend, device, joins=world > 1).load_model(
+                    _checkpoint(run, weights, processes), weights=weights, device=device
+                ),
+                run,
+                config,
+                data=data,
+                metrics=metrics,
+                features=features,
+                trust_features=trust_features,
+                num=num,
+                resize=resize,
+                labels=labels,
+                steps=steps,
+                sigmas=sigmas,
+                clip_steps=clip_steps,
+                truncate=truncate,
+                seed=seed,
+                batch_size=batch_size,
+                device=device,
+                processes=processes,
+            )
+    if not rank:
+        _report(comparison, halves, json_file)
+
+
+@contextlib.contextmanager
+def _together(backend: str, device: str, world: int) -> Iterator[Processes | None]:
+    """A context with the processes that share the work, joined; None where there is only one."""
+    if world == 1:
+        yield None
+        return
+    try:
+        with open_backend(backend, device, joins=True).joined(device) as processes:
+            yield processes
+    except LostProcessError as error:
+        raise LostProcessError(error.rank, error.world, error.reason, "give the command again") from error
+
+
+def _checkpoint(run: RunDir, weights: str, processes: Processes | None) -> Path:
+    """The checkpoint that the weights are from: that of the first process, since a run may have a newer one by now."""
+    folder = run.checkpoint_of(weights)
+    return folder if processes is None else Path(processes.exchange(str(folder))[0])
+
+
+def _report(comparison: Comparison, halves: bool, json_file: Path | None) -> None:
+    """Print the figures, and write them into a file if there is one."""
+    from ict_backends.files import write_atomically
+
     perfect = None
     for result in comparison.results:
         click.echo(_line(result, comparison))
@@ -153,6 +207,23 @@ def eval_command(
             click.echo(f"  a perfect model would show about {perfect:.2g} with as many samples")
     if json_file is not None:
         write_atomically(json_file, (json.dumps(comparison.record(perfect), indent=2) + "\n").encode())
+
+
+def _fid50k(metrics: str | None, num: int | None, features: str | None, trust: bool) -> tuple[str, int, str]:
+    """The values of --metrics, --num and --features that --fid50k stands for. Raises UsageError beside other ones."""
+    from ict_backends.measuring.inception import INCEPTION
+
+    given = {"--metrics": metrics, "--num": num, "--trust-features": trust or None}
+    if features in ("pixels", ""):
+        given["--features"] = features
+    for option, value in given.items():
+        if value is not None:
+            asked = option if value is True else f"{option} {value}"
+            raise UsageError(
+                f"--fid50k and {asked} exclude each other: --fid50k is short for --metrics fid --num {_FID_IMAGES} "
+                f"--features {INCEPTION}"
+            )
+    return "fid", _FID_IMAGES, features or INCEPTION
 
 
 def _compare_images(

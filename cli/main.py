@@ -15,6 +15,7 @@ _SECTIONS = {
         "train": "Train a model from images.",
         "data": "Describe a data set, or pack it into one file.",
         "show": "Print the settings, size and stages of a preset or a run.",
+        "runs": "List runs, with how far each has come.",
     },
     "Sample": {
         "sample": "Draw images from a trained model.",
@@ -59,12 +60,9 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in _COMMANDS and not args[0].startswith("-"):
-            import difflib
+            from ict_cli.unknown import describe_command
 
-            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
-            raise click.UsageError(
-                f"no such command {args[0]!r}; {f'did you mean {near[0]}?' if near else '`ict --help` lists them'}"
-            )
+            raise click.UsageError(describe_command(args[0], _COMMANDS))
         return super().resolve_command(ctx, args)
 
 
@@ -134,6 +132,10 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     no_arguments = getattr(click.exceptions, "NoArgsIsHelpError", ())  # which click 8.1 lacks
     if isinstance(error, click.ClickException) and isinstance(error, no_arguments):
         return error.format_message(), error.exit_code
+    if isinstance(error, click.NoSuchOption):
+        from ict_cli.unknown import describe_option
+
+        return f"Error: {describe_option(error.option_name, error.ctx.command if error.ctx else None)}", error.exit_code
     if isinstance(error, click.ClickException):
         return f"Error: {' '.join(error.format_message().split())}", error.exit_code
     if isinstance(error, UserError):

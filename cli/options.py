@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,24 @@ debug_option = click.option("--debug", is_flag=True, expose_value=False, help="S
 def examples(*lines: str) -> str:
     """The end of a command's help: its examples, a line each."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])  # click keeps the lines after a \b
+
+
+def grouped(groups: Mapping[str, Sequence[str]]) -> type[click.Command]:
+    """A class of commands whose help lists the options under headings; those of no group come last.
+
+    Args:
+        groups: the names of the parameters under each heading.
+    """
+
+    class Grouped(click.Command):
+        def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+            records = {str(p.name): record for p in self.get_params(ctx) if (record := p.get_help_record(ctx))}
+            rest = [name for name in records if not any(name in names for names in groups.values())]
+            for title, names in {**groups, "Other options": rest}.items():
+                with formatter.section(title):
+                    formatter.write_dl([records[name] for name in names])
+
+    return Grouped
 
 
 def open_backend(name: str, device: str, *, joins: bool = False) -> Backend[Any, Any]:

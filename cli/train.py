@@ -22,6 +22,7 @@ from ict_cli.options import (
     debug_option,
     device_option,
     examples,
+    grouped,
     open_backend,
     size_option,
 )
@@ -35,8 +36,16 @@ if TYPE_CHECKING:
     from ict_backends.training.recipes import Recipe
 
 
+_GROUPS = {
+    "What to train on": ("data", "size", "crop", "conditional", "init"),
+    "Settings": ("preset", "config_file", "assignments", "steps", "batch_size", "lr", "seed", "on_nonfinite"),
+    "The run": ("out", "resume", "tensorboard", "backend", "device", "dry_run"),
+}
+
+
 @click.command(
     "train",
+    cls=grouped(_GROUPS),
     epilog=examples(
         "ict train --preset digits",
         "ict train --data my-images/ --size 32 --crop center --out runs/mine",
@@ -57,6 +66,8 @@ if TYPE_CHECKING:
 @click.option("--out", type=PATH, help="The run's folder.  [default: runs/NAME-BACKEND-NNN, by the preset or the data]")
 @click.option("--set", "assignments", metavar="A.B=VALUE", multiple=True, help="Change one setting; repeatable.")
 @click.option("--steps", type=int, help="Training steps (train.total_steps).")
+@click.option("--batch-size", type=int, help="Images a step, over all devices (train.batch_size).")
+@click.option("--lr", type=float, help="Learning rate (train.learning_rate).")
 @click.option("--seed", type=int, help="Seed of all random numbers (train.seed).")
 @click.option(
     "--on-nonfinite",
@@ -90,6 +101,8 @@ def train_command(
     out: Path | None,
     assignments: tuple[str, ...],
     steps: int | None,
+    batch_size: int | None,
+    lr: float | None,
     seed: int | None,
     on_nonfinite: str | None,
     tensorboard: bool,
@@ -114,7 +127,9 @@ def train_command(
     if resume and (init or conditional):
         raise UsageError(f"--resume and {'--init' if init else '--conditional'} exclude each other")
     flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
-    given = given_settings(data=data, size=size, crop=crop, steps=steps, **flags)
+    given = given_settings(
+        data=data, size=size, crop=crop, steps=steps, batch_size=batch_size, learning_rate=lr, **flags
+    )
     asked = _asked(config_file, assignments, given)
     engine = open_backend(backend, device, joins=share_of_work()[1] > 1)
     with engine.joined(device) as processes, contextlib.ExitStack() as held:

@@ -2,7 +2,8 @@
 
 A configuration is made of sections of plain values, so that every value has one dotted name (`train.learning_rate`) in
 TOML files, on the command line and in the printed result alike. `ict_core.settings` reads them. The descriptions under
-"Attributes" are the text of docs/settings.md.
+"Attributes" are the text of docs/settings.md and of `ict show --settings`, and so are the sources of the defaults under
+"Sources"; a default of no source is chosen here.
 """
 
 from __future__ import annotations
@@ -184,6 +185,11 @@ class NCSNppConfig:
         num_classes: the number of classes; 0 makes the model unconditional.
         checkpoint: keep only the inputs of blocks and attention for the gradient, and compute the rest again: less
             memory, the same gradient, about a fifth more time.
+
+    Sources:
+        the authors' CIFAR-10 networks: family, channels, channel_mult, blocks, attention_resolutions, embedding,
+            fir_kernel, input_pyramid, skip_rescale, num_classes
+        iCT sec. 3.1: dropout, embedding_scale
     """
 
     family: Annotated[str, one_of(("ncsnpp",))] = "ncsnpp"
@@ -226,6 +232,12 @@ class ADMConfig:
         num_classes: the number of classes; 0 makes the model unconditional.
         checkpoint: keep only the inputs of blocks and attention for the gradient, and compute the rest again: less
             memory, the same gradient, about a fifth more time.
+
+    Sources:
+        the authors' ImageNet 64x64 networks: family, channels, channel_mult, blocks, attention_resolutions,
+            head_channels, resblock_updown, embedding_scale
+        iCT app.: dropout, dropout_resolution
+        iCT sec. 3.1: scale_shift
     """
 
     family: Annotated[str, one_of(("adm",))] = "adm"
@@ -266,6 +278,10 @@ class NoiseConfig:
         law: how the interval between two levels is drawn; "uniform" is original consistency training.
         p_mean: the mean of log sigma in the lognormal law.
         p_std: the standard deviation of log sigma in the lognormal law.
+
+    Sources:
+        EDM table 1: sigma_min, sigma_max, rho, sigma_data
+        iCT sec. 3.5: law, p_mean, p_std
     """
 
     sigma_min: Annotated[float, above(0)] = 0.002
@@ -374,6 +390,10 @@ class CurriculumConfig:
         gap_b: with "gap", the steepness of the way from small levels to large ones, b.
         gap_stages: with "gap", the number of stages.
         gap_limit: with "gap", where 1 - share stays.
+
+    Sources:
+        iCT sec. 3.4: schedule, s0, s1, steps
+        ECT, released code: gap_q, gap_k, gap_b, gap_stages, gap_limit
     """
 
     schedule: Annotated[str, one_of((*SCHEDULES, "gap", "diffusion"))] = "doubling"
@@ -412,6 +432,10 @@ class LossConfig:
         huber_factor: the Pseudo-Huber constant is c = `huber_factor` * sqrt(D), D the elements of an image.
         weighting: the weight of an interval (`loss_weight`); "inverse_gap" is the recipe's, and the others depend only
             on the student's level.
+
+    Sources:
+        iCT sec. 3.3: distance, huber_factor
+        iCT sec. 3.1: weighting
     """
 
     distance: Annotated[str, one_of(DISTANCES)] = "pseudo_huber"
@@ -431,6 +455,10 @@ class TeacherConfig:
         schedule: "constant" keeps mu = `decay`; "adaptive" brings it nearer to 1 as levels are added, as original
             consistency training does (`adaptive_decay` with mu0 = `decay`, > 0).
         share_dropout: give student and teacher the same dropout masks.
+
+    Sources:
+        iCT sec. 3.2: decay, schedule
+        iCT sec. 3.1: share_dropout
     """
 
     decay: Annotated[float, below_one()] = 0.0
@@ -483,6 +511,10 @@ class TrainConfig:
         keep_checkpoints: how many of the newest checkpoints are kept.
         keep_every: keep, beside the newest checkpoints, each whose step is a multiple of this.
         tensorboard: write scalars and sample pictures for TensorBoard, too.
+
+    Sources:
+        iCT app.: total_steps, batch_size, learning_rate, betas, ema_decay
+        iCT app., not confirmed: precision
     """
 
     seed: Annotated[int, Rule("in [0, 2^63)", lambda seed: 0 <= seed < 2**63)] = 0
@@ -521,6 +553,9 @@ class SampleConfig:
     Attributes:
         second_sigma: the second level of two-step sampling, in [`noise.sigma_min`, `noise.sigma_max`); it is tuned for
             each data set.
+
+    Sources:
+        iCT sec. 4: second_sigma
     """
 
     second_sigma: Annotated[float, above(0)] = 0.821

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import tomllib
 import typing
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ict_core.config import FAMILIES, ADMConfig, Config, ConfigError, NCSNppConfig, literal, require
+from ict_core.suggestions import Suggestion, nearest, suggest_setting
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -89,7 +89,9 @@ def parse_assignment(text: str) -> Tree:
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
-        raise ConfigError(f"--set {literal(text)} must be SECTION.KEY=VALUE, such as train.batch_size=64")
+        meant = suggest(name.strip()) if equals and not dot else None
+        hint = f"; did you mean {meant.name}={value.strip()}?" if meant and not meant.note else ""
+        raise ConfigError(f"--set {literal(text)} must be SECTION.KEY=VALUE, such as train.batch_size=64{hint}")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):
@@ -121,7 +123,8 @@ def build_sections(tree: Tree) -> dict[str, Any]:
     tree = with_current_names(tree)
     for section in tree:
         if section not in types:
-            raise ConfigError(f"unknown section [{section}]{_suggest(section, types)}; there are {', '.join(types)}")
+            meant = _suggest_section(section, tree[section])
+            raise ConfigError(f"unknown section [{section}]{meant}; there are {', '.join(types)}")
     if "network" in tree:
         types["network"] = _network_type(tree["network"].get("family", "ncsnpp"))
     return {name: _build_section(name, types[name], tree[name]) for name in tree}
@@ -164,39 +167,60 @@ _WIDEST = 2**63
 _KINDS = {int: "integer", float: "number", str: "string", bool: "boolean (true or false)"}
 
 
-# What settings are often called elsewhere -> what they are called here.
-_ELSEWHERE = {
-    "attention": "network.attention_resolutions",
-    "batch": "train.batch_size",
-    "classes": "network.num_classes",
-    "ema": "train.ema_decay",
-    "iterations": "train.total_steps",
-    "lr": "train.learning_rate",
-    "num_steps": "train.total_steps",
-    "steps": "train.total_steps",
-    "width": "network.channels",
-}
+def _settings() -> dict[str, list[str]]:
+    """The names of all settings by section; for the network, those of every family."""
+    sections = {name: [f.name for f in fields(kind)] for name, kind in _sections().items()}
+    return sections | {"network": list(dict.fromkeys(f.name for kind in FAMILIES.values() for f in fields(kind)))}
+
+
+def _sections() -> dict[str, type[Any]]:
+    """The class of each section; for the network, that of the first family."""
+    return typing.get_type_hints(Config) | {"network": NCSNppConfig}
+
+
+def suggest(name: str) -> Suggestion | None:
+    """The setting that is meant by a name without a section, such as "lr"; None where that is not clear."""
+    return suggest_setting(name, _settings())
 
 
 def _suggest_setting(section: str, kind: type[Any], key: str) -> str:
     """The setting that an unknown key of a section may mean, or else all settings of the section."""
-    sections = typing.get_type_hints(Config) | {"network": NCSNppConfig} | {section: kind}
-    every = {s: [f.name for f in fields(t)] for s, t in sections.items()}
-    elsewhere = [f"{s}.{key}" for s, keys in every.items() if key in keys]
-    # Keys alone are compared: the section in front would make all of them alike.
-    near = [f"{section}.{name}" for name in _near(key, every[section])]
-    for name in (*filter(None, [_ELSEWHERE.get(key)]), *elsewhere, *near):
-        return f"; did you mean {name}?"
-    return f"; [{section}] has {', '.join(every[section])}"
+    here = [f.name for f in fields(kind)]
+    if section == "network" and key in _settings()["network"]:
+        family = next(name for name, other in FAMILIES.items() if key in {f.name for f in fields(other)})
+        return f"; it is of network.family = {literal(family)}"
+    meant = suggest_setting(key, _settings() | {section: here}, section)
+    return f"; did you mean {meant}?" if meant else f"; [{section}] has {', '.join(here)}"
+
+
+# What sections are called elsewhere.
+_SECTIONS_ELSEWHERE = {
+    "dataset": "data",
+    "diffusion": "noise",
+    "evaluation": "eval",
+    "model": "network",
+    "net": "network",
+    "optim": "train",
+    "optimizer": "train",
+    "sampler": "sample",
+    "sampling": "sample",
+    "trainer": "train",
+    "training": "train",
+    "unet": "network",
+}
+
+
+def _suggest_section(section: str, values: Mapping[str, Any]) -> str:
+    """The section or the setting that an unknown section with these values may mean."""
+    near = nearest(section, _settings())
+    keys = [] if near else [str(meant) for key in values if (meant := suggest(key))]
+    found = near or (keys[0] if keys else _SECTIONS_ELSEWHERE.get(section))
+    return f"; did you mean {found}?" if found else ""
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
-    return "".join(f"; did you mean {near}?" for near in _near(name, known))
-
-
-def _near(name: str, known: Iterable[str]) -> list[str]:
-    """The known name that is nearest to another one, if it is near."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 def replace(config: Config, **sections: Mapping[str, Any]) -> Config:

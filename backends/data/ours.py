@@ -24,8 +24,12 @@ _MARKS: tuple[set[str], ...] = (
 # What begins the style of a page about a run, near the beginning of the file.
 PAGE_MARK = ": report</title><style>\n:root { color-scheme: light dark; --line:"
 _PAGE_HEAD = 2**13
-# The fields that tell the records of figures: of `ict eval --json`, and of `ict bench --out`.
-_RECORDS: tuple[set[str], ...] = ({"num", "reference", "sigmas"}, {"backend", "preset", "machine"})
+# The fields that tell the records of figures: of `ict eval --json`, of `ict bench --out` and of `ict runs --json`.
+_RECORDS: tuple[set[str], ...] = (
+    {"num", "reference", "sigmas"},
+    {"backend", "preset", "machine"},
+    {"folder", "listed", "runs"},
+)
 _LARGEST_RECORD = 2**20
 _SHEET = re.compile(r"contact-sheet(-[0-9]+)?\.png")
 

@@ -25,7 +25,8 @@ from ict_backends.measuring.reference import (
     read_reference,
     samples_of_model,
 )
-from ict_backends.protocols import FeatureNetwork, Model
+from ict_backends.measuring.sharing import exchange, stretch
+from ict_backends.protocols import FeatureNetwork, Model, Processes
 from ict_backends.runs.folder import RunDir, check_training_data, class_counts, class_names
 from ict_backends.sampling.batches import sample_batches
 from ict_backends.sampling.choices import Labels, resolve_labels, resolve_sigmas
@@ -53,7 +54,7 @@ class Comparison(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-        results: a metric each.
+        results: a metric each; none in all but the first of several processes.
         num: the number of images that were measured.
         reference: what they were compared with.
         network: the feature network; None for pixels.
@@ -105,20 +106,27 @@ def compare_batches(
     network: FeatureNetwork | None,
     *,
     drawing: Drawing | None = None,
+    processes: Processes | None = None,
 ) -> Comparison:
     """Measure images against a reference, with a progress bar where a command shows them.
 
     Args:
-        batches: images [b, c, h, w] uint8 each, `num` in all.
-        num: the number of images.
+        batches: images [b, c, h, w] uint8 each, `num` in all, or the `stretch` of this process.
+        num: the number of images, of all processes.
         names: names of `METRICS`.
         reference: what to compare with, which `check_sizes` has checked.
         network: the feature network; None for pixels.
         drawing: how a model draws the images.
+        processes: those that share the images; every one of them must call this.
     """
-    with progress_bar(num, unit="image", leave=False) as bar:
+    rank, world = (processes.rank, processes.world) if processes else (0, 1)
+    with progress_bar(len(stretch(num, rank, world)), disable=rank > 0, unit="image", leave=False) as bar:
         gathered = gather(batches, names, network, on_batch=bar.update)
-    return Comparison(compare(names, gathered, reference.gather(names, network)), num, reference, network, drawing)
+    if processes is not None:
+        gathered = exchange(gathered, processes)
+        processes.part()
+    results = [] if rank else compare(names, gathered, reference.gather(names, network))
+    return Comparison(results, num, reference, network, drawing)
 
 
 def measure_model(
@@ -140,6 +148,7 @@ def measure_model(
     seed: int = 0,
     batch_size: int = 256,
     device: str = "auto",
+    processes: Processes | None = None,
 ) -> Comparison:
     """Measure how far a model's samples are from data: `ict eval` of a run, whose options have the same names.
 
@@ -148,6 +157,7 @@ def measure_model(
         run: the model's run.
         config: its settings.
         data: the source of the data, or their images [n, c, h, w] uint8; by default the run's training data.
+        processes: those that share the drawing; every one of them must call this.
 
     Raises:
         DataError, UsageError: the data, the metrics and the model do not fit each other.
@@ -165,7 +175,7 @@ def measure_model(
     chosen, classes = labels_to_compare(run, config, reference, labels, samples.num, seed=seed)
     drawn = sample_batches(
         load_model(),
-        range(samples.num),
+        stretch(samples.num, *((processes.rank, processes.world) if processes else (0, 1))),
         sigmas=levels,
         seed=seed,
         labels=classes,
@@ -174,7 +184,7 @@ def measure_model(
     )
     batches = (to_uint8(images, truncate=truncate) for images in drawn)
     drawing = Drawing(levels, chosen, classes is not None, clip_steps, truncate)
-    return compare_batches(batches, samples.num, names, reference, network, drawing=drawing)
+    return compare_batches(batches, samples.num, names, reference, network, drawing=drawing, processes=processes)
 
 
 def _reference(config: Config, data: str | np.ndarray | None, names: Sequence[str], *, resize: bool) -> Reference:

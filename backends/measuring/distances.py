@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +48,16 @@ class MomentsSum:
         mean = self._sum / self._count
         cov = (self._outer - self._count * np.outer(mean, mean)) / (self._count - 1)
         return Moments(self._count, self._shift + mean, cov)
+
+
+def joined_moments(parts: Sequence[Moments]) -> Moments:
+    """The moments of all features of which `parts` has the moments, each of two or more; there must be one part."""
+    count = sum(part.num for part in parts)
+    mean = sum((part.num / count * part.mean for part in parts), np.zeros_like(parts[0].mean))
+    scatter = np.zeros_like(parts[0].cov)
+    for part in parts:
+        scatter += (part.num - 1) * part.cov + part.num * np.outer(part.mean - mean, part.mean - mean)
+    return Moments(count, mean, scatter / (count - 1))
 
 
 def moments(features: np.ndarray) -> Moments:

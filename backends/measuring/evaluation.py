@@ -50,7 +50,7 @@ def gather(
     """Compute from images everything that some metrics need.
 
     Args:
-        batches: images [b, c, h, w] uint8 each.
+        batches: images [b, c, h, w] uint8 each; without any, nothing is gathered.
         metrics: names of `METRICS`.
         network: the feature network; without one, the features are the pixels.
         on_batch: called with the number of images of each batch.
@@ -82,10 +82,10 @@ def gather(
     whole = {need: np.concatenate(parts) if parts else None for need, parts in held.items()}
     return Gathered(
         count,
-        moments.result() if Need.MOMENTS in needs else None,
+        moments.result() if count and Need.MOMENTS in needs else None,
         whole[Need.FEATURES],
         whole[Need.PROBABILITIES],
-        pixel_moments.result() if Need.PIXEL_MOMENTS in needs else None,
+        pixel_moments.result() if count and Need.PIXEL_MOMENTS in needs else None,
         whole[Need.PIXELS],
     )
 

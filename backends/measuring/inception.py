@@ -34,7 +34,8 @@ def fetch_inception(url: str = _URL) -> Path:
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise DataError(
-            f"--features {INCEPTION} cannot be downloaded from {url} ({reason}); give the file itself instead"
+            f"--features {INCEPTION} cannot be downloaded from {url} ({reason}); fetch that file elsewhere and give it "
+            f"as --features FILE, or put it at {path} (docs/evaluation.md)"
         ) from error
     if hashlib.sha256(content).hexdigest() != _SHA256:
         raise DataError(f"--features {INCEPTION}: what {url} gives is another file: its sha256 is not {_SHA256}")
@@ -53,15 +54,37 @@ def feature_network(features: str | None, device: str, *, trust: bool = False) -
     Raises:
         DataError: the network cannot be downloaded.
         CheckpointError: the file cannot be read, or is no feature network.
-        UsageError: the file is not the known network and not trusted; or there is no such device.
+        UsageError: the file is a pickle, which is never read; or it is not the known network and not trusted; or there
+            is no such device.
     """
     if features is None or features == "pixels":
         return None
     path = fetch_inception() if features == INCEPTION else Path(features)
     check_no_pointer(path)
+    _check_no_pickle(path)
     if not trust:
         _check_known(path)
     return load_features(path, device=device)
+
+
+# What the pickles of EDM and StyleGAN3 ask for near their beginning: it runs the source code that they hold.
+_PERSISTENCE = b"torch_utils.persistence"
+_PICKLE_HEAD = 2**16
+
+
+def _check_no_pickle(path: Path) -> None:
+    """Raise UsageError if a file is a pickle, as EDM and StyleGAN3 keep this network in inception-2015-12-05.pkl."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_PICKLE_HEAD)
+    except OSError as error:
+        raise CheckpointError(f"--features {path} cannot be read: {error.strerror}") from error
+    is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    if is_pickle and (_PERSISTENCE in head or path.suffix.lower() in (".pkl", ".pickle")):
+        raise UsageError(
+            f"--features {path} is a pickle, in which EDM and StyleGAN3 keep source code for the reader to run: it is "
+            f"never read; --features {INCEPTION} is their Inception network as TorchScript, from {_URL}"
+        )
 
 
 def _check_known(path: Path) -> None:

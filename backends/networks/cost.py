@@ -111,6 +111,14 @@ def training_memory(config: Config) -> Memory:
     return Memory(stored, trained, 2 * trained, stored * (1 + config.teacher.averaged))
 
 
+def checkpoint_parts(config: Config) -> dict[str, int]:
+    """The bytes of the arrays of a checkpoint, by what they are. Their names and the settings take some kB more."""
+    memory = training_memory(config)
+    averaged = {"averaged weights": memory.weights}
+    teacher = {"teacher": memory.weights} if config.teacher.averaged else {}
+    return {"weights": memory.weights, "optimiser": memory.optimizer} | averaged | teacher
+
+
 def update_memory(config: Config) -> int:
     """The bytes that torch needs beside `training_memory` for a moment, while it updates the weights.
 

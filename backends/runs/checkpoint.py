@@ -199,6 +199,13 @@ def _read_state(folder: Path) -> State:
     return state
 
 
+def check_whole(folder: Path) -> None:
+    """Raise CheckpointError if a checkpoint lacks its arrays, or its JSON file is damaged; the arrays are not read."""
+    _read_state(folder)
+    if not (folder / _TENSORS).is_file():
+        raise CheckpointError(f"checkpoint {folder} is damaged: it has no {_TENSORS}")
+
+
 def read_step(folder: Path) -> int:
     """The step after which a checkpoint was written. Raises CheckpointError as `load_checkpoint` does."""
     return _read_state(folder).step

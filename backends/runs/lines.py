@@ -29,6 +29,11 @@ def read_lines(path: Path, sound: Callable[[dict[str, Any]], bool] = lambda reco
     return records
 
 
+def whole_lines(path: Path, sound: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """What `read_lines` returns, without a warning: the last line may be being written. Raises its CheckpointError."""
+    return _parse(path, sound)[0]
+
+
 def check_lines(path: Path, sound: Callable[[dict[str, Any]], bool]) -> None:
     """Do nothing if `read_lines` can read the records of a file; raise its CheckpointError if not."""
     _parse(path, sound)

@@ -46,6 +46,23 @@ def in_use(path: Path, *, fresh: bool = False) -> Iterator[None]:
                 folder.rmdir()
 
 
+def is_in_use(path: Path) -> bool:
+    """True if a process uses a run's folder, on this machine or on another that sees its locks; False on Windows.
+
+    The lock is shared for a moment to find out.
+    """
+    try:
+        import fcntl
+
+        with open(path / LOCK_FILE, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        pass
+    return False
+
+
 def _lock(path: Path) -> IO[str]:
     """Open and lock the file. Raises UsageError if another process has it."""
     try:

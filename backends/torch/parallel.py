@@ -85,7 +85,7 @@ class Processes:
         longest = max(int(size) for size in sizes)
         padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
         dist.all_gather(padded, torch.nn.functional.pad(mine, (0, longest - len(mine))))
-        return [bytes(p[: int(size)].tolist()).decode() for p, size in zip(padded, sizes, strict=True)]
+        return [p[: int(size)].numpy().tobytes().decode() for p, size in zip(padded, sizes, strict=True)]
 
     def gather(self, losses: Tensor) -> np.ndarray:
         """Join the losses, [k, b], of all processes to [k, world b] on the host, in the order of the ranks.

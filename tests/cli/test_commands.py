@@ -24,6 +24,7 @@ from ict_backends.training import prefetch
 from ict_backends.training.step_plan import StepPlan
 from ict_cli.main import ict as ict_group
 from ict_core import load_config, load_preset, preset_names
+from ict_core.reference import sections, summarize_preset
 
 CIFAR10 = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-train-jpeg.tar.xz"
 
@@ -258,6 +259,66 @@ def test_show_counts_what_the_network_has(ict: Ict, digits_run: Path) -> None:
     module = load_backend("torch").load_model(digits_run, device="cpu").module
     count = sum(value.numel() for value in module.state_dict().values())
     assert f"parameters: {count:,}" in result.out
+
+
+def test_show_lists_the_presets_with_a_sentence_each(ict: Ict) -> None:
+    text = " ".join(ict("show").out.split())
+    assert all(f"{name} {summarize_preset(name)}" in text for name in preset_names())
+
+
+def test_show_prints_every_setting_with_default_range_meaning_and_source(ict: Ict) -> None:
+    text = " ".join(ict("show", "--settings").out.split())
+    assert "train.learning_rate = 0.0001 number, > 0; from iCT app. the learning rate of" in text
+    assert 'network.embedding = "fourier" word, "fourier" or "positional"; from the authors\' CIFAR-10 networks' in text
+    assert "data.flip = false true or false; from this software mirror each image" in text
+    for section in sections():
+        assert f"{section.title}: {section.about}" in text
+        for s in section.settings:
+            assert f" {section.name}.{s.name} = {s.default} " in text
+            assert f"; from {s.source} {s.about}" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("sample", ["sample.second_sigma"]),  # a section
+        ("rho", ["noise.rho"]),
+        ("noise.p_std", ["noise.p_std"]),
+        ("MOMENTS", ["train.shard_weights", "train.betas"]),  # in descriptions
+        ("lr", ["train.learning_rate"]),  # what others call it
+    ],
+)
+def test_show_prints_the_settings_with_a_word(ict: Ict, word: str, names: list[str]) -> None:
+    assert re.findall(r"^(\w+\.\w+) = ", ict("show", "--settings", word).out, re.M) == names
+
+
+def test_show_refuses_words_that_no_setting_has(refused: Refused) -> None:
+    refused(
+        2, '--settings "qqq": no setting has that .* sections are data, network, noise', "show", "--settings", "qqq"
+    )
+    refused(2, "--settings and --plot exclude each other", "show", "--settings", "--plot=x.png")
+    refused(2, "--settings and --backend exclude each other", "show", "--settings", "--backend=torch")
+
+
+def mebibytes(pattern: str, text: str) -> float:
+    match = re.search(pattern + r" ([\d,.]+) MiB", text)
+    assert match, text
+    return float(match[1].replace(",", ""))
+
+
+def test_show_gives_the_size_of_a_checkpoint_and_the_space_of_a_run(ict: Ict, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    sizes = ["--set=network.channels=48", "--set=teacher.decay=0.5", "--set=eval.every=2", "--set=eval.num=70"]
+    assert ict("train", "--out", out, *TINY, *sizes).code == 0
+    text = ict("show", out).out
+    (tensors,) = out.glob("checkpoints/*/state.safetensors")
+    assert mebibytes("a checkpoint:", text) == pytest.approx(tensors.stat().st_size / 2**20, rel=0.02)
+    folder = sum(path.stat().st_size for path in tensors.parent.iterdir())
+    assert mebibytes("; step_00000002 has", text) == pytest.approx(folder / 2**20, abs=0.05)
+    files = [path.lstat().st_size for path in out.rglob("*") if path.is_file()]
+    assert mebibytes("on disk:", text) == pytest.approx(sum(files) / 2**20, abs=0.05)
+    assert f" in {len(files)} files, 2 checkpoints among them\n" in text
+    assert "a checkpoint: 860.5 MiB (weights 215.1 MiB, optimiser 430.3 MiB, averaged" in ict("show", "cifar10").out
 
 
 def test_show_draws_the_method(ict: Ict, tmp_path: Path) -> None:

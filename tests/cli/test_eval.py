@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from ict_backends.measuring.evaluation import in_batches
 from ict_backends.measuring.reference import samples_of_model
 from ict_backends.randomness import random_subset
 from ict_backends.sampling.batches import proportional_labels
+from ict_cli import eval as eval_command
 from ict_core import load_preset
 
 
@@ -498,6 +501,102 @@ def test_the_inception_network_is_downloaded_once_and_its_hash_checked(
     kept.write_bytes(content[:-1])  # damaged: it is not used
     with pytest.raises(inception.DataError, match="cannot be downloaded from file"):
         inception.fetch_inception(source.as_uri())
+
+
+@pytest.fixture
+def known(networks: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small network in the place of the known one, in the cache."""
+    content = (networks / "inception.pt").read_bytes()
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / "inception-2015-12-05.pt").write_bytes(content)
+    monkeypatch.setattr(inception, "_SHA256", hashlib.sha256(content).hexdigest())
+    return cache / "inception-2015-12-05.pt"
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("more", [[], ["--steps=2", "--weights=raw"], ["--clip-steps", "--truncate", "--seed=3"]])
+def test_fid50k_is_short_for_other_options(
+    ict: Ict, tmp_path: Path, rgb_run: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    monkeypatch.setattr(eval_command, "_FID_IMAGES", 50)
+    long = ["--metrics=fid", "--num=50", "--features=inception-2015-12-05"]
+    short = figures(ict, tmp_path, rgb_run, "--fid50k", *more)
+    assert short == figures(ict, tmp_path, rgb_run, *long, *more)
+    assert (short["num"], short["features"]["name"]) == (50, "inception-2015-12-05.pt")
+    assert "fid" in short
+
+
+def test_fid50k_is_of_fifty_thousand_images(
+    ict: Ict, refused: Refused, tmp_path: Path, known: Path, sets: Path
+) -> None:
+    path = tmp_path / "many.npz"
+    np.savez(path, np.random.default_rng(0).integers(0, 256, (50_001, 4, 4, 3), dtype=np.uint8))
+    found = figures(ict, tmp_path, path, "--data", path, "--fid50k", "--features", known)
+    assert (found["num"], found["reference"]) == (50_000, 50_001)
+    assert 0 < found["fid"] < 0.1
+    refused(2, "--num 50000 is more than the 250 images", "eval", sets / "a.npz", "--data", path, "--fid50k")
+
+
+@pytest.mark.parametrize(
+    "other", ["--num 2000", "--num 50000", "--metrics kid", "--metrics fid", "--trust-features", "--features pixels"]
+)
+def test_fid50k_refuses_what_contradicts_it(refused: Refused, digits_run: Path, other: str) -> None:
+    says = f"--fid50k and {other} exclude each other: --fid50k is short for --metrics fid --num 50000 --features incep"
+    refused(2, says, "eval", digits_run, "--fid50k", *other.split())
+
+
+def test_without_the_network_the_line_says_how_to_get_it(
+    refused: Refused, tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = partial(inception.fetch_inception, (tmp_path / "absent.pt").as_uri())
+    monkeypatch.setattr(inception, "fetch_inception", absent)
+    says = ["cannot be downloaded from file:", "give it as --features FILE, or put it at .*05.pt .docs/evaluation.md.$"]
+    refused(1, says, "eval", digits_run, "--fid50k")
+
+
+class Trap:
+    """What runs when a pickle of it is read."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return pytest.fail, ("the pickle was read",)
+
+
+def persistent(protocol: int) -> bytes:
+    """A pickle that begins as EDM's and StyleGAN3's do."""
+    call = (
+        b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
+        if protocol < 4
+        else b"\x8c\x17torch_utils.persistence"
+    )
+    return b"\x80" + bytes([protocol]) + call + pickle.dumps(Trap(), protocol)
+
+
+@pytest.mark.parametrize("trust", [[], ["--trust-features"]])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("inception-2015-12-05.pkl", pickle.dumps(Trap())),
+        ("inception-2015-12-05.pkl", persistent(2)),
+        ("renamed.pt", persistent(3)),
+        ("renamed", persistent(4)),
+    ],
+)
+def test_a_pickle_is_named_and_never_read(
+    refused: Refused, tmp_path: Path, digits_run: Path, name: str, content: bytes, trust: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    says = (
+        f"--features .*{name} is a pickle, in which EDM and StyleGAN3 .* never read; --features inception-2015-12-05 is"
+    )
+    for fid in ([], ["--fid50k"]) if not trust else ([],):
+        refused(2, says, "eval", digits_run, "--features", tmp_path / name, *trust, *fid)
+
+
+def test_a_file_of_edm_is_such_a_pickle(refused: Refused, tmp_path: Path, digits_run: Path) -> None:
+    path = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "edm_adm_open.pkl"
+    if not path.is_file():
+        pytest.skip(f"the fixture is not here: {path}")
+    refused(2, "is a pickle, in which EDM and StyleGAN3", "eval", digits_run, "--features", path, "--trust-features")
 
 
 def test_batches_are_the_images(sets: Path) -> None:

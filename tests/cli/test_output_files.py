@@ -22,6 +22,7 @@ COMMANDS = {
     "report": ("--out", ".html", ["report", "RUN", "--device=cpu"]),
     "eval": ("--json", ".json", ["eval", "RUN", "--metrics=sw", "--num=70", "--device=cpu"]),
     "show": ("--plot", ".png", ["show", "digits"]),
+    "runs": ("--json", ".json", ["runs", "RUN"]),
     "bench": (
         "--out",
         ".json",

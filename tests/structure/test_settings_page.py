@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+import typing
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 
-from ict_core import Config
+from ict_core import Config, preset_names, reference
 from ict_core.config import FAMILIES, one_of
-from ict_core.settings import preset_names
+from ict_core.reference import describe_preset, section, sections, summarize_preset
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
 SPEC = importlib.util.spec_from_file_location("settings_page", FOLDER / "settings.py")
@@ -19,6 +20,7 @@ assert SPEC is not None
 assert SPEC.loader is not None
 settings_page = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(settings_page)
+KINDS = [kind for name, kind in typing.get_type_hints(Config).items() if name != "network"] + [*FAMILIES.values()]
 
 
 def test_the_page_is_that_of_the_dataclasses() -> None:
@@ -52,6 +54,9 @@ def test_a_changed_dataclass_changes_the_page() -> None:
             speed, haste: how fast.
             way: which
                 way.
+
+        Sources:
+            a paper, sec. 1: haste, way
         """
 
         speed: float = 2.0
@@ -59,12 +64,36 @@ def test_a_changed_dataclass_changes_the_page() -> None:
         way: Annotated[str, one_of(("left", "right"))] = "left"
 
     Section.__annotations__ = {"speed": float, "haste": float, "way": Annotated[str, one_of(("left", "right"))]}
-    assert settings_page.table("[x]", Section).splitlines()[2:] == [
+    assert settings_page.table(section("x", "[x]", Section)).splitlines()[2:] == [
         "Something.",
         "",
-        "| name | type | default | allowed | what it is |",
-        "|---|---|---|---|---|",
-        "| `speed` | number | `2.0` |  | how fast. |",
-        "| `haste` | number | `3.0` |  | how fast. |",
-        '| `way` | word | `"left"` | "left" or "right" | which way. |',
+        "| name | type | default | allowed | what it is | source |",
+        "|---|---|---|---|---|---|",
+        "| `speed` | number | `2.0` |  | how fast. |  |",
+        "| `haste` | number | `3.0` |  | how fast. | a paper, sec. 1 |",
+        '| `way` | word | `"left"` | "left" or "right" | which way. | a paper, sec. 1 |',
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_each_source_is_that_of_settings(kind: type) -> None:
+    named = [name for _, names in reference._entries(kind, "Sources") for name in names.split(", ")]
+    assert len(named) == len(set(named))
+    assert set(named) <= {field.name for field in fields(kind)}
+
+
+def test_the_numbers_of_the_method_have_sources() -> None:
+    source = {f"{s.name}.{each.name}": each.source for s in sections() for each in s.settings}
+    assert source["noise.rho"] == "EDM table 1"
+    assert source["loss.huber_factor"] == "iCT sec. 3.3"
+    assert source["train.ema_decay"] == "iCT app."
+    assert source["sample.second_sigma"] == "iCT sec. 4"
+    assert source["train.log_every"] == reference.OURS
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_has_a_sentence_of_its_own(name: str) -> None:
+    sentence = summarize_preset(name)
+    assert describe_preset(name).startswith(sentence)
+    assert sentence.endswith(".")
+    assert 20 < len(sentence) < 200

@@ -41,7 +41,9 @@ def commands(group: click.Group, *path: str) -> Iterator[list[str]]:
 HELP = [[*names, "--help"] for names in ([], *commands(ict))]
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["show"], ["show", "digits"], *HELP], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["show"], ["show", "digits"], ["show", "--settings"], *HELP], ids=" ".join
+)
 def test_a_command_imports_nothing_slow(arguments: list[str]) -> None:
     assert imported_by(arguments) & SLOW == set()
 
