@@ -11,6 +11,7 @@ teacher            adaptive_decay: of a teacher with a moving average, to compar
 loss_scale         LossScale, next_loss_scale: for float16
 threefry           normal_noise, dropout_bytes: a function of keys, the same in every library; key_words, threefry
 sampling           multistep_sample
+guidance           guided: classifier-free guidance; NO_CLASS, the label of an image without a class
 editing            linear_edit, inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise; transforms
 config             the settings of a run, with their ranges
 settings           load_config, load_preset, preset_names: settings from TOML, and the presets
@@ -46,6 +47,7 @@ from ict_core.editing import (
     to_grey,
 )
 from ict_core.grid import Grid, Levels, make_grid
+from ict_core.guidance import NO_CLASS, guided
 from ict_core.loss import (
     ConsistencyLoss,
     consistency_loss,
@@ -67,6 +69,7 @@ from ict_core.teacher import adaptive_decay
 from ict_core.threefry import dropout_bytes, key_words, normal_noise, threefry
 
 __all__ = [
+    "NO_CLASS",
     "ADMConfig",
     "Batch",
     "Config",
@@ -97,6 +100,7 @@ __all__ = [
     "discretization_steps",
     "distance_of",
     "dropout_bytes",
+    "guided",
     "huber_constant",
     "inpaint",
     "interpolate_noise",

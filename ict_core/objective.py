@@ -30,7 +30,7 @@ class Batch(NamedTuple):
         x: [b, *event] clean images, in [-1, 1].
         z: [b, *event] standard normal noise, the same for student and teacher.
         sigma_lo, sigma_hi, weight: [b] the teacher's and the student's levels, and the weight of their interval.
-        labels: [b] integers, or None for an unconditional network.
+        labels: [b] integers, `NO_CLASS` where the label is dropped; or None for an unconditional network.
         masks, teacher_masks: the dropout masks of student and teacher, which share them unless
             `teacher.share_dropout` is false; None without dropout.
     """
