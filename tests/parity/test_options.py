@@ -43,6 +43,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "uniform": {"noise": {"law": "uniform"}},
     "fixed": {"curriculum": {"schedule": "fixed"}},
     "cm": {"curriculum": {"schedule": "cm"}},
+    "label dropout": {"train": {"label_dropout": 0.5}},
     "constant teacher": {"teacher": {"decay": 0.5}},
     "adaptive teacher": {"teacher": {"decay": 0.5, "schedule": "adaptive"}},
     "original method": {
@@ -64,6 +65,7 @@ def compiled_for(config: Config) -> Config:
         loss=dataclasses.replace(config.loss, weighting=recipe.loss.weighting),
         curriculum=recipe.curriculum,
         teacher=dataclasses.replace(config.teacher, schedule=recipe.teacher.schedule),
+        train=dataclasses.replace(config.train, label_dropout=recipe.train.label_dropout),
     )
 
 
