@@ -1,6 +1,6 @@
 """What guidance does to a conditional model: the class accuracy of its samples, and their distance from the data.
 
-    python bench/guidance.py RUN [--scales 1,1.5,2,3,4] [--steps 1,2] [--num 2000] [--picture FILE.png]
+    python bench/guidance.py RUN [--scales 1,1.25,1.5,2,3,4] [--steps 1,2] [--num 2000] [--picture FILE.png]
 
 The accuracy is the share of samples that a support vector machine, trained on the pixels of one half of the run's data,
 gives the class that was asked for; the first line of the output is its accuracy on the other half. The distance,
@@ -64,7 +64,7 @@ def main() -> None:
     """Print the table, and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--scales", type=numbers, default=[1, 1.5, 2, 3, 4])
+    parser.add_argument("--scales", type=numbers, default=[1, 1.25, 1.5, 2, 3, 4])
     parser.add_argument("--steps", type=numbers, default=[1, 2])
     parser.add_argument("--num", type=int, default=2000)
     parser.add_argument("--picture", type=Path)
