@@ -33,7 +33,7 @@ def ignore(record: dict[str, Any]) -> None:
 
 
 class Model(Protocol):
-    """A trained model."""
+    """A trained model. The labels of a conditional one may be `ict_core.NO_CLASS` for images without a class."""
 
     @property
     def config(self) -> Config:
@@ -53,13 +53,16 @@ class Model(Protocol):
         """
         ...
 
-    def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    def consistency(
+        self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None, *, guidance: float = 1.0
+    ) -> np.ndarray:
         """Evaluate the consistency function f, which turns noisy images into clean ones.
 
         Args:
             x: [b, c, h, w] noisy images.
             sigma: [b] their noise levels.
             labels: [b] classes for a conditional model.
+            guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
 
         Returns:
             [b, c, h, w] float32.
@@ -73,6 +76,7 @@ class Model(Protocol):
         labels: np.ndarray | None = None,
         *,
         clip_steps: bool = False,
+        guidance: float = 1.0,
     ) -> np.ndarray:
         """Sample images from given noise, in one step or several.
 
@@ -81,6 +85,7 @@ class Model(Protocol):
             sigmas: [steps] falling noise levels.
             labels: [b] classes for a conditional model.
             clip_steps: clip to [-1, 1] after each step, and not only at the end.
+            guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
 
         Returns:
             [b, c, h, w] float32 in [-1, 1].

@@ -18,6 +18,7 @@ from ict_cli.options import (
     debug_option,
     device_option,
     examples,
+    guidance_option,
     open_backend,
     seed_option,
     weights_option,
@@ -53,6 +54,7 @@ class EditRequest(NamedTuple):
     resize: bool
     seed: int
     labels: str | None
+    guidance: float
     backend: str
     weights: str
     device: str
@@ -87,6 +89,7 @@ def _shared_options(default_out: str) -> Callable[[_Command], _Command]:
         ),
         seed_option,
         click.option("--labels", help="Classes of the images, in turn, if the model is conditional."),
+        guidance_option,
         backend_option,
         weights_option,
         device_option,
@@ -269,6 +272,7 @@ def stroke_command(sigma: float, steps: int, **shared: Any) -> None:
 )
 @click.option("--sigmas", help="Falling noise levels, one per step.  [default: one step]")
 @click.option("--labels", help="Classes of the images, in turn, if the model is conditional.  [default: 0]")
+@guidance_option
 @seed_option
 @backend_option
 @weights_option
@@ -282,6 +286,7 @@ def interpolate_command(
     out: Path,
     sigmas: str | None,
     labels: str | None,
+    guidance: float,
     seed: int,
     backend: str,
     weights: str,
@@ -294,7 +299,7 @@ def interpolate_command(
     """
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.runs.folder import open_run
-    from ict_backends.sampling.choices import resolve_sigmas
+    from ict_backends.sampling.choices import check_guidance, resolve_sigmas
     from ict_backends.sampling.editing import interpolate
 
     place = open_run(run)
@@ -303,18 +308,21 @@ def interpolate_command(
         raise UsageError(f"--from {first} and --to {last} are the same image")
     classes = _classes(place, config, "0" if labels is None and config.network.num_classes else labels, num)
     levels = resolve_sigmas(config, None, sigmas)
+    check_guidance(config, guidance)
     check_output(out, (".png",), create=True)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
-    images = interpolate(model, first, last, num, sigmas=levels, seed=seed, labels=classes)
+    images = interpolate(model, first, last, num, sigmas=levels, seed=seed, labels=classes, guidance=guidance)
     save_grid(out, to_uint8(images), columns=num)
     click.echo(f"{num} images: {out}")
 
 
 def _config(request: EditRequest) -> Config:
-    """The run's settings. Raises UsageError if --out does not fit."""
+    """The run's settings. Raises UsageError if --out or --guidance does not fit."""
     from ict_backends.runs.folder import open_run
+    from ict_backends.sampling.choices import check_guidance
 
     config = open_run(request.run).load_config()
+    check_guidance(config, request.guidance)
     if request.out.suffix.lower() != ".png":
         raise UsageError(f"--out {request.out} must end in .png")
     check_output(request.out, (".png",), create=False)
@@ -394,7 +402,7 @@ def _editor(request: EditRequest, config: Config, levels: list[float]) -> Editor
     labels = _classes(open_run(request.run), config, request.labels, len(request.images))
     engine = open_backend(request.backend, request.device)
     model = engine.load_model(request.run, weights=request.weights, device=request.device)
-    return Editor(model, levels, seed=request.seed, labels=labels)
+    return Editor(model, levels, seed=request.seed, labels=labels, guidance=request.guidance)
 
 
 def _classes(run: RunDir, config: Config, labels: str | None, num: int) -> np.ndarray | None:

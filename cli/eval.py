@@ -20,6 +20,7 @@ from ict_cli.options import (
     debug_option,
     device_option,
     examples,
+    guidance_option,
     labels_option,
     open_backend,
     released_options,
@@ -94,6 +95,7 @@ _FID_IMAGES = 50_000
 )
 @click.option("--json", "json_file", type=PATH, help="Also write the figures into this file.")
 @labels_option
+@guidance_option
 @steps_options
 @released_options
 @seed_option
@@ -114,6 +116,7 @@ def eval_command(
     halves: bool,
     json_file: Path | None,
     labels: str | None,
+    guidance: float,
     steps: int | None,
     sigmas: str | None,
     clip_steps: bool,
@@ -168,6 +171,7 @@ def eval_command(
                 sigmas=sigmas,
                 clip_steps=clip_steps,
                 truncate=truncate,
+                guidance=guidance,
                 seed=seed,
                 batch_size=batch_size,
                 device=device,
@@ -264,7 +268,8 @@ def _kind(drawing: Drawing | None) -> str:
     if not drawing.is_conditional:
         return kind
     labels = None if drawing.labels is None else str(drawing.labels)
-    return f"{kind} of {_CLASSES.get(labels, f'classes {labels}')}"
+    guidance = "" if drawing.guidance == 1 else f" with guidance {drawing.guidance:g}"
+    return f"{kind} of {_CLASSES.get(labels, f'classes {labels}')}{guidance}"
 
 
 def _line(result: Result, comparison: Comparison) -> str:
@@ -278,7 +283,18 @@ def _line(result: Result, comparison: Comparison) -> str:
 
 
 # Options that only say how a model draws its samples.
-_OF_RUNS = ("labels", "steps", "sigmas", "clip_steps", "truncate", "seed", "weights", "backend", "batch_size")
+_OF_RUNS = (
+    "labels",
+    "guidance",
+    "steps",
+    "sigmas",
+    "clip_steps",
+    "truncate",
+    "seed",
+    "weights",
+    "backend",
+    "batch_size",
+)
 
 
 def _check_source(what: Path, config: Config | None, data: str | None) -> None:

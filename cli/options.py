@@ -146,6 +146,15 @@ def released_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+guidance_option = click.option(
+    "--guidance",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="How strongly images are of their class (classifier-free guidance): 1 as trained, more for more, 0 for no "
+    "class. For a model trained with train.label_dropout.",
+)
+
 labels_option = click.option(
     "--labels", help="Classes to draw, as for `ict sample`.  [default: in the proportions of the data, or in turn]"
 )

@@ -18,6 +18,7 @@ from ict_cli.options import (
     debug_option,
     device_option,
     examples,
+    guidance_option,
     open_backend,
     released_options,
     seed_option,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     help="Classes to draw in turn, such as 3 or 0,1,2; balanced: all in turn; data: in the proportions of the training "
     "data; or random.  [default: balanced]",
 )
+@guidance_option
 @released_options
 @click.option("--trajectory", is_flag=True, help="Show the input and output of each step instead (x.png only).")
 @weights_option
@@ -76,6 +78,7 @@ def sample_command(
     sigmas: str | None,
     seed: int,
     labels: str | None,
+    guidance: float,
     clip_steps: bool,
     truncate: bool,
     trajectory: bool,
@@ -96,14 +99,15 @@ def sample_command(
     """
     from ict_backends.environment import share_of_work
     from ict_backends.runs.folder import class_counts, class_names, open_run
-    from ict_backends.sampling.choices import resolve_labels, resolve_sigmas
+    from ict_backends.sampling.choices import check_guidance, resolve_labels, resolve_sigmas
 
     place = open_run(run)
     config = place.load_config()
     levels = resolve_sigmas(config, steps, sigmas, run=place)
+    check_guidance(config, guidance)
     counts, names = class_counts(place, config), class_names(place, config)
     classes = resolve_labels(config, labels, num, seed=seed, counts=counts, names=names)
-    drawing = _Drawing(out, num, levels, seed, classes, clip_steps, truncate, batch_size, *share_of_work())
+    drawing = _Drawing(out, num, levels, seed, classes, guidance, clip_steps, truncate, batch_size, *share_of_work())
     # Read once: a run that is training has another newest checkpoint a moment later.
     checkpoint = place.checkpoint_of(weights)
     recipe = _recipe(checkpoint, weights, drawing, labels)
@@ -130,6 +134,7 @@ class _Drawing(NamedTuple):
         num: the number of samples.
         sigmas: falling noise levels, one per step.
         labels: the classes, [num] int64, or None for an unconditional model.
+        guidance: the scale of classifier-free guidance; 1 is none.
         clip_steps: clip after each step, and not only at the end.
         truncate: cut values off to 8 bits instead of rounding them.
         batch: images computed at a time.
@@ -142,6 +147,7 @@ class _Drawing(NamedTuple):
     sigmas: list[float]
     seed: int
     labels: np.ndarray | None
+    guidance: float
     clip_steps: bool
     truncate: bool
     batch: int
@@ -167,6 +173,7 @@ def _recipe(checkpoint: Path, weights: str, drawing: _Drawing, labels: str | Non
         "labels": labels,
         "clip_steps": drawing.clip_steps,
         "truncate": drawing.truncate,
+        "guidance": drawing.guidance,
     }
 
 
@@ -202,6 +209,7 @@ def _write_grid(model: Model, drawing: _Drawing, names: Sequence[str] | None, sc
             labels=drawing.labels,
             batch=drawing.batch,
             clip_steps=drawing.clip_steps,
+            guidance=drawing.guidance,
             on_batch=bar.update,
         )
     pixels = to_uint8(images, truncate=drawing.truncate)
@@ -228,6 +236,7 @@ def _write_trajectory(model: Model, drawing: _Drawing, names: Sequence[str] | No
         labels=drawing.labels,
         batch=drawing.batch,
         clip_steps=drawing.clip_steps,
+        guidance=drawing.guidance,
     )
     for i, sigma in enumerate(sigmas):
         # Images in [-1, 1] with noise of standard deviation sigma are scaled back to about that range.
@@ -258,6 +267,7 @@ def _write_many(model: Model, drawing: _Drawing, recipe: dict[str, object]) -> N
             labels=labels,
             batch=batch,
             clip_steps=drawing.clip_steps,
+            guidance=drawing.guidance,
         )
         for images in batches:
             yield to_uint8(images, truncate=drawing.truncate)

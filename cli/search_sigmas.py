@@ -20,6 +20,7 @@ from ict_cli.options import (
     debug_option,
     device_option,
     examples,
+    guidance_option,
     labels_option,
     open_backend,
     released_options,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 )
 @click.option("--plot", type=PATH, help="Draw the metric over the levels into this PNG.")
 @labels_option
+@guidance_option
 @released_options
 @seed_option
 @weights_option
@@ -79,6 +81,7 @@ def search_sigmas_command(
     num: int | None,
     plot: Path | None,
     labels: str | None,
+    guidance: float,
     clip_steps: bool,
     truncate: bool,
     seed: int,
@@ -97,10 +100,12 @@ def search_sigmas_command(
     from ict_backends.measuring.inception import feature_network
     from ict_backends.measuring.reference import data_of, samples_of_model
     from ict_backends.runs.folder import open_run
+    from ict_backends.sampling.choices import check_guidance
     from ict_backends.sampling.search_sigmas import save_search, search_sigmas
 
     place = open_run(run)
     config = place.load_config()
+    check_guidance(config, guidance)
     if plot is not None:
         if plot.suffix.lower() != ".png":
             raise UsageError(f"--plot {plot} must end in .png")
@@ -128,11 +133,12 @@ def search_sigmas_command(
         batch=batch_size,
         clip_steps=clip_steps,
         truncate=truncate,
+        guidance=guidance,
         on_point=show,
     )
     if place.sigmas_file.exists():
         say(f"{place.sigmas_file} was there already, and is replaced")
-    save_search(place, best, metric=name, num=num, weights=weights)
+    save_search(place, best, metric=name, num=num, weights=weights, guidance=guidance)
     for i, step in enumerate(best, start=1):
         levels = ",".join(f"{s.sigma:.4g}" for s in best[:i])
         click.echo(f"{i} step{'s' * (i > 1)}: --sigmas {levels}   {name} {step.value:.5g}")

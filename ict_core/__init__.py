@@ -14,6 +14,7 @@ threefry           normal_noise, dropout_bytes: a function of keys, the same in 
 gap                Gap, gap_share, gap_stages, teacher_level: the gap rule of consistency tuning, in place of a grid
 sampling           multistep_sample
 ode                heun_sample, heun_sigmas: of diffusion models, in many steps
+guidance           guided: classifier-free guidance; NO_CLASS, the label of an image without a class
 editing            linear_edit, inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise; transforms
 config             the settings of a run, with their ranges; NoiseConfig makes grid, f and samples that fit each other
 settings           load_config, load_preset, preset_names: settings from TOML, and the presets
@@ -51,6 +52,7 @@ from ict_core.editing import (
 from ict_core.ema import mixing_weights, power_decay, power_exponent, power_profile
 from ict_core.gap import Gap, gap_share, gap_stages, teacher_level
 from ict_core.grid import Grid, Levels, make_grid
+from ict_core.guidance import NO_CLASS, guided
 from ict_core.loss import (
     ConsistencyLoss,
     consistency_loss,
@@ -75,6 +77,7 @@ from ict_core.threefry import dropout_bytes, key_words, normal_noise, threefry
 __version__ = "0.2.0"
 
 __all__ = [
+    "NO_CLASS",
     "ADMConfig",
     "Batch",
     "Config",
@@ -108,6 +111,7 @@ __all__ = [
     "dropout_bytes",
     "gap_share",
     "gap_stages",
+    "guided",
     "heun_sample",
     "heun_sigmas",
     "huber_constant",

@@ -511,6 +511,8 @@ class TrainConfig:
         keep_checkpoints: how many of the newest checkpoints are kept.
         keep_every: keep, beside the newest checkpoints, each whose step is a multiple of this.
         tensorboard: write scalars and sample pictures for TensorBoard, too.
+        label_dropout: the probability with which an image is trained on without its class, for guidance at sampling
+            (docs/sampling.md); only for a network with classes.
 
     Sources:
         iCT app.: total_steps, batch_size, learning_rate, betas, ema_decay
@@ -536,6 +538,7 @@ class TrainConfig:
     keep_checkpoints: Annotated[int, at_least(0, zero="all")] = 2
     keep_every: Annotated[int, at_least(0, zero="none")] = 0
     tensorboard: bool = False
+    label_dropout: Annotated[float, below_one()] = 0.0
 
     def __post_init__(self) -> None:
         check_ranges("train", self)

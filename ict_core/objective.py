@@ -30,7 +30,8 @@ class Batch(NamedTuple, Generic[Array]):
         x: [b, *event] clean images, in [-1, 1].
         z: [b, *event] standard normal noise, the same for student and teacher.
         sigma_lo, sigma_hi, weight: [b] the teacher's and the student's levels, and the weight of their interval.
-        labels: [b] integers, or another condition that the network takes; None for an unconditional one.
+        labels: [b] integers, `NO_CLASS` where the label is dropped, or another condition that the network takes; None
+            for an unconditional one.
         masks, teacher_masks: the dropout masks of student and teacher, which share them unless
             `teacher.share_dropout` is false; None without dropout.
     """

@@ -29,7 +29,7 @@ from ict_backends.torch.networks import UNet, make_network
 from ict_backends.torch.parallel import Processes
 from ict_backends.torch.weights import to_arrays as torch_to_arrays
 from ict_backends.training.step_plan import plan_step
-from ict_core import Batch, Config
+from ict_core import NO_CLASS, Batch, Config
 from ict_core.settings import build_config, merge
 
 Arrays = Mapping[str, np.ndarray]
@@ -158,7 +158,7 @@ def numpy_batch(config: Config, step: int, dtype: str) -> dict[str, np.ndarray |
         "x": rng.uniform(-1, 1, (b, *shape)).astype(dtype),
         "z": rng.standard_normal((b, *shape)).astype(dtype),
         **{name: values.astype(dtype) for name, values in plan.levels._asdict().items()},
-        "labels": np.arange(b) % classes if classes else None,
+        "labels": np.where(plan.unlabelled, NO_CLASS, np.arange(b) % classes) if classes else None,
     }
 
 

@@ -15,7 +15,7 @@ from ict_backends.jax.device import put, replicated, split
 from ict_backends.networks.families import mask_shapes
 from ict_backends.networks.layers import dropped_numbers
 from ict_backends.training.step_plan import StepPlan
-from ict_core import Batch, Config, dropout_bytes, key_words, normal_noise
+from ict_core import NO_CLASS, Batch, Config, dropout_bytes, key_words, normal_noise
 
 
 class Draw(NamedTuple):
@@ -30,6 +30,7 @@ class Draw(NamedTuple):
         keys: [b, 2] int32, the words of each image's random key (`ict_core.key_words`).
         teacher_rate: [] float32, 1 - the decay of the teacher's average after the step. It is computed in float64: in
             float32, the difference of nearly equal numbers would have few digits.
+        unlabelled: [b] bool, True for the images whose label is dropped.
     """
 
     indices: Array
@@ -39,6 +40,7 @@ class Draw(NamedTuple):
     weight: Array
     keys: Array
     teacher_rate: Array
+    unlabelled: Array
 
 
 def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
@@ -58,15 +60,16 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
             plan.flips,
             *(a.astype(np.float32) for a in plan.levels),
             key_words(plan.row_seeds),
+            plan.unlabelled,
         )
         for plan in plans
     ]
     arrays = (np.stack(column) for column in zip(*columns, strict=True))
-    indices, flips, sigma_lo, sigma_hi, weight, keys = (
+    indices, flips, sigma_lo, sigma_hi, weight, keys, unlabelled = (
         put(a.reshape(len(plans), parts, -1, *a.shape[2:]), split(mesh, axis=2)) for a in arrays
     )
     rates = np.array([[1.0 - plan.teacher_decay] * parts for plan in plans], np.float32)
-    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys, put(rates, replicated(mesh)))
+    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys, put(rates, replicated(mesh)), unlabelled)
 
 
 def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) -> Batch:
@@ -84,7 +87,7 @@ def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) 
     flipped = jnp.where(draw.flips[:, None, None, None], chosen[:, :, ::-1], chosen)
     x = flipped.astype(jnp.float32) / 127.5 - 1.0
     z, masks, teacher_masks = draw_noise(config, draw.keys)
-    chosen_labels = None if labels is None else labels[draw.indices]
+    chosen_labels = None if labels is None else jnp.where(draw.unlabelled, NO_CLASS, labels[draw.indices])
     return Batch(x, z, draw.sigma_lo, draw.sigma_hi, draw.weight, chosen_labels, masks, teacher_masks)
 
 

@@ -16,6 +16,7 @@ from jax import Array
 
 from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_backends.networks.ncsnpp import PROJECTION_SCALE, groups, ncsnpp_frequencies
+from ict_core import NO_CLASS
 
 Initializer = jax.nn.initializers.Initializer
 # The layouts of the images, the kernels and the results of convolutions.
@@ -343,14 +344,16 @@ class Middle(nnx.Module):
 
 
 class Embedding(nnx.Embed):
-    """Embedding of labels, [b] -> [b, features]: rows of [classes, features], which is N(0, 1) at first."""
+    """Embedding of labels, [b] -> [b, features]: rows of [classes, features], N(0, 1) at first; 0 for `NO_CLASS`."""
 
     def __init__(self, classes: int, features: int, *, rngs: nnx.Rngs) -> None:
         super().__init__(classes, features, embedding_init=jax.nn.initializers.normal(1.0), rngs=rngs)
 
     def __call__(self, labels: Array | None) -> Array:  # type: ignore[override]  # the network has labels or None
         assert labels is not None
-        return self.embedding[...][labels]  # flax's own casts to the dtype that the weights were created in
+        known = labels != NO_CLASS
+        rows = self.embedding[...][jnp.where(known, labels, 0)]  # flax's own casts to the dtype they were created in
+        return jnp.where(known[:, None], rows, 0.0)
 
 
 class Frequencies(nnx.Variable):

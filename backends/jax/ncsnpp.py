@@ -104,7 +104,7 @@ class NCSNpp(nnx.Module):
         Args:
             x_in: [b, h, w, c] scaled noisy images; the network computes in their dtype (see `train.precision`).
             c_noise: [b] log(sigma) / 4 of the noise levels.
-            labels: [b] integers in 0..num_classes-1; None for an unconditional network.
+            labels: [b] integers in 0..num_classes-1, or `NO_CLASS`; None for an unconditional network.
             masks: dropout masks, bool, one [b, h, w, c] for each of `mask_shapes`; None for no dropout.
 
         Returns:

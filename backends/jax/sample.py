@@ -15,6 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ict_backends.jax.device import check_device, float32_as, out_of_memory, split, worthwhile
+from ict_backends.jax.networks import UNet
 from ict_backends.jax.state import abstract_network, merge_network
 from ict_backends.jax.step import consistency_function
 from ict_backends.jax.weights import load_arrays
@@ -22,7 +23,8 @@ from ict_backends.networks.families import parameter_shapes
 from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
 from ict_backends.runs.folder import open_run
 from ict_backends.sampling.batches import compiled_size, padded
-from ict_core import Config, multistep_sample
+from ict_core import NO_CLASS, Config, guided, multistep_sample
+from ict_core.loss import ConsistencyFunction
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,22 @@ class LoadedModel:
         """
         return self._run(_network, len(x_in), _nhwc(x_in), _float(c_noise), labels)
 
-    def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    def consistency(
+        self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None, *, guidance: float = 1.0
+    ) -> np.ndarray:
         """Evaluate the consistency function f, which turns noisy images into clean ones.
 
         Args:
             x: [b, c, h, w] noisy images.
             sigma: [b] their noise levels.
             labels: [b] classes for a conditional model.
+            guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
 
         Returns:
             [b, c, h, w] float32.
         """
-        return self._run(_consistency, len(x), _nhwc(x), _float(sigma), labels)
+        function = partial(_consistency, guidance=float(guidance))
+        return self._run(function, len(x), _nhwc(x), _float(sigma), labels)
 
     def sample(
         self,
@@ -73,6 +79,7 @@ class LoadedModel:
         labels: np.ndarray | None = None,
         *,
         clip_steps: bool = False,
+        guidance: float = 1.0,
     ) -> np.ndarray:
         """Sample images from given noise, in one step or several.
 
@@ -81,6 +88,7 @@ class LoadedModel:
             sigmas: [steps] falling noise levels.
             labels: [b] classes for a conditional model.
             clip_steps: clip to [-1, 1] after each step, and not only at the end.
+            guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
 
         Returns:
             [b, c, h, w] float32 in [-1, 1].
@@ -88,7 +96,8 @@ class LoadedModel:
         Raises:
             OutOfMemoryError: the devices cannot hold so many images.
         """
-        function = partial(_sample, sigmas=tuple(float(s) for s in sigmas), clip_steps=clip_steps)
+        levels = tuple(float(s) for s in sigmas)
+        function = partial(_sample, sigmas=levels, clip_steps=clip_steps, guidance=float(guidance))
         batch_first = np.moveaxis(_nhwc(noises), 0, 1)
         return self._run(function, len(batch_first), batch_first, labels)
 
@@ -112,14 +121,21 @@ def _network(
         return merge_network(config, params, constants)(x_in, c_noise, labels)
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames=("config", "guidance"))
 def _consistency(
-    config: Config, params: nnx.State, constants: nnx.State, x: Array, sigma: Array, labels: Array | None
+    config: Config,
+    params: nnx.State,
+    constants: nnx.State,
+    x: Array,
+    sigma: Array,
+    labels: Array | None,
+    *,
+    guidance: float,
 ) -> Array:
-    return consistency_function(merge_network(config, params, constants), config, labels)(x, sigma)
+    return _guided_function(merge_network(config, params, constants), config, labels, guidance)(x, sigma)
 
 
-@partial(jax.jit, static_argnames=("config", "sigmas", "clip_steps"))
+@partial(jax.jit, static_argnames=("config", "sigmas", "clip_steps", "guidance"))
 def _sample(
     config: Config,
     params: nnx.State,
@@ -129,10 +145,18 @@ def _sample(
     *,
     sigmas: tuple[float, ...],
     clip_steps: bool,
+    guidance: float,
 ) -> Array:
-    f = consistency_function(merge_network(config, params, constants), config, labels)
+    f = _guided_function(merge_network(config, params, constants), config, labels, guidance)
     noises, sigma_min = jnp.moveaxis(noises, 1, 0), config.noise.sigma_min
     return multistep_sample(f, noises, sigmas, sigma_min=sigma_min, clip=True, clip_steps=clip_steps, xp=jnp)
+
+
+def _guided_function(network: UNet, config: Config, labels: Array | None, guidance: float) -> ConsistencyFunction:
+    """The consistency function of a network for labels, [b] or None, with guidance."""
+    no_class = None if labels is None else jnp.full_like(labels, NO_CLASS)
+    f, f_null = (consistency_function(network, config, each) for each in (labels, no_class))
+    return guided(f, f_null, guidance)
 
 
 def _float(array: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from ict_backends.sampling.choices import (
     as_labels,
     check_at_least,
     check_colours,
+    check_guidance,
     check_level,
     check_seed,
     check_small,
@@ -36,10 +37,11 @@ class Edits(NamedTuple):
     """The edits of a model, each with the parameters that the options of `ict edit` have.
 
     Images are uint8 [n, h, w, c], of the model's size; what is given may also be [n, h, w] or [n, c, h, w]. All edits
-    return [n, h, w, c]. `labels` are the classes of the images, in turn, as for `TrainedModel.sample`; `seed` is that
-    of the noise; `steps` is the number of evaluations of the model, >= 1, and `sigmas` are their falling noise levels
-    instead. With `resize`, images of another size or other colours are cropped, resampled and converted. What is not
-    allowed raises UsageError or DataError, whose message says what is.
+    return [n, h, w, c]. `labels` are the classes of the images, in turn, and `guidance` is how strongly they are of
+    them, as for `TrainedModel.sample`; `seed` is that of the noise; `steps` is the number of evaluations of the model,
+    >= 1, and `sigmas` are their falling noise levels instead. With `resize`, images of another size or other colours
+    are cropped, resampled and converted. What is not allowed raises UsageError or DataError, whose message says what
+    is.
 
     Attributes:
         model: the model, for float32 arrays.
@@ -60,6 +62,7 @@ class Edits(NamedTuple):
         steps: int = 40,
         sigmas: Sequence[float] | None = None,
         labels: Labels | np.ndarray | None = None,
+        guidance: float = 1.0,
         seed: int = 0,
         resize: bool = False,
     ) -> np.ndarray:
@@ -68,11 +71,11 @@ class Edits(NamedTuple):
         Args:
             images: uint8; the values of what is filled in do not matter.
             mask: [h, w] or [n, h, w] bool, True where to fill in. Of a mask picture, that is `picture >= 128`.
-            steps, sigmas, labels, seed, resize: as the class says.
+            steps, sigmas, labels, guidance, seed, resize: as the class says.
         """
         given = self._given(images, resize=resize)
         known = ~np.broadcast_to(_mask(mask, given.shape), given.shape)
-        edit = self._editor(len(given), labels, seed, edit_sigmas(self._config, steps, sigmas))
+        edit = self._editor(len(given), labels, guidance, seed, edit_sigmas(self._config, steps, sigmas))
         return _returned(edit.inpaint(given, known))
 
     @in_python_words
@@ -83,6 +86,7 @@ class Edits(NamedTuple):
         steps: int = 40,
         sigmas: Sequence[float] | None = None,
         labels: Labels | np.ndarray | None = None,
+        guidance: float = 1.0,
         seed: int = 0,
         resize: bool = False,
     ) -> np.ndarray:
@@ -90,12 +94,12 @@ class Edits(NamedTuple):
 
         Args:
             images: uint8, grey or RGB; the colours of RGB images do not matter.
-            steps, sigmas, labels, seed, resize: as the class says.
+            steps, sigmas, labels, guidance, seed, resize: as the class says.
         """
         check_colours(self._config)
         pixels = to_nchw("images", np.asarray(images))
         given = self._given(pixels.repeat(3, axis=1) if pixels.shape[1] == 1 else pixels, resize=resize)
-        edit = self._editor(len(given), labels, seed, edit_sigmas(self._config, steps, sigmas))
+        edit = self._editor(len(given), labels, guidance, seed, edit_sigmas(self._config, steps, sigmas))
         return _returned(edit.colorize(given))
 
     @in_python_words
@@ -107,6 +111,7 @@ class Edits(NamedTuple):
         steps: int = 40,
         sigmas: Sequence[float] | None = None,
         labels: Labels | np.ndarray | None = None,
+        guidance: float = 1.0,
         seed: int = 0,
         resize: bool = False,
     ) -> np.ndarray:
@@ -115,10 +120,10 @@ class Edits(NamedTuple):
         Args:
             images: uint8 [n, h / factor, w / factor, c]; or of the model's size, to be reduced by `factor` first.
             factor: how many times larger the result is; by default the model's size divided by the images'.
-            steps, sigmas, labels, seed, resize: as the class says.
+            steps, sigmas, labels, guidance, seed, resize: as the class says.
         """
         small = self._small(to_nchw("images", np.asarray(images)), factor, resize=resize)
-        edit = self._editor(len(small), labels, seed, edit_sigmas(self._config, steps, sigmas))
+        edit = self._editor(len(small), labels, guidance, seed, edit_sigmas(self._config, steps, sigmas))
         return _returned(edit.super_resolve(small))
 
     @in_python_words
@@ -129,6 +134,7 @@ class Edits(NamedTuple):
         *,
         add_noise: bool = False,
         labels: Labels | np.ndarray | None = None,
+        guidance: float = 1.0,
         seed: int = 0,
         resize: bool = False,
     ) -> np.ndarray:
@@ -138,11 +144,11 @@ class Edits(NamedTuple):
             images: uint8.
             sigma: the standard deviation of the noise, where pixels range from -1 to 1.
             add_noise: add this noise first, because the images are clean.
-            labels, seed, resize: as the class says.
+            labels, guidance, seed, resize: as the class says.
         """
         given = self._given(images, resize=resize)
         check_level(self._config, sigma)
-        edit = self._editor(len(given), labels, seed, [self._config.noise.sigma_max])
+        edit = self._editor(len(given), labels, guidance, seed, [self._config.noise.sigma_max])
         return _returned(edit.denoise(edit.add_noise(given, sigma) if add_noise else given, sigma))
 
     @in_python_words
@@ -153,6 +159,7 @@ class Edits(NamedTuple):
         sigma: float = 5.0,
         steps: int = 40,
         labels: Labels | np.ndarray | None = None,
+        guidance: float = 1.0,
         seed: int = 0,
         resize: bool = False,
     ) -> np.ndarray:
@@ -161,12 +168,12 @@ class Edits(NamedTuple):
         Args:
             drawings: uint8.
             sigma: the first noise level; a larger one keeps less of the drawing.
-            steps, labels, seed, resize: as the class says.
+            steps, labels, guidance, seed, resize: as the class says.
         """
         given = self._given(drawings, resize=resize)
         check_level(self._config, sigma)
         check_at_least("steps", steps, 1)
-        edit = self._editor(len(given), labels, seed, edit_levels(self._config, steps, below=sigma))
+        edit = self._editor(len(given), labels, guidance, seed, edit_levels(self._config, steps, below=sigma))
         return _returned(edit.stroke(given))
 
     @in_python_words
@@ -179,6 +186,7 @@ class Edits(NamedTuple):
         steps: int | None = None,
         sigmas: Sequence[float] | None = None,
         labels: Labels | np.ndarray | None = None,
+        guidance: float = 1.0,
         seed: int = 0,
     ) -> np.ndarray:
         """Draw images that lead from one sample to another.
@@ -188,6 +196,7 @@ class Edits(NamedTuple):
             num: the number of images, >= 2, both ends included.
             steps, sigmas: the sampling steps or their noise levels, as for `TrainedModel.sample`.
             labels: as for `TrainedModel.sample`; by default class 0 for all images.
+            guidance: as for `TrainedModel.sample`.
             seed: of the noise.
 
         Returns:
@@ -201,7 +210,9 @@ class Edits(NamedTuple):
         chosen = 0 if labels is None and self._config.network.num_classes else labels
         classes = self._labels(num, chosen)
         levels = resolve_sigmas(self._config, steps, sigmas, run=self.run)
-        return _returned(interpolate(self.model, first, last, num, sigmas=levels, seed=seed, labels=classes))
+        check_guidance(self._config, guidance)
+        images = interpolate(self.model, first, last, num, sigmas=levels, seed=seed, labels=classes, guidance=guidance)
+        return _returned(images)
 
     @property
     def _config(self) -> Config:
@@ -225,9 +236,12 @@ class Edits(NamedTuple):
         check_small(self._config, pixels.shape[1:], factor, "images[0]")
         return to_float(pixels)
 
-    def _editor(self, count: int, labels: Labels | np.ndarray | None, seed: int, levels: Sequence[float]) -> Editor:
+    def _editor(
+        self, count: int, labels: Labels | np.ndarray | None, guidance: float, seed: int, levels: Sequence[float]
+    ) -> Editor:
         check_seed(seed)
-        return Editor(self.model, levels, seed=seed, labels=self._labels(count, labels))
+        check_guidance(self._config, guidance)
+        return Editor(self.model, levels, seed=seed, labels=self._labels(count, labels), guidance=guidance)
 
     def _labels(self, count: int, labels: Labels | np.ndarray | None) -> np.ndarray | None:
         """The classes of `count` images, as `resolve_labels` returns them."""

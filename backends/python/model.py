@@ -23,7 +23,15 @@ from ict_backends.python.edit import Edits
 from ict_backends.python.words import in_python_words
 from ict_backends.runs.folder import RunDir, class_counts, class_names, open_run, step_of
 from ict_backends.sampling.batches import sample_images
-from ict_backends.sampling.choices import Labels, as_labels, check_at_least, check_seed, resolve_labels, resolve_sigmas
+from ict_backends.sampling.choices import (
+    Labels,
+    as_labels,
+    check_at_least,
+    check_guidance,
+    check_seed,
+    resolve_labels,
+    resolve_sigmas,
+)
 from ict_core import Config
 
 # The name of each network family, and of each kind of weights, in words.
@@ -97,6 +105,7 @@ class TrainedModel:
         seed: int = 0,
         clip_steps: bool = False,
         truncate: bool = False,
+        guidance: float = 1.0,
         batch_size: int = 256,
     ) -> np.ndarray:
         """Draw images 0..num-1 of a seed.
@@ -111,6 +120,8 @@ class TrainedModel:
             seed: of the noise, >= 0.
             clip_steps: clip to [-1, 1] after each step, as released samplers do, and not only at the end.
             truncate: cut values off to 8 bits, as released samplers do, instead of rounding them.
+            guidance: how strongly images are of their class: 1 as the model was trained, more for more, 0 for no
+                class. Only for a conditional model, which should be trained with `train.label_dropout`.
             batch_size: images that are computed at a time, >= 1; fewer where so many do not fit into the memory.
 
         Returns:
@@ -124,6 +135,7 @@ class TrainedModel:
         check_seed(seed)
         check_at_least("batch-size", batch_size, 1)
         levels = resolve_sigmas(self.config, steps, sigmas, run=self.run)
+        check_guidance(self.config, guidance)
         counts = class_counts(self.run, self.config)
         classes = resolve_labels(self.config, as_labels(labels), num, seed=seed, counts=counts, names=self.classes)
         drawn = sample_images(
@@ -134,6 +146,7 @@ class TrainedModel:
             labels=classes,
             batch=batch_size,
             clip_steps=clip_steps,
+            guidance=guidance,
         )
         return rearrange(to_uint8(drawn, truncate=truncate), "n c h w -> n h w c")
 
@@ -174,6 +187,7 @@ class TrainedModel:
         sigmas: Sequence[float] | None = None,
         clip_steps: bool = False,
         truncate: bool = False,
+        guidance: float = 1.0,
         seed: int = 0,
         batch_size: int = 256,
     ) -> dict[str, Any]:
@@ -188,7 +202,7 @@ class TrainedModel:
             resize: fit data of another size or other colours to the model's.
             halves: with pixel-fd, also say what a perfect model would show: minutes for thousands of pixels.
             labels: as for `sample`; by default in the proportions of the data.
-            steps, sigmas, clip_steps, truncate, seed, batch_size: as for `sample`.
+            steps, sigmas, clip_steps, truncate, guidance, seed, batch_size: as for `sample`.
 
         Returns:
             The figures by name, such as "pixel-fd", and what they are of ("num", "sigmas", ...): what
@@ -216,6 +230,7 @@ class TrainedModel:
             sigmas=sigmas,
             clip_steps=clip_steps,
             truncate=truncate,
+            guidance=guidance,
             seed=seed,
             batch_size=batch_size,
             device=self.device,

@@ -23,6 +23,7 @@ def sample_images(
     labels: np.ndarray | None = None,
     batch: int = 256,
     clip_steps: bool = False,
+    guidance: float = 1.0,
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """Sample images 0..num-1 of a seed: [num, c, h, w] float32 in [-1, 1].
@@ -37,6 +38,7 @@ def sample_images(
         labels: [num] classes for a conditional model.
         batch: images that are computed at a time, >= 1; halved where so many do not fit into the device's memory.
         clip_steps: clip to [-1, 1] after each step, as released samplers do, and not only at the end.
+        guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
         on_batch: called after each batch with the number of its images.
 
     Raises:
@@ -44,7 +46,14 @@ def sample_images(
     """
     parts = []
     drawn = sample_batches(
-        model, range(num), sigmas=sigmas, seed=seed, labels=labels, batch=batch, clip_steps=clip_steps
+        model,
+        range(num),
+        sigmas=sigmas,
+        seed=seed,
+        labels=labels,
+        batch=batch,
+        clip_steps=clip_steps,
+        guidance=guidance,
     )
     for images in drawn:
         parts.append(images)
@@ -61,6 +70,7 @@ def sample_batches(
     labels: np.ndarray | None = None,
     batch: int = 256,
     clip_steps: bool = False,
+    guidance: float = 1.0,
 ) -> Iterator[np.ndarray]:
     """Sample the images of a seed that have these numbers, and yield batches [b, c, h, w] float32 in [-1, 1].
 
@@ -68,14 +78,14 @@ def sample_batches(
         model: the trained model.
         indices: numbers of images, >= 0.
         labels: classes for a conditional model, [n] with n > max(indices): image i has class labels[i].
-        sigmas, seed, batch, clip_steps: as for `sample_images`, whose errors are raised here, too.
+        sigmas, seed, batch, clip_steps, guidance: as for `sample_images`, whose errors are raised here, too.
     """
 
     def draw(rows: slice) -> np.ndarray:
         chosen = indices[rows]
         noises = image_noises(seed, chosen, len(sigmas), model.config.data.shape)
         classes = None if labels is None else np.asarray(labels)[list(chosen)]
-        return model.sample(noises, sigmas, classes, clip_steps=clip_steps)
+        return model.sample(noises, sigmas, classes, clip_steps=clip_steps, guidance=guidance)
 
     return fitting_batches(draw, len(indices), batch)
 
@@ -150,7 +160,7 @@ def compiled_size(batch: int) -> int:
 
 
 def consistency_in_batches(
-    model: Model, x: np.ndarray, sigma: float, labels: np.ndarray | None, *, batch: int
+    model: Model, x: np.ndarray, sigma: float, labels: np.ndarray | None, *, batch: int, guidance: float = 1.0
 ) -> np.ndarray:
     """Evaluate the consistency function for any number of images that have the same noise level.
 
@@ -159,7 +169,7 @@ def consistency_in_batches(
         x: [n, c, h, w] noisy images, n >= 1.
         sigma: their noise level.
         labels: [n] classes for a conditional model.
-        batch: as for `sample_images`.
+        batch, guidance: as for `sample_images`.
 
     Returns:
         [n, c, h, w] float32 clean images.
@@ -167,7 +177,7 @@ def consistency_in_batches(
 
     def clean(rows: slice) -> np.ndarray:
         levels = np.full(len(x[rows]), sigma, dtype=np.float32)
-        return model.consistency(x[rows], levels, None if labels is None else labels[rows])
+        return model.consistency(x[rows], levels, None if labels is None else labels[rows], guidance=guidance)
 
     return np.concatenate(list(fitting_batches(clean, len(x), batch)))
 
@@ -181,11 +191,12 @@ def trajectory(
     labels: np.ndarray | None = None,
     batch: int = 256,
     clip_steps: bool = False,
+    guidance: float = 1.0,
 ) -> np.ndarray:
     """Sample images, and return the input and the output of each step in turn.
 
     Args:
-        model, num, sigmas, seed, labels, batch, clip_steps: as for `sample_images`.
+        model, num, sigmas, seed, labels, batch, clip_steps, guidance: as for `sample_images`.
 
     Returns:
         [2 * steps, num, c, h, w] float32; the outputs are not clipped yet.
@@ -193,7 +204,7 @@ def trajectory(
     inputs_and_outputs: list[np.ndarray] = []
 
     def f(x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-        clean = consistency_in_batches(model, x, float(sigma[0]), labels, batch=batch)
+        clean = consistency_in_batches(model, x, float(sigma[0]), labels, batch=batch, guidance=guidance)
         inputs_and_outputs.extend((x, clean))
         return clean
 

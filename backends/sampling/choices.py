@@ -23,6 +23,8 @@ Labels = str | int | Sequence[int | str]
 
 # Warn of a first level below this share of sigma_max.
 _NEAR_FIRST = 0.5
+# More than anyone takes, and too little for an overflow.
+_MOST_GUIDANCE = 1000
 # An error lists so many names of classes, and shows so much of what was given.
 _NAMES, _SHOWN = 10, 60
 
@@ -168,6 +170,28 @@ def check_seed(seed: int) -> None:
     """Raise UsageError unless --seed is one that there is."""
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed} must be in 0..2**63 - 1")
+
+
+def check_guidance(config: Config, guidance: float) -> None:
+    """Check --guidance, the scale of classifier-free guidance, before anything is drawn; 1 is none.
+
+    A model that was trained with its class on every image leads to a warning: what it gives without one was never
+    trained.
+
+    Raises:
+        UsageError: there is no such scale, or the model has no classes.
+    """
+    if not 0 <= guidance <= _MOST_GUIDANCE:
+        raise UsageError(f"--guidance {guidance:g} must be in [0, {_MOST_GUIDANCE}]; 1 is no guidance")
+    if guidance == 1:
+        return
+    if not config.network.num_classes:
+        raise UsageError(f"--guidance {guidance:g}: the model is unconditional (network.num_classes = 0)")
+    if not config.train.label_dropout:
+        warn(
+            f"--guidance {guidance:g}: the model was trained without train.label_dropout, so that it never learnt what "
+            "images without a class are: guidance may harm them"
+        )
 
 
 def check_level(config: Config, sigma: float) -> None:

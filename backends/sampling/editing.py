@@ -41,12 +41,19 @@ class Editor:
         levels: falling noise levels, each of which costs one evaluation; `denoise` does not use them.
         seed: of the noise.
         labels: [b] classes for a conditional model.
+        guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
     """
 
     def __init__(
-        self, model: Model, levels: Sequence[float], *, seed: int = 0, labels: np.ndarray | None = None
+        self,
+        model: Model,
+        levels: Sequence[float],
+        *,
+        seed: int = 0,
+        labels: np.ndarray | None = None,
+        guidance: float = 1.0,
     ) -> None:
-        self._f, self._config = partial(model.consistency, labels=labels), model.config
+        self._f, self._config = partial(model.consistency, labels=labels, guidance=guidance), model.config
         self._levels, self._seed = list(levels), seed
 
     def inpaint(self, images: Images, known: np.ndarray) -> Images:
@@ -108,6 +115,7 @@ def interpolate(
     sigmas: Sequence[float],
     seed: int = 0,
     labels: np.ndarray | None = None,
+    guidance: float = 1.0,
 ) -> Images:
     """Sample images between two others of the same seed, by rotating the noise of one into that of the other.
 
@@ -118,13 +126,14 @@ def interpolate(
         sigmas: falling noise levels, one a step; the first one is the model's sigma_max.
         seed: of the noise.
         labels: [num] classes, for a conditional model.
+        guidance: as for `Editor`.
 
     Returns:
         [num, c, h, w] float32 in [-1, 1].
     """
     noises = image_noises(seed, [a, b], len(sigmas), model.config.data.shape)
     between = [editing.interpolate_noise(z[0], z[1], np.linspace(0, 1, num).tolist()) for z in noises]
-    return model.sample(np.stack(between), sigmas, labels)
+    return model.sample(np.stack(between), sigmas, labels, guidance=guidance)
 
 
 def lower(images: Images, factor: int) -> Images:

@@ -31,7 +31,7 @@ from ict_backends.images import save_folder, save_npz
 
 _MANIFEST, _DIGEST = ".ict-sample.json", "sha256_of_file"
 # What earlier versions did, whose recipes do not say it.
-_EARLIER: dict[str, object] = {"clip_steps": False, "truncate": False}
+_EARLIER: dict[str, object] = {"clip_steps": False, "truncate": False, "guidance": 1.0}
 # How long the first process waits for new images of the other processes before it draws them itself.
 _PATIENCE_SECONDS = 120.0
 
@@ -77,7 +77,7 @@ def open_sink(out: Path, num: int, recipe: Mapping[str, object], *, rank: int = 
     Raises:
         UsageError: `out` holds samples of another recipe, or other files.
     """
-    done = _read(_done_file(out)) or {}
+    done = _EARLIER | (_read(_done_file(out)) or {})
     if recipe.items() <= done.items() and _is_complete(out, num, done.get(_DIGEST)) and (rank > 0 or out.suffix):
         return None
     check_sink(out, recipe)

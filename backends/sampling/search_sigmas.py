@@ -48,6 +48,7 @@ def search_sigmas(
     batch: int = 256,
     clip_steps: bool = False,
     truncate: bool = False,
+    guidance: float = 1.0,
     tolerance: float = 0.02,
     on_point: Callable[[int, Point], object] = lambda step, point: None,
 ) -> list[Step]:
@@ -60,7 +61,7 @@ def search_sigmas(
         model: the trained model.
         steps: the number of levels, >= 2; the first one is always sigma_max.
         measure: maps images, [num, c, h, w] uint8, to a number that is smaller for better images.
-        num, seed, labels, batch, clip_steps: as for `sample_images`.
+        num, seed, labels, batch, clip_steps, guidance: as for `sample_images`.
         truncate: as for `to_uint8`.
         tolerance: the search for a level ends when its interval is this share of the whole range of sigma^(1 / rho).
         on_point: called for each level that is tried, with the number of the step, from 1, and the point.
@@ -75,7 +76,7 @@ def search_sigmas(
         std = math.sqrt(sigma**2 - noise.sigma_min**2) if step else sigma
         before = before.clip(-1, 1) if clip_steps else before
         noisy = before + np.float32(std) * noises[step]
-        images = consistency_in_batches(model, noisy, sigma, labels, batch=batch)
+        images = consistency_in_batches(model, noisy, sigma, labels, batch=batch, guidance=guidance)
         point = Point(sigma, measure(to_uint8(images, truncate=truncate)))
         on_point(step + 1, point)
         return point, images
@@ -134,7 +135,9 @@ def _ternary_search(value: Callable[[float], float], low: float, high: float, *,
     value((low + high) / 2)
 
 
-def save_search(run: RunDir, steps: Sequence[Step], *, metric: str, num: int, weights: str) -> None:
+def save_search(
+    run: RunDir, steps: Sequence[Step], *, metric: str, num: int, weights: str, guidance: float = 1.0
+) -> None:
     """Write the result of a search into the run's folder, where `load_sigmas` reads its levels.
 
     Args:
@@ -143,11 +146,13 @@ def save_search(run: RunDir, steps: Sequence[Step], *, metric: str, num: int, we
         metric: the name of the metric.
         num: the number of samples.
         weights: the weights that were sampled from: "ema", "raw" or "best".
+        guidance: the scale of guidance that the samples were drawn with.
     """
     record = {
         "metric": metric,
         "num": num,
         "weights": weights,
+        "guidance": guidance,
         "step": read_step(run.checkpoint_of(weights)),
         "sigmas": [step.sigma for step in steps],
         "values": [step.value for step in steps],

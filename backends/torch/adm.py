@@ -16,6 +16,7 @@ from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_backends.torch.layers import (
     CastConv,
     CastGroupNorm,
+    Embedding,
     Middle,
     call,
     dot_product_attention,
@@ -135,7 +136,7 @@ class PositionalEmbedding(nn.Module):
         self.scale, self.odd = scale, channels % 2
         self.dense_0 = nn.Linear(channels, 4 * channels)
         self.dense_1 = nn.Linear(4 * channels, 4 * channels)
-        self.labels = nn.Embedding(num_classes, 4 * channels) if num_classes else None
+        self.labels = Embedding(num_classes, 4 * channels) if num_classes else None
 
     def forward(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """The embedding, [b, 4 channels], of c_noise, [b], and labels, [b] (None without classes)."""
@@ -207,7 +208,7 @@ class ADM(nn.Module):
         Args:
             x_in: [b, c, h, w] scaled noisy images; the network computes in their dtype (see `train.precision`).
             c_noise: [b] log(sigma) / 4 of the noise levels.
-            labels: [b] int64 in 0..num_classes-1; None for an unconditional network.
+            labels: [b] int64 in 0..num_classes-1, or `NO_CLASS`; None for an unconditional network.
             masks: dropout masks, bool, one [b, *shape] for each of `mask_shapes`; None for no dropout.
 
         Returns:

@@ -13,7 +13,7 @@ from ict_backends.networks.families import mask_shapes
 from ict_backends.networks.layers import dropped_numbers
 from ict_backends.torch.device import compiled_on_gpu, upload
 from ict_backends.training.step_plan import StepPlan
-from ict_core import Batch, Config, dropout_bytes, key_words, normal_noise
+from ict_core import NO_CLASS, Batch, Config, dropout_bytes, key_words, normal_noise
 
 _normal_noise, _dropout_bytes = compiled_on_gpu(normal_noise), compiled_on_gpu(dropout_bytes)
 # Words of the masks that are drawn at a time on the CPU: as many as its caches hold.
@@ -28,6 +28,7 @@ class Draw(NamedTuple):
         flips: [b] bool, True to mirror the image left to right.
         sigma_lo, sigma_hi, weight: [b] float32, the levels of teacher and student, and the weight of the loss.
         keys: [b, 2] int32, the words of each image's random key (`ict_core.key_words`).
+        unlabelled: [b] bool, True for the images whose label is dropped.
     """
 
     indices: Tensor
@@ -36,6 +37,7 @@ class Draw(NamedTuple):
     sigma_hi: Tensor
     weight: Tensor
     keys: Tensor
+    unlabelled: Tensor
 
     def parts(self, count: int) -> list[Draw]:
         """The draws of `count` equal parts of the batch, with [b / count] rows each; `count` divides b."""
@@ -45,8 +47,9 @@ class Draw(NamedTuple):
 def to_device(plan: StepPlan, device: torch.device) -> Draw:
     """Copy the plan of a step of b images to the device, without waiting for the copy."""
     sigma_lo, sigma_hi, weight = upload(np.stack(plan.levels).astype(np.float32), device)
-    indices, flips, keys = (upload(a, device) for a in (plan.indices, plan.flips, key_words(plan.row_seeds)))
-    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys)
+    flips, unlabelled = upload(np.stack([plan.flips, plan.unlabelled]), device)
+    indices, keys = (upload(a, device) for a in (plan.indices, key_words(plan.row_seeds)))
+    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys, unlabelled)
 
 
 def make_batch(config: Config, draw: Draw, images: Tensor, labels: Tensor | None) -> Batch:
@@ -63,7 +66,7 @@ def make_batch(config: Config, draw: Draw, images: Tensor, labels: Tensor | None
     chosen = images[draw.indices]
     x = torch.where(draw.flips[:, None, None, None], chosen.flip(3), chosen).float() / 127.5 - 1.0
     z, masks, teacher_masks = draw_noise(config, draw.keys)
-    chosen_labels = None if labels is None else labels[draw.indices]
+    chosen_labels = None if labels is None else labels[draw.indices].masked_fill(draw.unlabelled, NO_CLASS)
     return Batch(x, z, draw.sigma_lo, draw.sigma_hi, draw.weight, chosen_labels, masks, teacher_masks)
 
 

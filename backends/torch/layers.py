@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_backends.networks.ncsnpp import PROJECTION_SCALE, groups, ncsnpp_frequencies
+from ict_core import NO_CLASS
 
 
 def variance_scaling_(weight: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -319,6 +320,15 @@ class Middle(nn.Module):
         self.block_1 = block(spec[1])
 
 
+class Embedding(nn.Embedding):
+    """Embedding of labels, [b] -> [b, features]: rows of [classes, features], N(0, 1) at first; 0 for `NO_CLASS`."""
+
+    def forward(self, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        known = labels != NO_CLASS
+        return torch.where(known[:, None], super().forward(torch.where(known, labels, 0)), 0.0)
+
+
 class NoiseEmbedding(nn.Module):
     """Features of c_noise and of the label through two dense layers: [b] -> [b, 4 channels].
 
@@ -338,7 +348,7 @@ class NoiseEmbedding(nn.Module):
         self.turns = 2 * math.pi if kind == "fourier" else scale
         self.dense_0 = Linear(2 * self.frequencies.shape[0], 4 * channels)
         self.dense_1 = Linear(4 * channels, 4 * channels)
-        self.labels = nn.Embedding(num_classes, 4 * channels) if num_classes else None
+        self.labels = Embedding(num_classes, 4 * channels) if num_classes else None
 
     def forward(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         angles = (self.turns * c_noise)[:, None] * self.frequencies.to(c_noise)

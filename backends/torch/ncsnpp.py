@@ -99,7 +99,7 @@ class NCSNpp(nn.Module):
         Args:
             x_in: [b, c, h, w] scaled noisy images; the network computes in their dtype (see `train.precision`).
             c_noise: [b] log(sigma) / 4 of the noise levels.
-            labels: [b] int64 in 0..num_classes-1; None for an unconditional network.
+            labels: [b] int64 in 0..num_classes-1, or `NO_CLASS`; None for an unconditional network.
             masks: dropout masks, bool, one [b, *shape] for each of `mask_shapes`; None for no dropout.
 
         Returns:

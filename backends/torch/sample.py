@@ -20,7 +20,8 @@ from ict_backends.torch.device import check_device, float32_as, other_devices, o
 from ict_backends.torch.networks import UNet, make_network
 from ict_backends.torch.step import consistency_function
 from ict_backends.torch.weights import load_arrays
-from ict_core import Config, multistep_sample
+from ict_core import NO_CLASS, Config, guided, multistep_sample
+from ict_core.loss import ConsistencyFunction
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,23 @@ class LoadedModel:
         """
         return self._run(lambda module, x, c, y: module(x, c, y), x_in, c_noise, labels)
 
-    def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    def consistency(
+        self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None = None, *, guidance: float = 1.0
+    ) -> np.ndarray:
         """Evaluate the consistency function f, which turns noisy images into clean ones.
 
         Args:
             x: [b, c, h, w] noisy images.
             sigma: [b] their noise levels.
             labels: [b] classes for a conditional model.
+            guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
 
         Returns:
             [b, c, h, w] float32.
         """
 
         def clean(module: UNet, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-            return consistency_function(module, self.config, labels)(x, sigma)
+            return _guided_function(module, self.config, labels, guidance)(x, sigma)
 
         return self._run(clean, x, sigma, labels)
 
@@ -74,6 +78,7 @@ class LoadedModel:
         labels: np.ndarray | None = None,
         *,
         clip_steps: bool = False,
+        guidance: float = 1.0,
     ) -> np.ndarray:
         """Sample images from given noise, in one step or several.
 
@@ -82,6 +87,7 @@ class LoadedModel:
             sigmas: [steps] falling noise levels.
             labels: [b] classes for a conditional model.
             clip_steps: clip to [-1, 1] after each step, and not only at the end.
+            guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
 
         Returns:
             [b, c, h, w] float32 in [-1, 1].
@@ -91,7 +97,7 @@ class LoadedModel:
         """
 
         def draw(module: UNet, noises: Tensor, labels: Tensor | None) -> Tensor:
-            f = consistency_function(module, self.config, labels)
+            f = _guided_function(module, self.config, labels, guidance)
             noises, sigma_min = noises.movedim(1, 0), self.config.noise.sigma_min
             return multistep_sample(f, noises, sigmas, sigma_min=sigma_min, clip=True, clip_steps=clip_steps, xp=xp)
 
@@ -118,6 +124,13 @@ class LoadedModel:
                 for module, part in zip(modules, rows, strict=True)
             ]
             return torch.cat([part.cpu() for part in parts]).numpy()[:batch]
+
+
+def _guided_function(module: UNet, config: Config, labels: Tensor | None, guidance: float) -> ConsistencyFunction:
+    """The consistency function of a network for labels, [b] or None, with guidance."""
+    no_class = None if labels is None else torch.full_like(labels, NO_CLASS)
+    f, f_null = (consistency_function(module, config, each) for each in (labels, no_class))
+    return guided(f, f_null, guidance)
 
 
 def _to_device(array: np.ndarray | None, rows: np.ndarray, module: UNet) -> Tensor | None:

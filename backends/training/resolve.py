@@ -252,7 +252,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
     Raises:
         DataError: the network needs labels and the data have none or too large ones, or there are too few images for
             the evaluations.
-        UsageError: TensorBoard is asked for and not installed.
+        UsageError: TensorBoard is asked for and not installed, or labels are to be dropped where there are no classes.
         OutOfMemoryError: the weights are more than the memory of this machine.
         ConfigError: there are no such noise levels.
     """
@@ -264,6 +264,11 @@ def check_data(config: Config, dataset: Dataset) -> None:
         evaluation_size(config, len(dataset.images))
     classes, labels = config.network.num_classes, dataset.labels
     if not classes:
+        if config.train.label_dropout:
+            raise UsageError(
+                f"train.label_dropout = {config.train.label_dropout:g} must be 0 for a network without classes "
+                "(network.num_classes = 0; --conditional trains on those of the data)"
+            )
         return
     if labels is None:
         raise DataError(f"data {config.data.source} has no labels, which network.num_classes = {classes} needs")

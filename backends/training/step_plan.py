@@ -35,6 +35,7 @@ class StepPlan(NamedTuple):
         row_seeds: [b] uint64, the seed of each image's noise and dropout masks (`ict_core.key_words`). These depend
             neither on the backend nor on how a batch is split over devices, processes and micro-batches.
         teacher_decay: mu, the decay of the teacher's average after the step.
+        unlabelled: [b] bool, True for the images whose label is dropped (`train.label_dropout`).
     """
 
     n: int
@@ -42,13 +43,18 @@ class StepPlan(NamedTuple):
     flips: np.ndarray
     levels: Levels
     row_seeds: np.ndarray
-    teacher_decay: float = 0.0
+    teacher_decay: float
+    unlabelled: np.ndarray
 
     def rows(self, chosen: slice) -> StepPlan:
         """The plan of the chosen rows of the batch."""
         levels = Levels(*(values[chosen] for values in self.levels))
         return self._replace(
-            indices=self.indices[chosen], flips=self.flips[chosen], levels=levels, row_seeds=self.row_seeds[chosen]
+            indices=self.indices[chosen],
+            flips=self.flips[chosen],
+            levels=levels,
+            row_seeds=self.row_seeds[chosen],
+            unlabelled=self.unlabelled[chosen],
         )
 
     def parts(self, count: int) -> list[StepPlan]:
@@ -157,4 +163,8 @@ def plan_step(config: Config, step: int, count: int) -> StepPlan:
     flips = rng.random(train.batch_size) < (0.5 if config.data.flip else 0.0)
     indices = batch_indices(train.seed, step, train.batch_size, count)
     row_seeds = rng.integers(2**63, size=train.batch_size, dtype=np.uint64)
-    return StepPlan(n, indices, flips, levels, row_seeds, teacher_decay(config, n))
+    # Drawn last, and only where it is asked for: all other choices of a step are the same with and without it.
+    unlabelled = np.zeros(train.batch_size, bool)
+    if train.label_dropout:
+        unlabelled = rng.random(train.batch_size) < train.label_dropout
+    return StepPlan(n, indices, flips, levels, row_seeds, teacher_decay(config, n), unlabelled)

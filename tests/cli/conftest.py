@@ -75,6 +75,13 @@ def labelled_run(tmp_path_factory: pytest.TempPathFactory, images_file: Path) ->
 
 
 @pytest.fixture(scope="session")
+def guided_run(tmp_path_factory: pytest.TempPathFactory, images_file: Path) -> Path:
+    """A short conditional run on the twelve images, some of them without their class. Tests must not change it."""
+    path = tmp_path_factory.mktemp("runs") / "guided"
+    return trained(path, f"--data={images_file}", "--conditional", "--set=train.label_dropout=0.2")
+
+
+@pytest.fixture(scope="session")
 def rgb_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on random RGB images of 8x8. Tests must not change it."""
     folder = tmp_path_factory.mktemp("rgb")

@@ -210,7 +210,9 @@ def test_classes_are_drawn_in_the_proportions_of_the_data(tmp_path: Path, labell
         def __init__(self) -> None:
             self.config = config
 
-        def sample(self, noises: Any, sigmas: Any, labels: np.ndarray, *, clip_steps: bool) -> np.ndarray:
+        def sample(
+            self, noises: Any, sigmas: Any, labels: np.ndarray, *, clip_steps: bool, guidance: float
+        ) -> np.ndarray:
             drawn.append(labels.tolist())
             return model.sample(noises, sigmas, labels)
 

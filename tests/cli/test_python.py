@@ -59,6 +59,7 @@ def photos() -> np.ndarray:
         ({"sigmas": [80, 5, 0.5], "clip_steps": True}, ("--sigmas", "80,5,0.5", "--clip-steps")),
         ({"labels": "leaves", "truncate": True}, ("--labels", 1, "--truncate")),
         ({"labels": [2, "rock"]}, ("--labels", "sand,rock")),
+        ({"labels": 1, "guidance": 3.5}, ("--labels", 1, "--guidance", 3.5)),
         ({"labels": "random", "seed": 5, "batch_size": 4}, ("--labels", "random", "--seed", 5, "--batch-size", 4)),
     ],
     ids=str,
@@ -102,6 +103,7 @@ EDITS: list[tuple[str, Callable[[TrainedModel, np.ndarray], np.ndarray], tuple]]
     ("denoise", lambda m, x: m.edit.denoise(x, 0.3, add_noise=True), ("--sigma", 0.3, "--add-noise")),
     ("denoise", lambda m, x: m.edit.denoise(x, 0.5, seed=3, labels=[2]), ("--sigma", 0.5, "--labels", 2)),
     ("stroke", lambda m, x: m.edit.stroke(x, sigma=2, steps=3), ("--sigma", 2, "--steps", 3)),
+    ("stroke", lambda m, x: m.edit.stroke(x, steps=3, guidance=4), ("--steps", 3, "--guidance", 4)),
 ]
 
 
@@ -160,6 +162,7 @@ def test_small_images_are_enlarged_and_grey_ones_coloured(model: TrainedModel, p
             {"metrics": ["pr"], "num": 12, "steps": 2, "labels": "leaves", "seed": 4},
             ("--metrics", "pr", "--num", 12, "--steps", 2, "--labels", "leaves", "--seed", 4),
         ),
+        ({"metrics": "sw", "num": 9, "guidance": 2.0}, ("--metrics", "sw", "--num", 9, "--guidance", 2)),
         (
             {"metrics": "sw", "num": 9, "sigmas": [80, 1], "truncate": True, "clip_steps": True, "labels": [0, 2]},
             ("--metrics", "sw", "--num", 9, "--sigmas", "80,1", "--truncate", "--clip-steps", "--labels", "0,2"),
@@ -250,6 +253,9 @@ REFUSALS: list[tuple[type[UserError], str, Callable[[TrainedModel, np.ndarray], 
     (UsageError, "^sigmas 1,80: sigmas must fall", lambda m, x: m.sample(sigmas=[1, 80])),
     (UsageError, "^num 0 must be at least 1$", lambda m, x: m.sample(0)),
     (UsageError, "^seed -1 must be in 0..2", lambda m, x: m.sample(seed=-1)),
+    (UsageError, r"^guidance -1 must be in \[0, 1000\]; 1 is no guidance$", lambda m, x: m.sample(guidance=-1)),
+    (UsageError, r"^guidance nan must be in", lambda m, x: m.edit.denoise(x, 1, guidance=float("nan"))),
+    (UsageError, r"^guidance inf must be in", lambda m, x: m.evaluate(guidance=float("inf"))),
     (UsageError, "^batch_size 0 must be at least 1$", lambda m, x: m.sample(batch_size=0)),
     (UsageError, "^columns 0 must be at least 1$", lambda m, x: m.show(x, columns=0)),
     (DataError, "^images: images must be uint8 in 0..255, not float64$", lambda m, x: m.show(x / 255)),

@@ -314,14 +314,22 @@ class Small:
         self.config, self._model, self.batches = model.config, model, []
 
     def sample(
-        self, noises: np.ndarray, sigmas: Sequence[float], labels: np.ndarray | None, *, clip_steps: bool
+        self,
+        noises: np.ndarray,
+        sigmas: Sequence[float],
+        labels: np.ndarray | None,
+        *,
+        clip_steps: bool,
+        guidance: float,
     ) -> np.ndarray:
         self._hold(noises.shape[1])
-        return self._model.sample(noises, sigmas, labels, clip_steps=clip_steps)
+        return self._model.sample(noises, sigmas, labels, clip_steps=clip_steps, guidance=guidance)
 
-    def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    def consistency(
+        self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None, *, guidance: float
+    ) -> np.ndarray:
         self._hold(len(x))
-        return self._model.consistency(x, sigma, labels)
+        return self._model.consistency(x, sigma, labels, guidance=guidance)
 
     def _hold(self, images: int) -> None:
         if images > self.limit:

@@ -32,7 +32,7 @@ class Painter:
     def __init__(self) -> None:
         self.calls = 0
 
-    def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: None) -> np.ndarray:
+    def consistency(self, x: np.ndarray, sigma: np.ndarray, labels: None, *, guidance: float) -> np.ndarray:
         self.calls += len(x)
         share = np.log(sigma / 0.002) / math.log(80 / 0.002)
         return np.broadcast_to(2 * share[:, None, None, None] - 1, x.shape).astype(np.float32)

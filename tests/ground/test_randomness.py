@@ -68,10 +68,10 @@ def test_a_plan_repeats_and_draws_from_its_stage(tiny_config: Callable[..., Conf
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_parts_of_a_plan_are_the_plan(tiny_config: Callable[..., Config], count: int) -> None:
-    plan = plan_step(tiny_config(train={"batch_size": 8}), 3, 10)
+    plan = plan_step(tiny_config(train={"batch_size": 8, "label_dropout": 0.5}), 3, 10)
     parts = plan.parts(count)
     assert len(parts) == count
-    for name in ("indices", "flips", "row_seeds"):
+    for name in ("indices", "flips", "row_seeds", "unlabelled"):
         assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(plan, name))
     for i, whole in enumerate(plan.levels):
         assert np.array_equal(np.concatenate([part.levels[i] for part in parts]), whole)
@@ -82,3 +82,14 @@ def test_flips_happen_half_of_the_time_or_never(tiny_config: Callable[..., Confi
     flips = plan_step(tiny_config(train={"batch_size": 4000}), 0, 10).flips
     assert abs(flips.mean() - 0.5) < 0.05
     assert not plan_step(tiny_config(data={"flip": False}, train={"batch_size": 4000}), 0, 10).flips.any()
+
+
+def test_labels_are_dropped_at_their_rate_and_change_no_other_choice(tiny_config: Callable[..., Config]) -> None:
+    size = {"batch_size": 4000}
+    plain, dropped = (plan_step(tiny_config(train=size | more), 2, 10) for more in ({}, {"label_dropout": 0.2}))
+    assert (plain.unlabelled.dtype, plain.unlabelled.any()) == (bool, False)
+    assert abs(dropped.unlabelled.mean() - 0.2) < 0.03
+    for a, b in zip(plain._replace(unlabelled=0), dropped._replace(unlabelled=0), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = plan_step(tiny_config(train=size | {"label_dropout": 0.2}), 3, 10)
+    assert (other.unlabelled != dropped.unlabelled).any()

@@ -164,7 +164,9 @@ def test_every_product_of_jaxs_sampling_says_its_precision(make: Callable[[], Co
     for lowered in (
         jax_sample._network.lower(config, params, constants, x, numbers, labels),
         jax_sample._consistency.lower(config, params, constants, x, numbers, labels),
-        jax_sample._sample.lower(config, params, constants, noises, labels, sigmas=(80.0, 1.0), clip_steps=False),
+        jax_sample._sample.lower(
+            config, params, constants, noises, labels, sigmas=(80.0, 1.0), clip_steps=False, guidance=1.0
+        ),
     ):
         found = precisions(lowered.as_text())
         assert len(found) > 8

@@ -17,7 +17,7 @@ from twins import assert_all_close, assert_close, configs, jax_weights, nchw, nh
 from ict_backends.jax.state import merge_network
 from ict_backends.jax.weights import to_arrays as jax_to_arrays
 from ict_backends.torch.networks import UNet
-from ict_core import Config
+from ict_core import NO_CLASS, Config
 
 # dtype -> tolerance of values, of gradients. Float64 is what proves it: in float32 the same code differs by the
 # order of its sums alone.
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
 def draw_inputs(config: Config, dtype: str, seed: int, batch: int) -> Inputs:
     rng = np.random.default_rng(seed)
     x, cotangent = (rng.standard_normal((batch, *config.data.shape)).astype(dtype) for _ in range(2))
-    labels = rng.integers(0, config.network.num_classes, batch) if config.network.num_classes else None
+    labels = rng.integers(NO_CLASS, config.network.num_classes, batch) if config.network.num_classes else None
     return Inputs(x, rng.uniform(-1.5, 1.1, batch).astype(dtype), labels, cotangent)
 
 

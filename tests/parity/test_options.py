@@ -50,6 +50,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "gap, stages": {"curriculum": {"schedule": "gap", "gap_stages": 3}},
     "gap, limit": {"curriculum": {"schedule": "gap", "gap_limit": 0.6}},
     "diffusion": {"curriculum": {"schedule": "diffusion"}, "loss": {"distance": "l2", "weighting": "edm"}},
+    "label dropout": {"train": {"label_dropout": 0.5}},
     "constant teacher": {"teacher": {"decay": 0.5}},
     "adaptive teacher": {"teacher": {"decay": 0.5, "schedule": "adaptive"}},
     "original method": {
@@ -71,6 +72,7 @@ def compiled_for(config: Config) -> Config:
         loss=dataclasses.replace(config.loss, weighting=recipe.loss.weighting),
         curriculum=recipe.curriculum if config.curriculum.has_teacher else config.curriculum,
         teacher=dataclasses.replace(config.teacher, schedule=recipe.teacher.schedule),
+        train=dataclasses.replace(config.train, label_dropout=recipe.train.label_dropout),
     )
 
 

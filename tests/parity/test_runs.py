@@ -25,7 +25,8 @@ from ict_backends.sampling.batches import sample_images
 BACKENDS = ["torch", "jax"]
 OTHER = {"torch": "jax", "jax": "torch"}
 CONFIG = small_config(
-    network={"dropout": 0.3}, train={"checkpoint_every": 6, "keep_checkpoints": 0, "log_every": 3, "total_steps": 24}
+    network={"dropout": 0.3},
+    train={"checkpoint_every": 6, "keep_checkpoints": 0, "log_every": 3, "total_steps": 24, "label_dropout": 0.3},
 )
 
 

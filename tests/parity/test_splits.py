@@ -27,8 +27,9 @@ from ict_backends.runs.folder import RunDir, create_run
 from ict_core import Config
 from ict_core.settings import replace
 
-# name -> number of processes, and the settings that are changed. Dropout is on in all of them; images are gathered on
-# the host in those that begin so; "taught" ones have a teacher with an average and masks of its own, as all of JAX's.
+# name -> number of processes, and the settings that are changed. Dropout, of labels too, is on in all of them; images
+# are gathered on the host in those that begin so; "taught" ones have a teacher with an average and masks of its own, as
+# all of JAX's.
 TORCH = {
     "whole": (1, {}),
     "micro": (1, {"micro_batch": 4}),
@@ -52,6 +53,7 @@ STEPS = 20
 def make_config(name: str, settings: dict[str, object], *, taught: bool = False) -> Config:
     base = small_adm_config() if name.startswith("adm") else small_config(network={"dropout": 0.3})
     train = {"batch_size": 16, "total_steps": STEPS, "log_every": 5, "checkpoint_every": 10, "keep_checkpoints": 0}
+    train["label_dropout"] = 0.3
     hold = "host" if name.startswith("host") else "device"
     # Evaluating compiles the sampler anew in each process of JAX's.
     evaluated = {"every": 0 if name in ("whole", "host micro") else 10, "num": 64}

@@ -40,7 +40,6 @@ ASYMMETRIES = {
         "jax",
         "filter_both_axes",
     ): "shifted sums, axis by axis: XLA's depthwise convolution is slow on the CPU",
-    ("layers.py", "jax", "Embedding"): "flax's own rounds float64 weights",
     ("layers.py", "jax", "Frequencies"): "torch has buffers for what is stored and not trained",
     ("state.py", "jax", "abstract_network"): "a network is its structure and its weights, apart",
     ("state.py", "jax", "split_network"): "a network is its structure and its weights, apart",
