@@ -6,7 +6,6 @@ import contextlib
 import re
 from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +26,7 @@ from ict_cli.options import (
     open_backend,
     size_option,
 )
-from ict_core import Config
+from ict_core import Config, __version__
 from ict_core.settings import Tree, merge, parse_assignment, preset_tree, read_toml
 
 if TYPE_CHECKING:
@@ -317,12 +316,12 @@ def _prepare(run: RunDir, config: Config, dataset: Dataset, weights: Arrays | No
     if not resume:
         first = None if weights is None else partial(start_from, config=config, arrays=weights)
         create_run(run.path, config, dataset, prepare=first or (lambda run: None))
-        remember_start(run, command_line(), {"ict": version("ict"), **describe_versions()})
+        remember_start(run, command_line(), {"ict": __version__, **describe_versions()})
         return []
     remove_leftovers(run)
     remember_data(run, config, dataset)
     changes = remember_changes(run, config).items()
-    remember_start(run, command_line(), {"ict": version("ict"), **describe_versions()})
+    remember_start(run, command_line(), {"ict": __version__, **describe_versions()})
     notes = [f"from here on, {name} is {new} and no longer {old}" for name, (old, new) in changes]
     if not run.checkpoints():
         notes.append("there is no checkpoint yet: starting from the beginning")

@@ -7,12 +7,14 @@ grid               make_grid: one stage's levels, law and weights, and the draw 
 parameterization   scalings, consistency_output
 loss               pseudo_huber, huber_constant, loss_weight, consistency_loss; squared_l2, l1 to compare with
 objective          batch_loss: from a network and a Batch to the loss; consistency_function, distance_of
-teacher            adaptive_decay: of a teacher with a moving average, to compare with
+teacher            teacher_of: the student as its own teacher; update_average; adaptive_decay, to compare with
 loss_scale         LossScale, next_loss_scale: for float16
 threefry           normal_noise, dropout_bytes: a function of keys, the same in every library; key_words, threefry
+gap                Gap, gap_share, gap_stages, teacher_level: the gap rule of consistency tuning, in place of a grid
 sampling           multistep_sample
+ode                heun_sample, heun_sigmas: of diffusion models, in many steps
 editing            linear_edit, inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise; transforms
-config             the settings of a run, with their ranges
+config             the settings of a run, with their ranges; NoiseConfig makes grid, f and samples that fit each other
 settings           load_config, load_preset, preset_names: settings from TOML, and the presets
 """
 
@@ -45,6 +47,7 @@ from ict_core.editing import (
     super_resolve,
     to_grey,
 )
+from ict_core.gap import Gap, gap_share, gap_stages, teacher_level
 from ict_core.grid import Grid, Levels, make_grid
 from ict_core.loss import (
     ConsistencyLoss,
@@ -59,12 +62,15 @@ from ict_core.loss import (
 from ict_core.loss_scale import LossScale, next_loss_scale
 from ict_core.noise_law import interval_probabilities
 from ict_core.objective import Batch, MaskedNetwork, batch_loss, consistency_function, distance_of
+from ict_core.ode import heun_sample, heun_sigmas
 from ict_core.parameterization import Scalings, consistency_output, scalings
 from ict_core.sampling import multistep_sample
 from ict_core.schedule import karras_sigmas
 from ict_core.settings import load_config, load_preset, preset_names
-from ict_core.teacher import adaptive_decay
+from ict_core.teacher import adaptive_decay, teacher_of, update_average
 from ict_core.threefry import dropout_bytes, key_words, normal_noise, threefry
+
+__version__ = "0.2.0"
 
 __all__ = [
     "ADMConfig",
@@ -75,6 +81,7 @@ __all__ = [
     "CurriculumConfig",
     "DataConfig",
     "EvalConfig",
+    "Gap",
     "Grid",
     "Levels",
     "LossConfig",
@@ -97,6 +104,10 @@ __all__ = [
     "discretization_steps",
     "distance_of",
     "dropout_bytes",
+    "gap_share",
+    "gap_stages",
+    "heun_sample",
+    "heun_sigmas",
     "huber_constant",
     "inpaint",
     "interpolate_noise",
@@ -124,6 +135,9 @@ __all__ = [
     "stages",
     "stroke",
     "super_resolve",
+    "teacher_level",
+    "teacher_of",
     "threefry",
     "to_grey",
+    "update_average",
 ]

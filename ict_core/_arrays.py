@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from array_api_compat import array_namespace
 
-# Arrays of any library that follows the array-API standard, and their namespaces. The standard
-# has no static type for either yet, so these aliases are documentation.
-Array = Any
+# An array of any library that follows the array-API standard: functions return the type that they are given. The
+# standard has no static type for arrays or namespaces yet, so that nothing is known of either inside a function.
+Array = TypeVar("Array", bound=Any)
 Namespace = Any
 
 
@@ -125,7 +125,7 @@ def full_batch(value: float, like: Array, xp: Namespace) -> Array:
     return xp.broadcast_to(constant(value, like, xp), tuple(like.shape[:1]))
 
 
-def unstack(arrays: Any) -> list[Array]:
+def unstack(arrays: Any) -> list[Any]:
     """The arrays of a sequence, or those along the first axis of one array."""
     if not hasattr(arrays, "shape"):
         return list(arrays)

@@ -11,13 +11,19 @@ from __future__ import annotations
 import json
 import math
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, NamedTuple
 
+from ict_core._arrays import Array, Namespace
 from ict_core.curriculum import SCHEDULES
-from ict_core.loss import DISTANCES, WEIGHTINGS
+from ict_core.gap import Gap
+from ict_core.grid import Grid, make_grid
+from ict_core.loss import DISTANCES, WEIGHTINGS, ConsistencyFunction
 from ict_core.noise_law import LAWS
+from ict_core.ode import heun_sample, heun_sigmas
+from ict_core.parameterization import Network, consistency_output
+from ict_core.sampling import multistep_sample
 
 
 class ConfigError(ValueError):
@@ -262,7 +268,7 @@ FAMILIES: dict[str, type[NCSNppConfig] | type[ADMConfig]] = {"ncsnpp": NCSNppCon
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """The noise levels and their law in training.
+    """The noise levels and their law in training; makes the grid, the consistency function and samples that fit them.
 
     Attributes:
         sigma_min: the smallest level; pixels are in [-1, 1].
@@ -291,6 +297,80 @@ class NoiseConfig:
         allowed = f"> noise.sigma_min = {self.sigma_min}"
         require(self.sigma_max > self.sigma_min, "noise.sigma_max", self.sigma_max, allowed)
 
+    def grid(self, n: int, *, weighting: str = "inverse_gap") -> Grid:
+        """`make_grid` of n levels, n from `discretization_steps` or a `Stage`."""
+        return make_grid(n, **{f.name: getattr(self, f.name) for f in fields(self)}, weighting=weighting)
+
+    def gap(self, share: float, *, k: float = 8.0, b: float = 1.0, weighting: str = "inverse_gap") -> Gap:
+        """The `Gap` of a stage, in place of a grid; share from `gap_share`."""
+        names = ("sigma_min", "p_mean", "p_std", "sigma_data")
+        return Gap(share=share, k=k, b=b, weighting=weighting, **{name: getattr(self, name) for name in names})
+
+    def consistency_function(
+        self, network: Network[Array], condition: Any = None, *, xp: Namespace | None = None
+    ) -> ConsistencyFunction[Array]:
+        """The consistency function f(x, sigma) of a network under a condition: `consistency_output`.
+
+        Args:
+            network: F(x_in, c_noise, condition), returning the shape of x_in.
+            condition: whatever the network takes.
+            xp: array namespace; inferred from x when omitted.
+        """
+
+        def f(x: Array, sigma: Array, /) -> Array:
+            sigma_data, sigma_min = self.sigma_data, self.sigma_min
+            return consistency_output(network, x, sigma, condition, sigma_data=sigma_data, sigma_min=sigma_min, xp=xp)
+
+        return f
+
+    def sample(
+        self,
+        f: ConsistencyFunction[Array],
+        noises: Array | Sequence[Array],
+        later_sigmas: Sequence[float] = (),
+        *,
+        clip: bool = False,
+        xp: Namespace | None = None,
+    ) -> Array:
+        """`multistep_sample` from `sigma_max`: in one step, or in as many more as there are later levels.
+
+        Args:
+            f: from `consistency_function`.
+            noises: one [b, *event] standard normal array a step: a sequence, or one stacked array.
+            later_sigmas: falling levels below `sigma_max`, at least `sigma_min`.
+            clip: clip the result to [-1, 1].
+            xp: array namespace; inferred from the noise when omitted.
+
+        Returns:
+            [b, *event] in the dtype of the noise.
+        """
+        sigmas = [self.sigma_max, *later_sigmas]
+        return multistep_sample(f, noises, sigmas, sigma_min=self.sigma_min, clip=clip, xp=xp)
+
+    def solve(
+        self,
+        f: ConsistencyFunction[Array],
+        noise: Array,
+        steps: int = 18,
+        *,
+        clip: bool = False,
+        xp: Namespace | None = None,
+    ) -> Array:
+        """`heun_sample` from `sigma_max` to `sigma_min`: the samples of a model that is trained as a diffusion model.
+
+        Args:
+            f: from `consistency_function`; it is evaluated 2 `steps` - 1 times.
+            noise: [b, *event] standard normal.
+            steps: >= 1.
+            clip: clip the result to [-1, 1].
+            xp: array namespace; inferred from the noise when omitted.
+
+        Returns:
+            [b, *event] in the dtype of the noise.
+        """
+        sigmas = heun_sigmas(steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+        return heun_sample(f, noise, sigmas, sigma_end=self.sigma_min, clip=clip, xp=xp)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumConfig:
@@ -298,25 +378,49 @@ class CurriculumConfig:
 
     Attributes:
         schedule: "doubling" is the recipe's; "fixed" has `s1` intervals in every step; "cm" grows like a square root,
-            as original consistency training does.
+            as original consistency training does. "gap" has no grid of levels but continuous ones, each with a teacher
+            a share below it, for tuning a diffusion model (`teacher_level`). "diffusion" trains such a model: the
+            teacher's level is `noise.sigma_min`, where no teacher is needed.
         s0: the first number of intervals between levels.
         s1: the last number of intervals, >= `s0` and <= 100,000.
         steps: the number of steps over which levels are added, after which their number stays; 0 for all of
             `train.total_steps`. A run that is made longer keeps those that it had.
+        gap_q: with "gap", the factor by which the share falls from each stage to the next, q > 1; the first is 1 / q.
+        gap_k: with "gap", how much wider the gap is at small levels, k.
+        gap_b: with "gap", the steepness of the way from small levels to large ones, b.
+        gap_stages: with "gap", the number of stages.
+        gap_limit: with "gap", where 1 - share stays.
 
     Sources:
         iCT sec. 3.4: schedule, s0, s1, steps
+        ECT: gap_q, gap_k, gap_b, gap_stages
+        TCM: gap_limit
     """
 
-    schedule: Annotated[str, one_of(SCHEDULES)] = "doubling"
+    schedule: Annotated[str, one_of((*SCHEDULES, "gap", "diffusion"))] = "doubling"
     s0: Annotated[int, at_least(1)] = 10
     s1: int = 1280
     steps: Annotated[int, at_least(0, zero="all")] = 0
+    gap_q: Annotated[float, above(1)] = 2.0
+    gap_k: Annotated[float, Rule(">= 0", lambda k: k >= 0)] = 8.0
+    gap_b: Annotated[float, above(0)] = 1.0
+    gap_stages: Annotated[int, at_least(1, most=1000)] = 8
+    gap_limit: Annotated[float, Rule("in (0, 1)", lambda limit: 0 < limit < 1)] = 0.999
 
     def __post_init__(self) -> None:
         check_ranges("curriculum", self)
         allowed = f">= curriculum.s0 = {self.s0} and <= {_MOST_INTERVALS}"
         require(self.s0 <= self.s1 <= _MOST_INTERVALS, "curriculum.s1", self.s1, allowed)
+
+    @property
+    def has_teacher(self) -> bool:
+        """False if the target is the image itself, as in diffusion training."""
+        return self.schedule != "diffusion"
+
+    @property
+    def has_grid(self) -> bool:
+        """True if levels are drawn from a `Grid`; else from a `Gap`."""
+        return self.schedule in SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,6 +607,9 @@ class Config:
         factor = 2 ** (levels - 1)
         allowed = f"of a size that divides by {factor}, since network.channel_mult has {levels} levels"
         require(height % factor == 0, "data.shape", self.data.shape, allowed)
+        alone = not self.curriculum.has_teacher
+        allowed = '0 with curriculum.schedule = "diffusion", which has no teacher'
+        require(not (alone and self.teacher.averaged), "teacher.decay", self.teacher.decay, allowed)
         lo, hi = self.noise.sigma_min, self.noise.sigma_max
         require(
             lo <= self.sample.second_sigma < hi, "sample.second_sigma", self.sample.second_sigma, f"in [{lo:g}, {hi:g})"

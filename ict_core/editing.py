@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from ict_core._arrays import (
     Array,
@@ -92,7 +93,7 @@ def mix_patches(x: Array, *, size: int, xp: Namespace | None = None) -> Array:
 
 
 def linear_edit(
-    f: ConsistencyFunction,
+    f: ConsistencyFunction[Array],
     start: Array,
     known: Array,
     target: Array,
@@ -129,7 +130,7 @@ def linear_edit(
 
 
 def inpaint(
-    f: ConsistencyFunction,
+    f: ConsistencyFunction[Array],
     y: Array,
     known: Array,
     noises: Array | Sequence[Array],
@@ -161,7 +162,7 @@ def inpaint(
 
 
 def colorize(
-    f: ConsistencyFunction,
+    f: ConsistencyFunction[Array],
     y: Array,
     noises: Array | Sequence[Array],
     sigmas: Sequence[float],
@@ -190,7 +191,7 @@ def colorize(
 
 
 def super_resolve(
-    f: ConsistencyFunction,
+    f: ConsistencyFunction[Array],
     y: Array,
     noises: Array | Sequence[Array],
     sigmas: Sequence[float],
@@ -224,7 +225,7 @@ def super_resolve(
     return xp.reshape(_shrink(xp.reshape(x, shape), xp.reshape(blocks, shape), (3, 5), xp), (b, c, h, w))
 
 
-def denoise(f: ConsistencyFunction, x: Array, sigma: Array, *, xp: Namespace | None = None) -> Array:
+def denoise(f: ConsistencyFunction[Array], x: Array, sigma: Array, *, xp: Namespace | None = None) -> Array:
     """Remove noise of a known level from images, in one evaluation.                        CM sec. 6.3
 
     Args:
@@ -242,7 +243,7 @@ def denoise(f: ConsistencyFunction, x: Array, sigma: Array, *, xp: Namespace | N
 
 
 def stroke(
-    f: ConsistencyFunction,
+    f: ConsistencyFunction[Array],
     y: Array,
     noises: Array | Sequence[Array],
     sigmas: Sequence[float],
@@ -315,7 +316,7 @@ def repeat_pixels(x: Array, *, size: int, xp: Namespace | None = None) -> Array:
 
 
 def _sample_on(
-    f: ConsistencyFunction,
+    f: ConsistencyFunction[Array],
     start: Array,
     noises: Array | Sequence[Array],
     sigmas: Sequence[float],
@@ -325,7 +326,9 @@ def _sample_on(
     xp: Namespace,
 ) -> Array:
     """At each level: add noise to the images, denoise them, and restore what is to be kept."""
-    levels, zs = check_falling_sigmas(sigmas, sigma_min=sigma_min), unstack(noises)
+    check_number("sigma_min", sigma_min, above=0.0)
+    levels = check_falling_sigmas(sigmas, sigma_min=sigma_min)
+    zs: list[Any] = unstack(noises)
     if len(zs) != len(levels):
         raise ValueError(f"noises must hold one array a level: {len(levels)}, not {len(zs)}")
     x = start

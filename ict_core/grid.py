@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
-from ict_core._arrays import check_count
+from ict_core._arrays import Array, Namespace, check_count, host_constant, namespace
 from ict_core.loss import loss_weight
 from ict_core.noise_law import interval_cdf, interval_index, interval_probabilities
 from ict_core.schedule import karras_sigmas
 
 
-class Levels(NamedTuple):
-    """The drawn levels of one batch, NumPy float64; cast once, when they go to the device.
+class Levels(NamedTuple, Generic[Array]):
+    """The drawn levels of one batch.
 
     Attributes:
         sigma_lo: [b] the teacher's level sigma_i.
@@ -22,20 +21,22 @@ class Levels(NamedTuple):
         weight: [b] of `loss_weight`, lambda(sigma_i) = 1 / (sigma_hi - sigma_lo) unless told otherwise.
     """
 
-    sigma_lo: np.ndarray[Any, Any]
-    sigma_hi: np.ndarray[Any, Any]
-    weight: np.ndarray[Any, Any]
+    sigma_lo: Array
+    sigma_hi: Array
+    weight: Array
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Grid:
+class Grid(NamedTuple):
     """The levels of one stage of the curriculum. Build it with `make_grid`.
+
+    It is a tuple of arrays, hence a pytree: it may be an argument of a compiled function, which need not be compiled
+    again for a stage with as many levels.
 
     Attributes:
         sigmas: [n] rising, float64.
         probabilities: [n-1] of the intervals.
         cdf: [n-1] cumulated, the last one 1.
-        weights: [n-1] lambda of each interval.
+        weights: [n-1] lambda of each interval, its gap taken in float64.
     """
 
     sigmas: np.ndarray[Any, Any]
@@ -43,19 +44,44 @@ class Grid:
     cdf: np.ndarray[Any, Any]
     weights: np.ndarray[Any, Any]
 
-    def draw(self, rng: np.random.Generator, batch: int) -> Levels:
+    def levels(self, uniforms: Array, *, xp: Namespace | None = None) -> Levels[Array]:
+        """The neighbouring levels that uniform numbers choose: a pure function, for arrays of any library.
+
+        A compiler may trace it.
+
+        Args:
+            uniforms: [b] in [0, 1), real floating, float32 or wider: see `interval_index`.
+            xp: array namespace; inferred from `uniforms` when omitted.
+
+        Returns:
+            `Levels`, each [b] in the dtype and on the device of `uniforms`.
+
+        >>> make_grid(3).levels(np.array([0.0, 0.99])).sigma_hi.round(3)
+        array([ 2.515, 80.   ])
+        """
+        xp = namespace("uniforms", uniforms, xp)
+        i = interval_index(uniforms, self.cdf, xp=xp)
+        sigmas, weights = (host_constant(values, uniforms, xp) for values in (self.sigmas, self.weights))
+        return Levels(xp.take(sigmas, i, axis=0), xp.take(sigmas, i + 1, axis=0), xp.take(weights, i, axis=0))
+
+    def draw(self, rng: np.random.Generator, batch: int, *, like: Array | None = None) -> Levels[Any]:
         """Draw neighbouring levels for a batch; takes `batch` uniforms from `rng` and nothing else.
 
         Args:
             rng: host generator, for training a function of (seed, step).
             batch: >= 1.
+            like: an array whose dtype and device the levels take; NumPy float64 when omitted. They are cast once, after
+                the gap of each interval is taken in float64.
 
         Returns:
-            `Levels`, each [batch] float64.
+            `Levels`, each [batch].
         """
         check_count("batch", batch, at_least=1)
-        i = interval_index(rng.random(batch), self.cdf)
-        return Levels(self.sigmas[i], self.sigmas[i + 1], self.weights[i])
+        levels = self.levels(rng.random(batch))
+        if like is None:
+            return levels
+        xp = namespace("like", like)
+        return Levels(*(host_constant(values, like, xp) for values in levels))
 
 
 def make_grid(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol
 
 from ict_core._arrays import (
     Array,
@@ -22,7 +22,7 @@ from ict_core._arrays import (
 )
 
 
-class ConsistencyFunction(Protocol):
+class ConsistencyFunction(Protocol[Array]):
     """f(x, sigma): [b, *event] and [b] in, [b, *event] out."""
 
     def __call__(self, x: Array, sigma: Array, /) -> Array:
@@ -30,7 +30,7 @@ class ConsistencyFunction(Protocol):
         ...
 
 
-class ConsistencyLoss(NamedTuple):
+class ConsistencyLoss(NamedTuple, Generic[Array]):
     """The objective of one batch.
 
     Attributes:
@@ -123,7 +123,7 @@ def _differences(a: Array, b: Array, xp: Namespace) -> Array:
     return xp.reshape(a - b, (a.shape[0], math.prod(a.shape[1:])))
 
 
-class Distance(Protocol):
+class Distance(Protocol[Array]):
     """d(a, b) per sample: two [b, *event] in, [b] out."""
 
     def __call__(self, a: Array, b: Array, /) -> Array:
@@ -132,7 +132,7 @@ class Distance(Protocol):
 
 
 # `loss.distance` of the settings -> d(a, b, *, xp), made of the Pseudo-Huber constant c, which the others do not have.
-DISTANCES: dict[str, Callable[[float], Callable[..., Array]]] = {
+DISTANCES: dict[str, Callable[[float], Callable[..., Any]]] = {
     "pseudo_huber": lambda c: partial(pseudo_huber, c=c),
     "l2": lambda c: squared_l2,
     "l1": lambda c: l1,
@@ -181,7 +181,7 @@ def edm_weight(sigma: Array, /, *, sigma_data: float) -> Array:
 
 
 # `loss.weighting` of the settings -> the weight of an interval, from (sigma_lo, sigma_hi, sigma_data, xp).
-WEIGHTINGS: dict[str, Callable[[Array, Array, float, Namespace], Array]] = {
+WEIGHTINGS: dict[str, Callable[[Any, Any, float, Namespace], Any]] = {
     "inverse_gap": lambda lo, hi, sigma_data, xp: inverse_gap(lo, hi),
     "one": lambda lo, hi, sigma_data, xp: xp.ones_like(hi),
     "snr": lambda lo, hi, sigma_data, xp: snr(hi),
@@ -236,8 +236,8 @@ def loss_weight(
 
 
 def consistency_loss(
-    student: ConsistencyFunction,
-    teacher: ConsistencyFunction,
+    student: ConsistencyFunction[Array],
+    teacher: ConsistencyFunction[Array],
     x: Array,
     z: Array,
     sigma_lo: Array,
@@ -245,16 +245,16 @@ def consistency_loss(
     weight: Array,
     *,
     c: float | None = None,
-    distance: Distance | None = None,
+    distance: Distance[Array] | None = None,
     xp: Namespace | None = None,
-) -> ConsistencyLoss:
+) -> ConsistencyLoss[Array]:
     """The objective of improved consistency training for one batch: its mean and the loss of each sample.
 
         L = mean[ lambda(s_i) d( f_theta(x + s_{i+1} z, s_{i+1}), f_stop(theta)(x + s_i z, s_i) ) ]
                                                                                      iCT eq. 5
 
-    Both levels see the same x and the same z. The teacher is called first. The caller gives it the student's current
-    weights and its dropout masks, and keeps gradients from passing through it (`ict_core.batch_loss` does).
+    Both levels see the same x and the same z. The teacher is called first. It has the student's current weights and
+    random numbers, and no gradient passes through it: `teacher_of(student)` is such a function.
 
     Args:
         student, teacher: f(x, sigma) of [b, *event] and [b].
@@ -294,7 +294,7 @@ def consistency_loss(
     return ConsistencyLoss(xp.mean(losses), losses)
 
 
-def _chosen_distance(c: float | None, distance: Distance | None, xp: Namespace) -> Distance:
+def _chosen_distance(c: float | None, distance: Distance[Array] | None, xp: Namespace) -> Distance[Array]:
     """The distance that a caller has given, by itself or by the constant of the Pseudo-Huber one."""
     if c is not None and distance is None:
         return partial(pseudo_huber, c=c, xp=xp)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 from ict_core._arrays import Array, Namespace, namespace
 
@@ -11,7 +11,7 @@ FIRST_FACTOR = 2.0**16
 _MOST, _LEAST, _PATIENCE = 2.0**24, 1.0, 2000
 
 
-class LossScale(NamedTuple):
+class LossScale(NamedTuple, Generic[Array]):
     """A factor that is as large as the gradients allow.
 
     Attributes:
@@ -23,7 +23,7 @@ class LossScale(NamedTuple):
     good_steps: Array
 
 
-def next_loss_scale(scale: LossScale, finite: Array, *, xp: Namespace | None = None) -> LossScale:
+def next_loss_scale(scale: LossScale[Array], finite: Array, *, xp: Namespace | None = None) -> LossScale[Array]:
     """Halve the factor after a step whose gradient was not finite; double it after 2,000 steps that were.
 
     The rule of mixed precision training (Micikevicius et al. 2018, sec. 3.2), within 1 and 2^24.

@@ -108,20 +108,27 @@ def interval_cdf(probabilities: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return cdf
 
 
-def interval_index(uniforms: np.ndarray[Any, Any], cdf: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def interval_index(uniforms: Array, cdf: np.ndarray[Any, Any], *, xp: Namespace | None = None) -> Array:
     """The interval that each uniform falls into: index i with cdf[i-1] <= u < cdf[i].
 
     Args:
-        uniforms: [b] float64 in [0, 1).
+        uniforms: [b] in [0, 1), real floating; float32 or wider, since a narrower type has too few values.
         cdf: [n-1] from `interval_cdf`.
+        xp: array namespace; inferred from `uniforms` when omitted.
 
     Returns:
         [b] integers in 0..n-2. An interval of probability 0 is never returned.
+
+    Raises:
+        TypeError, ValueError: naming the argument. The range is checked in NumPy, but not on a device.
     """
-    if uniforms.size and not (uniforms.min() >= 0.0 and uniforms.max() < 1.0):
+    xp = namespace("uniforms", uniforms, xp)
+    check_floating("uniforms", uniforms, xp)
+    if isinstance(uniforms, np.ndarray) and uniforms.size and not (uniforms.min() >= 0.0 and uniforms.max() < 1.0):
         raise ValueError("uniforms must be in [0, 1)")
-    index: np.ndarray[Any, Any] = np.searchsorted(cdf, uniforms, side="right")
-    return index
+    return xp.searchsorted(
+        host_constant(cdf, uniforms, xp), uniforms, side="right"
+    )  # the last of cdf is 1 in any dtype
 
 
 def _erfc(u: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

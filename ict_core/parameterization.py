@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol
 
 from ict_core._arrays import (
     Array,
@@ -16,15 +16,15 @@ from ict_core._arrays import (
 )
 
 
-class Network(Protocol):
+class Network(Protocol[Array]):
     """The free network F: arrays in, an array of the shape of `x_in` out."""
 
-    def __call__(self, x_in: Array, c_noise: Array, labels: Array | None, /) -> Array:
-        """F(x_in, c_noise, labels)."""
+    def __call__(self, x_in: Array, c_noise: Array, condition: Any, /) -> Array:
+        """F(x_in, c_noise, condition)."""
         ...
 
 
-class Scalings(NamedTuple):
+class Scalings(NamedTuple, Generic[Array]):
     """The four coefficients of the parameterization, each with the shape of sigma."""
 
     c_skip: Array
@@ -35,7 +35,7 @@ class Scalings(NamedTuple):
 
 def scalings(
     sigma: Array, *, sigma_data: float = 0.5, sigma_min: float = 0.002, xp: Namespace | None = None
-) -> Scalings:
+) -> Scalings[Array]:
     """Skip, output, input and noise scalings of the consistency function.
 
         c_skip(s)  = sd^2 / ((s - smin)^2 + sd^2)                                    CM app. C
@@ -73,10 +73,10 @@ def scalings(
 
 
 def consistency_output(
-    network: Network,
+    network: Network[Array],
     x: Array,
     sigma: Array,
-    labels: Array | None = None,
+    condition: Any = None,
     *,
     sigma_data: float = 0.5,
     sigma_min: float = 0.002,
@@ -84,16 +84,16 @@ def consistency_output(
 ) -> Array:
     """The consistency function f, for any network F.
 
-        f(x, s) = c_skip(s) x + c_out(s) F(c_in(s) x, c_noise(s), labels)            CM app. C
+        f(x, s) = c_skip(s) x + c_out(s) F(c_in(s) x, c_noise(s), condition)           CM app. C
 
     The affine part is evaluated in the dtype of `x` (float32 in training), whatever the network
     computes in; the network's output is cast to it.
 
     Args:
-        network: F(x_in, c_noise, labels), returning the shape of x_in.
+        network: F(x_in, c_noise, condition), returning the shape of x_in.
         x: [b, *event] noisy samples, real floating.
         sigma: [b] their levels, in the dtype of `x`.
-        labels: passed on to the network unread.
+        condition: passed on to the network unread: labels, an embedding, a dict of arrays, or None.
         sigma_data, sigma_min, xp: as for `scalings`.
 
     Returns:
@@ -107,7 +107,7 @@ def consistency_output(
     check_per_sample("sigma", sigma, "x", x)
     coefficients = scalings(sigma, sigma_data=sigma_data, sigma_min=sigma_min, xp=xp)
     c_skip, c_out, c_in = (per_sample(c, x, xp) for c in coefficients[:3])
-    output = network(c_in * x, coefficients.c_noise, labels)
+    output = network(c_in * x, coefficients.c_noise, condition)
     if tuple(output.shape) != tuple(x.shape):
         raise ValueError(f"network must return the shape of its input, {tuple(x.shape)}, not {tuple(output.shape)}")
     return c_skip * x + c_out * xp.astype(output, x.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from ict_core._arrays import (
     Array,
@@ -21,12 +22,12 @@ from ict_core.loss import ConsistencyFunction
 
 
 def multistep_sample(
-    f: ConsistencyFunction,
+    f: ConsistencyFunction[Array],
     noises: Array | Sequence[Array],
     sigmas: Sequence[float],
     *,
     sigma_min: float = 0.002,
-    clip: bool = True,
+    clip: bool = False,
     clip_steps: bool = False,
     xp: Namespace | None = None,
 ) -> Array:
@@ -39,7 +40,7 @@ def multistep_sample(
         noises: one [b, *event] standard normal array a step: a sequence, or one stacked array.
         sigmas: falling levels smax > t_1 > ... >= sigma_min, the first one the model's sigma_max.
         sigma_min: > 0.
-        clip: clip the result to [-1, 1].
+        clip: clip the result to [-1, 1], as is done with images.
         clip_steps: also clip what each step but the last returns before noise is added, as released samplers do.
         xp: array namespace; inferred from the noise when omitted.
 
@@ -55,8 +56,9 @@ def multistep_sample(
     >>> multistep_sample(halve, np.array([[[1.0, -0.5]]]), [80.0])
     array([[ 0.5 , -0.25]])
     """
+    check_number("sigma_min", sigma_min, above=0.0)
     levels = check_falling_sigmas(sigmas, sigma_min=sigma_min)
-    zs = unstack(noises)
+    zs: list[Any] = unstack(noises)
     if len(zs) != len(levels):
         raise ValueError(f"noises must hold one array a level: {len(levels)}, not {len(zs)}")
     z = zs[0]
@@ -69,12 +71,13 @@ def multistep_sample(
     x = f(levels[0] * z, full_batch(levels[0], z, xp))
     for j in range(1, len(levels)):
         noise_std = math.sqrt(levels[j] ** 2 - sigma_min**2)
-        x = _clip(x, xp) if clip_steps else x
+        x = clip_images(x, xp) if clip_steps else x
         x = f(x + noise_std * zs[j], full_batch(levels[j], z, xp))
-    return _clip(x, xp) if clip else x
+    return clip_images(x, xp) if clip else x
 
 
-def _clip(x: Array, xp: Namespace) -> Array:
+def clip_images(x: Array, xp: Namespace) -> Array:
+    """Images with each value in [-1, 1]."""
     return xp.clip(x, constant(-1.0, x, xp), constant(1.0, x, xp))
 
 
@@ -82,7 +85,7 @@ def check_falling_sigmas(
     sigmas: Sequence[float], *, sigma_min: float = 0.002, sigma_max: float = math.inf
 ) -> list[float]:
     """`sigmas` as Python floats; raise ValueError unless they fall within [sigma_min, sigma_max], one at least."""
-    check_number("sigma_min", sigma_min, above=0.0)
+    check_number("sigma_min", sigma_min, at_least=0.0)
     levels = [check_number("sigmas", sigma) for sigma in sigmas]
     if not levels:
         raise ValueError("sigmas must hold at least one level")

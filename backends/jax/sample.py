@@ -131,9 +131,8 @@ def _sample(
     clip_steps: bool,
 ) -> Array:
     f = consistency_function(merge_network(config, params, constants), config, labels)
-    return multistep_sample(
-        f, jnp.moveaxis(noises, 1, 0), sigmas, sigma_min=config.noise.sigma_min, clip_steps=clip_steps, xp=jnp
-    )
+    noises, sigma_min = jnp.moveaxis(noises, 1, 0), config.noise.sigma_min
+    return multistep_sample(f, noises, sigmas, sigma_min=sigma_min, clip=True, clip_steps=clip_steps, xp=jnp)
 
 
 def _float(array: np.ndarray) -> np.ndarray:

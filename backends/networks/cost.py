@@ -21,7 +21,6 @@ OFFICIAL_PARAMETERS = {
 }
 _FLOAT32 = 4
 # The teacher's forward pass, the student's, and the gradient, which costs as much as two.
-_MODEL_PASSES = 4
 
 
 def forward_flops(config: Config) -> int:
@@ -72,11 +71,16 @@ def heaviest_convolutions(config: Config, count: int) -> list[Convolution]:
 
 def forward_passes(config: Config) -> int:
     """The cost of a training step for one image, in forward passes."""
-    return _MODEL_PASSES + config.network.checkpoint
+    return _model_passes(config) + config.network.checkpoint
+
+
+def _model_passes(config: Config) -> int:
+    """As many as no implementation can save: the student's, two for its gradient, and the teacher's if there is one."""
+    return 3 + config.curriculum.has_teacher
 
 
 def step_flops(config: Config) -> int:
-    """The operations of one training step: two forward passes, of teacher and student, and as many for the gradient.
+    """The operations of one training step: a forward pass of teacher and student each, and two for the gradient.
 
     With checkpointing, the student's forward pass is computed once more.
     """
@@ -85,7 +89,7 @@ def step_flops(config: Config) -> int:
 
 def model_flops(config: Config) -> int:
     """The operations of one training step that no implementation can save: `step_flops` without checkpointing."""
-    return _MODEL_PASSES * config.train.batch_size * forward_flops(config)
+    return _model_passes(config) * config.train.batch_size * forward_flops(config)
 
 
 class Memory(NamedTuple):

@@ -342,6 +342,8 @@ def operations(config: Config, devices: int = 1) -> list[Operation]:
     walk, images = _walk(config), config.train.batch_size // devices
     parts = images // config.train.micro_batch if config.train.micro_batch else 1
     passes = {"batch": _batch(config), "teacher": walk.forward, "student": walk.forward, "gradient": walk.gradient}
+    if not config.curriculum.has_teacher:
+        del passes["teacher"]
     if config.network.checkpoint:
         passes["again"] = walk.again
 

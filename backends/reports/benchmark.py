@@ -333,7 +333,7 @@ def _training_figures(
     return {
         "forward_flops_per_image": forward_flops(config),
         "step_flops": model_flops(config),
-        "forward_passes_per_step": 4,
+        "forward_passes_per_step": 3 + config.curriculum.has_teacher,
         "ms_per_step": spread([1000 * s for s in step]),
         "images_per_second": spread([batch / s for s in step]),
         "flops_per_second": spread(achieved),

@@ -6,7 +6,7 @@ import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
@@ -16,8 +16,8 @@ from ict_backends.files import write_atomically
 from ict_backends.images import PICTURE_SOFTWARE
 from ict_backends.measuring.metrics import METRICS
 from ict_backends.reports.charts import number
-from ict_backends.training.step_plan import grid_of, some_stages, stages_of
-from ict_core import Config
+from ict_backends.training.step_plan import levels_of, some_stages, stages_of
+from ict_core import Config, Gap, Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,13 +39,20 @@ def plot_method(config: Config, path: Path) -> None:
     figure = _new_figure(11, 8)
     levels, law, weights, curriculum = figure.subplots(2, 2).flat
     for i, stage in enumerate(shown):
-        grid = grid_of(config, stage.n)
+        drawn = levels_of(config, stage.first)
         style = {"color": (0.85 - 0.75 * i / len(shown), 0.3, 0.15 + 0.75 * i / len(shown)), "label": f"N = {stage.n}"}
-        middle = np.sqrt(grid.sigmas[:-1] * grid.sigmas[1:])
-        levels.plot(np.linspace(0, 1, stage.n), grid.sigmas, ".-", markersize=3, linewidth=0.8, **style)
-        law.step(middle, grid.probabilities / np.diff(np.log(grid.sigmas)), where="mid", **style)
-        weights.plot(middle, grid.weights, **style)
-    levels.set(title="Noise levels (EDM eq. 5)", xlabel="(i - 1) / (N - 1)", ylabel="sigma", yscale="log")
+        if isinstance(drawn, Grid):
+            levels.plot(np.linspace(0, 1, stage.n), drawn.sigmas, ".-", markersize=3, linewidth=0.8, **style)
+            middle = np.sqrt(drawn.sigmas[:-1] * drawn.sigmas[1:])
+            law.step(middle, drawn.probabilities / np.diff(np.log(drawn.sigmas)), where="mid", **style)
+            weights.plot(middle, drawn.weights, **style)
+        else:
+            _plot_gap(drawn, config, stage.n, levels, law, weights, style)
+    if config.curriculum.has_grid:
+        levels.set(title="Noise levels (EDM eq. 5)", xlabel="(i - 1) / (N - 1)", ylabel="sigma", yscale="log")
+    else:
+        levels.set(title="Gap to the teacher's level; dotted, a grid of N", xlabel="sigma", ylabel="sigma - r(sigma)")
+        levels.set(xscale="log", yscale="log")
     law.set(title="Noise law", xlabel="sigma", ylabel="density of log sigma", xscale="log")
     weights.set(title=f"Loss weight, {config.loss.weighting}", xlabel="sigma", xscale="log", yscale="log")
     every = stages_of(config)
@@ -57,6 +64,18 @@ def plot_method(config: Config, path: Path) -> None:
     _label_few(curriculum.yaxis)
     levels.legend(fontsize="small")
     _save(figure, path)
+
+
+def _plot_gap(drawn: Gap, config: Config, n: int, gaps: Axes, law: Axes, weights: Axes, style: dict[str, Any]) -> None:
+    """Draw a stage of the gap rule: the gap over the level beside that of a grid of n levels, its law and weights."""
+    normals = np.linspace(-3.5, 3.5, 400)
+    found = drawn.levels(normals)
+    gaps.plot(found.sigma_hi, found.sigma_hi - found.sigma_lo, **style)
+    if n > 2:
+        sigmas = config.noise.grid(n).sigmas
+        gaps.plot(sigmas[1:], np.diff(sigmas), ":", color=style["color"])
+    law.plot(found.sigma_hi, np.exp(-0.5 * normals**2) / (np.sqrt(2 * np.pi) * drawn.p_std), **style)
+    weights.plot(found.sigma_hi, found.weight, **style)
 
 
 def plot_search(curves: Sequence[Sequence[tuple[float, float]]], metric: str, path: Path) -> None:

@@ -92,8 +92,8 @@ class LoadedModel:
 
         def draw(module: UNet, noises: Tensor, labels: Tensor | None) -> Tensor:
             f = consistency_function(module, self.config, labels)
-            sigma_min = self.config.noise.sigma_min
-            return multistep_sample(f, noises.movedim(1, 0), sigmas, sigma_min=sigma_min, clip_steps=clip_steps, xp=xp)
+            noises, sigma_min = noises.movedim(1, 0), self.config.noise.sigma_min
+            return multistep_sample(f, noises, sigmas, sigma_min=sigma_min, clip=True, clip_steps=clip_steps, xp=xp)
 
         return self._run(draw, np.moveaxis(np.asarray(noises), 0, 1), labels)
 

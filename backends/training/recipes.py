@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import UsageError
 from ict_backends.runs.folder import RunDir
 from ict_backends.training.step_plan import levels_at
-from ict_core import Config, load_preset
+from ict_core import Config, CurriculumConfig, load_preset
 from ict_core.settings import Tree, merge, preset_tree
 
 # The sizes of the presets for own images, and the largest images that each is taken for.
@@ -127,10 +127,29 @@ def recipe_from(run: RunDir, preset: str | None) -> Recipe:
     config, settings = run.load_config(), starting_settings(preset_tree(preset or FINETUNE), run)
     if preset not in (None, FINETUNE):
         return Recipe(preset, settings)
-    levels = levels_at(config, run.steps_done()) if run.steps_done() else config.curriculum.s1 + 1
-    reached = {"s0": min(config.curriculum.s0, levels - 1), "s1": levels - 1}
-    reason = f"for the weights of {run.path}, which were trained with {levels} levels in the end"
-    return Recipe(FINETUNE, merge([settings, {"curriculum": reached}]), reason)
+    reached, reason = _where_it_ended(
+        run, config.curriculum, levels_at(config, run.steps_done() or config.train.total_steps)
+    )
+    return Recipe(FINETUNE, merge([settings, {"curriculum": reached}]), f"for the weights of {run.path}, {reason}")
+
+
+def _where_it_ended(run: RunDir, curriculum: CurriculumConfig, levels: int) -> tuple[dict[str, Any], str]:
+    """The curriculum of a run that goes on from the end of another one, and what that was, in words.
+
+    Args:
+        run: the other run.
+        curriculum: its curriculum.
+        levels: N(k) of its last step.
+    """
+    if not curriculum.has_teacher:
+        return {"schedule": "gap"}, "a diffusion model: this run tunes it"
+    if curriculum.has_grid:
+        levels = levels if run.steps_done() else curriculum.s1 + 1
+        reached = {"s0": min(curriculum.s0, levels - 1), "s1": levels - 1}
+        return reached, f"which were trained with {levels} levels in the end"
+    last: dict[str, Any] = {"gap_q": float(levels), "gap_stages": 1, "gap_limit": curriculum.gap_limit}
+    shape: dict[str, Any] = {"schedule": "gap", "gap_k": curriculum.gap_k, "gap_b": curriculum.gap_b}
+    return shape | last, f"which were tuned with a gap of 1/{levels} in the end"
 
 
 def moved_attention(old: Config, new: Config) -> str:

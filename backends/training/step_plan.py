@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,13 +11,15 @@ from ict_backends.randomness import batch_indices, step_generator
 from ict_core import (
     Config,
     ConfigError,
+    Gap,
     Grid,
     Levels,
     NoiseConfig,
     Stage,
     adaptive_decay,
     discretization_steps,
-    make_grid,
+    gap_share,
+    gap_stages,
     stages,
 )
 
@@ -27,7 +28,7 @@ class StepPlan(NamedTuple):
     """The random choices of one training step with b images.
 
     Attributes:
-        n: number of noise levels, N(k).
+        n: number of noise levels, N(k), or what stands for it (`levels_at`).
         indices: [b] int64, positions of the images in the data set.
         flips: [b] bool, True to mirror the image left to right.
         levels: the drawn levels and weights, [b] float64 each.
@@ -58,40 +59,68 @@ class StepPlan(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _grid(n: int, noise: NoiseConfig, weighting: str) -> Grid:
-    return make_grid(n, **dataclasses.asdict(noise), weighting=weighting)
+    return noise.grid(n, weighting=weighting)
 
 
-def grid_of(config: Config, n: int) -> Grid:
-    """The grid of noise levels in the stage of a run with n levels."""
-    return _grid(n, config.noise, config.loss.weighting)
+def levels_of(config: Config, step: int) -> Grid | Gap:
+    """What the noise levels of a step are drawn from."""
+    noise, curriculum, weighting = config.noise, config.curriculum, config.loss.weighting
+    if curriculum.has_grid:
+        return _grid(levels_at(config, step), noise, weighting)
+    return noise.gap(_share_at(config, step), k=curriculum.gap_k, b=curriculum.gap_b, weighting=weighting)
 
 
 def check_levels(config: Config) -> None:
     """Raise ConfigError if the last stage has more levels than are distinct, or the law reaches none of them."""
+    if not config.curriculum.has_grid:
+        return
     try:
-        grid_of(config, config.curriculum.s1 + 1)
+        _grid(config.curriculum.s1 + 1, config.noise, config.loss.weighting)
     except ValueError as error:
         raise ConfigError(f"noise with curriculum.s1 = {config.curriculum.s1}: {error}") from error
 
 
 def stages_of(config: Config) -> list[Stage]:
     """The stages of a run, in order."""
-    steps, curriculum = _curriculum(config)
-    total = config.train.total_steps
-    *before, last = [stage for stage in stages(steps, **curriculum) if stage.first < total]
+    steps, total = _curriculum_steps(config), config.train.total_steps
+    *before, last = [stage for stage in _stages(config, steps) if stage.first < total]
     return [*before, last._replace(last=total - 1 if steps <= total else min(last.last, total - 1))]
 
 
+def _stages(config: Config, steps: int) -> list[Stage]:
+    """The stages of a curriculum of so many steps; without a grid, n is the inverse of the gap's share."""
+    curriculum = config.curriculum
+    if curriculum.has_grid:
+        return stages(steps, s0=curriculum.s0, s1=curriculum.s1, schedule=curriculum.schedule)
+    parts = gap_stages(steps, curriculum.gap_stages if curriculum.has_teacher else 1)
+    return [Stage(first, last, levels_at(config, first)) for first, last in parts]
+
+
 def levels_at(config: Config, step: int) -> int:
-    """N(k), the number of levels of a step in 0..total_steps-1."""
-    steps, curriculum = _curriculum(config)
-    return discretization_steps(min(step, steps - 1), steps, **curriculum)
+    """N(k) of a step in 0..total_steps-1: the number of levels, or the inverse of the gap's share, rounded.
+
+    Both double as the gap halves. Diffusion training has N = 1.
+    """
+    curriculum, steps = config.curriculum, _curriculum_steps(config)
+    if not curriculum.has_grid:
+        return round(1 / _share_at(config, step))
+    at = min(step, steps - 1)
+    return discretization_steps(at, steps, s0=curriculum.s0, s1=curriculum.s1, schedule=curriculum.schedule)
 
 
-def _curriculum(config: Config) -> tuple[int, dict[str, Any]]:
-    """The number of steps over which levels are added, and the other arguments of `discretization_steps`."""
-    settings = dataclasses.asdict(config.curriculum)
-    return settings.pop("steps") or config.train.total_steps, settings
+def _share_at(config: Config, step: int) -> float:
+    """The share of a large level by which the teacher's is lower: 1 in diffusion training, else as of the stage."""
+    curriculum = config.curriculum
+    if not curriculum.has_teacher:
+        return 1.0
+    parts = gap_stages(_curriculum_steps(config), curriculum.gap_stages)
+    stage = sum(step > last for _, last in parts[:-1])
+    return gap_share(stage, q=curriculum.gap_q, limit=curriculum.gap_limit)
+
+
+def _curriculum_steps(config: Config) -> int:
+    """The number of steps over which levels are added."""
+    return config.curriculum.steps or config.train.total_steps
 
 
 def late_step(config: Config) -> int:
@@ -124,7 +153,7 @@ def plan_step(config: Config, step: int, count: int) -> StepPlan:
     train = config.train
     rng = step_generator(train.seed, step)
     n = levels_at(config, step)
-    levels = grid_of(config, n).draw(rng, train.batch_size)
+    levels = levels_of(config, step).draw(rng, train.batch_size)
     flips = rng.random(train.batch_size) < (0.5 if config.data.flip else 0.0)
     indices = batch_indices(train.seed, step, train.batch_size, count)
     row_seeds = rng.integers(2**63, size=train.batch_size, dtype=np.uint64)

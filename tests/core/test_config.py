@@ -50,7 +50,14 @@ def test_the_defaults_are_the_papers_cifar10() -> None:
     assert (train.betas, train.ema_decay, config.sample.second_sigma) == ((0.9, 0.999), 0.99993, 0.821)
 
 
-@pytest.mark.parametrize("name", sorted({*preset_names()} - {"digits-cm", "finetune"}))
+_OTHER_METHODS = {
+    "digits-cm",
+    "finetune",
+    *(n for n in preset_names() if n.endswith(("-ect", "-ect-hour", "-diffusion"))),
+}
+
+
+@pytest.mark.parametrize("name", sorted({*preset_names()} - _OTHER_METHODS))
 def test_presets_keep_what_the_method_fixes(name: str) -> None:
     """Sizes, rates and stages are tuned for a data set; the law, the levels, the distance and the teacher are not."""
     config = load_preset(name)
@@ -59,6 +66,23 @@ def test_presets_keep_what_the_method_fixes(name: str) -> None:
     assert config.teacher == TeacherConfig()
     assert config.curriculum.schedule == "doubling"
     assert config.train.betas == (0.9, 0.999)
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+def test_diffusion_is_that_of_edm_and_tuning_that_of_ect(data: str) -> None:
+    diffusion, tuning = load_preset(f"{data}-diffusion"), load_preset(f"{data}-ect")
+    assert (diffusion.curriculum.has_teacher, tuning.curriculum.has_teacher) == (False, True)
+    assert (diffusion.noise.p_mean, diffusion.noise.p_std) == (-1.2, 1.2)
+    assert (diffusion.loss.distance, diffusion.loss.weighting) == ("l2", "edm")
+    assert (tuning.noise.p_mean, tuning.noise.p_std, tuning.loss.weighting) == (-1.1, 2.0, "inverse_gap")
+    assert (tuning.curriculum.schedule, tuning.curriculum.gap_q, tuning.curriculum.gap_k) == ("gap", 2.0, 8.0)
+    assert replace(diffusion, network={"dropout": 0.0}).network == replace(tuning, network={"dropout": 0.0}).network
+
+
+def test_the_two_parts_on_digits_take_the_operations_of_the_plain_recipe() -> None:
+    """In forward passes: 3 of a diffusion step, 4 of another one."""
+    diffusion, tuning, plain = (load_preset(f"digits{part}").train for part in ("-diffusion", "-ect", ""))
+    assert 3 * diffusion.total_steps + 4 * tuning.total_steps == 4 * plain.total_steps
 
 
 def test_the_defaults_are_the_recipe_and_not_what_it_is_compared_with() -> None:

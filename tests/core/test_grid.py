@@ -1,16 +1,19 @@
 from __future__ import annotations
 
-import dataclasses
+import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same, log_uniform, rhos, seeds, sigma_ranges
+import torch
+from helpers import Library, assert_same, log_uniform, rhos, seeds, sigma_ranges, to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import chdtrc
 
-from ict_core import Grid, discretization_steps, interval_probabilities, karras_sigmas, loss_weight, make_grid
+from ict_core import Grid, Levels, discretization_steps, interval_probabilities, karras_sigmas, loss_weight, make_grid
 from ict_core.noise_law import interval_cdf, interval_index
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
@@ -222,5 +225,64 @@ def test_bad_arguments_are_named(name: str, value: float) -> None:
 
 
 def test_is_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         make_grid(11).sigmas = np.zeros(11)
+
+
+# --- levels from uniforms, in any library
+
+
+@given(grid=grids(), seed=seeds, batch=st.integers(0, 50))
+def test_uniforms_choose_the_levels_that_are_drawn(lib: Library, grid: Grid, seed: int, batch: int) -> None:
+    uniforms = np.random.default_rng(seed).random(batch)
+    i = [int(np.sum(grid.cdf <= u)) for u in uniforms]
+    found = grid.levels(lib.asarray(uniforms, "float64"))
+    for values, expected in zip(found, (grid.sigmas[:-1], grid.sigmas[1:], grid.weights), strict=True):
+        assert_same(values, lib.asarray(expected[i], "float64"))
+
+
+def test_the_last_float32_uniform_is_within_the_grid(lib: Library) -> None:
+    last = np.array([np.nextafter(np.float32(1), np.float32(0)), 0.0], dtype=np.float32)
+    found = make_grid(1281).levels(lib.asarray(last, "float32"))
+    assert_same(found.sigma_hi, lib.asarray(np.float32([80.0, make_grid(1281).sigmas[1]]), "float32"), rtol=1e-2)
+    assert float(to_numpy(found.weight)[1]) > 1e4  # of a gap that was taken in float64
+
+
+def test_levels_are_traced_and_a_grid_is_a_pytree() -> None:
+    """A compiled function takes the grid as an argument: it is traced once for all grids of one size."""
+    uniforms, traced = jnp.asarray(np.random.default_rng(0).random(20)), []
+
+    @jax.jit
+    def levels(grid: Grid, uniforms: jax.Array) -> Levels[jax.Array]:
+        traced.append(grid)
+        return grid.levels(uniforms)
+
+    for grid in (make_grid(21), make_grid(21, law="uniform")):
+        for found, expected in zip(levels(grid, uniforms), grid.levels(uniforms), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+        inside = jax.jit(grid.levels)(uniforms)
+        np.testing.assert_allclose(inside.sigma_hi, grid.levels(uniforms).sigma_hi, rtol=1e-6)
+    assert len(traced) == 1
+    doubled = torch.utils._pytree.tree_map(lambda array: 2 * array, make_grid(11))
+    assert_same(doubled.sigmas, 2 * make_grid(11).sigmas)
+
+
+@given(grid=grids(), seed=seeds, batch=st.integers(1, 20))
+def test_draws_are_cast_to_an_array_once(lib: Library, dtype: str, grid: Grid, seed: int, batch: int) -> None:
+    drawn = grid.draw(np.random.default_rng(seed), batch)
+    cast = grid.draw(np.random.default_rng(seed), batch, like=lib.asarray(np.zeros((2, 3)), dtype))
+    for found, expected in zip(cast, drawn, strict=True):
+        assert_same(found, lib.asarray(expected, dtype))
+
+
+@pytest.mark.parametrize("bad", [[0.5, 1.0], [-0.1]])
+def test_refuses_numbers_that_are_not_uniform(bad: list[float]) -> None:
+    with pytest.raises(ValueError, match=re.escape("uniforms must be in [0, 1)")):
+        make_grid(11).levels(np.array(bad))
+
+
+def test_refuses_uniforms_and_models_that_are_no_floating_arrays() -> None:
+    with pytest.raises(TypeError, match="^uniforms must be an array of a real floating dtype"):
+        make_grid(11).levels(np.arange(3))
+    with pytest.raises(TypeError, match="^like must be an array, not list"):
+        make_grid(11).draw(np.random.default_rng(0), 3, like=[1.0])

@@ -13,7 +13,16 @@ from array_api_compat import torch as torch_xp
 from helpers import Library, assert_same, eps, seeds, to_numpy
 from hypothesis import given
 
-from ict_core import Batch, Config, batch_loss, consistency_function, consistency_output, distance_of, huber_constant
+from ict_core import (
+    Batch,
+    Config,
+    batch_loss,
+    consistency_function,
+    consistency_output,
+    distance_of,
+    huber_constant,
+    teacher_of,
+)
 from ict_core.loss import DISTANCES
 from ict_core.settings import build_config, replace
 
@@ -106,7 +115,7 @@ def test_only_the_teacher_is_without_gradient() -> None:
     levels = [torch.rand(4, dtype=torch.float64) + i + 0.1 for i in range(3)]
     batch = Batch(*images, *levels, None, None, None)
 
-    def gradient(without_gradient: Any, teacher: Any = None) -> float:
+    def gradient(without_gradient: Any = teacher_of, teacher: Any = None) -> float:
         def student(x_in: Any, c_noise: Any, labels: Any, masks: Any) -> Any:
             return weight * x_in
 
@@ -114,6 +123,7 @@ def test_only_the_teacher_is_without_gradient() -> None:
         return float(torch.autograd.grad(loss.mean, weight)[0])
 
     stopped = gradient(torch.no_grad())
+    assert stopped == gradient()
     assert stopped == gradient(unchanged, teacher=lambda x_in, *_: 0.5 * x_in)
     assert stopped != gradient(unchanged)
 
@@ -133,3 +143,22 @@ def test_a_consistency_function_has_the_scalings_of_the_noise() -> None:
     f = consistency_function(network(0.3), config.noise, masks=[np.full(SHAPE, 2.0)])
     expected = consistency_output(lambda x_in, c, y: 0.6 * x_in, x, sigma, sigma_data=0.7, sigma_min=0.01)
     np.testing.assert_allclose(f(x, sigma), expected, rtol=1e-12)
+
+
+@given(seed=seeds)
+def test_diffusion_training_takes_the_image_for_the_teachers_output(lib: Library, dtype: str, seed: int) -> None:
+    """At sigma_min, f(x, sigma_min) = x: the loss is that of a teacher's pass there, which is not made."""
+    diffusion = replace(CONFIG, curriculum={"schedule": "diffusion"}, loss={"distance": "l2", "weighting": "edm"})
+    batch, asked = make_batch(lib, dtype, seed), []
+    batch = batch._replace(sigma_lo=0.0 * batch.sigma_lo + CONFIG.noise.sigma_min)
+    plain = replace(diffusion, curriculum={"schedule": "doubling"})
+
+    def student(x_in: Array, c_noise: Array, labels: Any, masks: Any) -> Array:
+        asked.append(c_noise)
+        return network(0.5)(x_in, c_noise, labels, masks)
+
+    expected = batch_loss(student, plain, batch, without_gradient=unchanged, xp=lib.xp)
+    assert len(asked) == 2
+    found = batch_loss(student, diffusion, batch, without_gradient=unchanged, xp=lib.xp)
+    assert len(asked) == 3
+    assert_same(found.per_sample, expected.per_sample, rtol=32 * eps(dtype), atol=32 * eps(dtype))

@@ -109,12 +109,12 @@ def test_no_noise_is_added_at_sigma_min(
 
 
 @given(shape=batch_shapes, seed=seeds)
-def test_result_is_clipped_unless_told_otherwise(lib: Library, dtype: str, shape: tuple[int, ...], seed: int) -> None:
+def test_result_is_clipped_only_where_asked(lib: Library, dtype: str, shape: tuple[int, ...], seed: int) -> None:
     """At the end only: f is fed what it returned, unclipped."""
     noises = [lib.normal(seed + j, shape, dtype) for j in range(2)]
     f, g = Recorder(), Recorder()
-    free = multistep_sample(f, noises, [80.0, 1.0], clip=False)
-    clipped = multistep_sample(g, noises, [80.0, 1.0])
+    free = multistep_sample(f, noises, [80.0, 1.0])
+    clipped = multistep_sample(g, noises, [80.0, 1.0], clip=True)
     assert_same(clipped, lib.asarray(np.clip(to_numpy(free), -1.0, 1.0), dtype))
     for (x, _), (y, _) in zip(f.calls, g.calls, strict=True):
         assert_same(x, y)
@@ -122,29 +122,29 @@ def test_result_is_clipped_unless_told_otherwise(lib: Library, dtype: str, shape
 
 @given(shape=batch_shapes, seed=seeds)
 def test_each_step_may_be_clipped(lib: Library, dtype: str, shape: tuple[int, ...], seed: int) -> None:
-    """As released samplers do: f is fed the clipped result and new noise; the last one is clipped in any case."""
+    """As released samplers do: f is fed the clipped result and new noise; the last result is that of `clip`."""
     z = [lib.normal(seed + j, shape, dtype) for j in range(2)]
     f = Recorder()
-    found = multistep_sample(f, z, [80.0, 1.0], clip_steps=True)
+    found = multistep_sample(f, z, [80.0, 1.0], clip=True, clip_steps=True)
     (x, _), (y, _) = f.calls
     first = lib.asarray(np.clip(to_numpy(0.125 * x), -1.0, 1.0), dtype)
     assert_same(y, first + math.sqrt(1.0 - 0.002**2) * z[1])
     assert_same(found, lib.asarray(np.clip(to_numpy(0.125 * y), -1.0, 1.0), dtype))
-    raw = multistep_sample(Recorder(), z, [80.0, 1.0], clip=False, clip_steps=True)
+    raw = multistep_sample(Recorder(), z, [80.0, 1.0], clip_steps=True)
     assert_same(raw, 0.125 * y)
 
 
 def test_clipping_changes_what_is_outside_and_nothing_else(lib: Library, dtype: str) -> None:
     values = lib.asarray([[-1.5, -1.0, -0.3, 0.0, 0.3, 1.0, 1.5]], dtype)
     z = lib.asarray(np.zeros((1, 7)), dtype)
-    assert_same(multistep_sample(lambda *_: values, [z], [80.0], clip=False), values)
+    assert_same(multistep_sample(lambda *_: values, [z], [80.0]), values)
     expected = lib.asarray([[-1.0, -1.0, -0.3, 0.0, 0.3, 1.0, 1.0]], dtype)
-    assert_same(multistep_sample(lambda *_: values, [z], [80.0]), expected)
+    assert_same(multistep_sample(lambda *_: values, [z], [80.0], clip=True), expected)
 
 
 def test_clipping_does_not_hide_nan(lib: Library, dtype: str) -> None:
     values = lib.asarray([[np.nan, 0.5, 3.0]], dtype)
-    found = multistep_sample(lambda *_: values, [lib.asarray(np.zeros((1, 3)), dtype)], [80.0])
+    found = multistep_sample(lambda *_: values, [lib.asarray(np.zeros((1, 3)), dtype)], [80.0], clip=True)
     assert_same(found, lib.asarray([[np.nan, 0.5, 1.0]], dtype))
 
 

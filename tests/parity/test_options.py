@@ -43,6 +43,13 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "uniform": {"noise": {"law": "uniform"}},
     "fixed": {"curriculum": {"schedule": "fixed"}},
     "cm": {"curriculum": {"schedule": "cm"}},
+    "gap": {"curriculum": {"schedule": "gap"}},
+    "gap, q": {"curriculum": {"schedule": "gap", "gap_q": 3.0}},
+    "gap, k": {"curriculum": {"schedule": "gap", "gap_k": 2.0}},
+    "gap, b": {"curriculum": {"schedule": "gap", "gap_b": 3.0}},
+    "gap, stages": {"curriculum": {"schedule": "gap", "gap_stages": 3}},
+    "gap, limit": {"curriculum": {"schedule": "gap", "gap_limit": 0.6}},
+    "diffusion": {"curriculum": {"schedule": "diffusion"}, "loss": {"distance": "l2", "weighting": "edm"}},
     "constant teacher": {"teacher": {"decay": 0.5}},
     "adaptive teacher": {"teacher": {"decay": 0.5, "schedule": "adaptive"}},
     "original method": {
@@ -62,7 +69,7 @@ def compiled_for(config: Config) -> Config:
         config,
         noise=dataclasses.replace(config.noise, law=recipe.noise.law),
         loss=dataclasses.replace(config.loss, weighting=recipe.loss.weighting),
-        curriculum=recipe.curriculum,
+        curriculum=recipe.curriculum if config.curriculum.has_teacher else config.curriculum,
         teacher=dataclasses.replace(config.teacher, schedule=recipe.teacher.schedule),
     )
 

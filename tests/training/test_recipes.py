@@ -117,6 +117,22 @@ def test_fine_tuning_keeps_the_function_and_the_last_number_of_levels(tmp_path: 
     assert "25 levels" in recipe_from(run, None).reason
 
 
+def test_a_diffusion_model_is_tuned_by_the_gap_rule(tmp_path: Path) -> None:
+    run = source(tmp_path / "run", curriculum={"schedule": "diffusion"}, noise={"p_mean": -1.2, "p_std": 1.2})
+    config = tuned(run, images(4))
+    assert (config.curriculum.schedule, config.curriculum.gap_q, config.curriculum.gap_stages) == ("gap", 2.0, 8)
+    assert (config.noise.p_mean, config.noise.p_std) == (-1.1, 2.0)
+    assert "a diffusion model: this run tunes it" in recipe_from(run, None).reason
+
+
+def test_a_tuned_model_is_tuned_on_with_its_last_gap(tmp_path: Path) -> None:
+    run = source(tmp_path / "run", curriculum={"schedule": "gap", "gap_stages": 4, "gap_k": 5.0, "gap_limit": 0.99})
+    curriculum = tuned(run, images(4)).curriculum
+    assert (curriculum.schedule, curriculum.gap_q, curriculum.gap_stages) == ("gap", 16.0, 1)
+    assert (curriculum.gap_k, curriculum.gap_limit) == (5.0, 0.99)
+    assert "tuned with a gap of 1/16 in the end" in recipe_from(run, None).reason
+
+
 def test_a_preset_that_is_asked_for_gives_the_rest(tmp_path: Path) -> None:
     run = source(tmp_path / "run", noise={"sigma_data": 0.3})
     config = resolve_new(recipe_from(run, "digits").settings, {}, images(4))
