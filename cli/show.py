@@ -58,7 +58,9 @@ def show_command(what: str | None, settings: bool, plot: Path | None, backend: s
     if backend is None and device != "auto":
         raise UsageError(f"--device {device} needs --backend")
     if settings:
-        click.echo("\n\n".join(map(_describe_section, _settings_with(what))))
+        from ict_core.reference import PAPERS
+
+        click.echo("\n\n".join([*map(_describe_section, _settings_with(what)), PAPERS]))
         return
     if what is None:
         click.echo(_list_presets())

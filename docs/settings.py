@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ict_core import preset_names
-from ict_core.reference import OURS, Section, Setting, describe_preset, sections
+from ict_core.reference import OURS, PAPERS, Section, Setting, describe_preset, sections
 from ict_core.settings import RENAMED
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -20,7 +20,9 @@ a preset (`ict show` lists them, `ict show cifar10` prints one), then takes `--c
 options; later ones win. `ict show --settings` prints what follows, or what of it has a word in it. The defaults are
 those of the paper's CIFAR-10 run; the last column says where each comes from, and is empty where it is chosen here. An
 unknown name, a wrong type or a value out of range is refused in one line.
+
 """
+HEAD += f"{PAPERS}: [the map](paper-map.md) has what is from where.\n"
 
 
 def table(section: Section) -> str:

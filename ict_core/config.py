@@ -393,7 +393,8 @@ class CurriculumConfig:
 
     Sources:
         iCT sec. 3.4: schedule, s0, s1, steps
-        ECT, released code: gap_q, gap_k, gap_b, gap_stages, gap_limit
+        Geng et al. 2024 (ECT): gap_q, gap_k, gap_b, gap_stages
+        Lee et al. 2024 (TCM): gap_limit
     """
 
     schedule: Annotated[str, one_of((*SCHEDULES, "gap", "diffusion"))] = "doubling"

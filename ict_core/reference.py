@@ -20,6 +20,8 @@ from ict_core.settings import PRESETS
 _KINDS = {int: "integer", float: "number", str: "word", bool: "true or false"}
 # Where a default comes from that no source gives.
 OURS = "this software"
+# The papers that sources name by their letters.
+PAPERS = "iCT is arXiv 2310.14189, CM arXiv 2303.01469 and EDM arXiv 2206.00364"
 
 
 class Setting(NamedTuple):
