@@ -19,7 +19,7 @@ def guided(
 ) -> ConsistencyFunction[Array]:
     """The consistency function of a class, moved away from what the network gives without one.
 
-        f_w(x, s) = f_null(x, s) + w (f(x, s) - f_null(x, s))                        Karras et al. 2024, eq. 3
+        f_w(x, s) = f_null(x, s) + w (f(x, s) - f_null(x, s))                        Karras et al. 2024
 
     Since f is affine in the network, this guides the network's output alike. w = 1 is no guidance: the result is `f`
     itself; with w = 0 it is `f_null`. Any other scale evaluates both, and what they give may leave [-1, 1].
