@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ict_backends.errors import CheckpointError
-from ict_backends.exchange import jcm
+from ict_backends.exchange import edm, jcm
 from ict_backends.exchange.openai_adm import official_names as adm_names
 from ict_backends.networks.families import parameter_shapes, trained_shapes
 from ict_backends.protocols import Arrays
@@ -128,6 +128,31 @@ def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str)
     check_finite(what, flat)
     arrays = {ours: jcm.from_official(flat[official[ours].name], shape) for ours, shape in shapes.items()}
     return weights_run(arrays, config, out), place
+
+
+def import_edm(state_dict: Arrays, config: Config, out: Path, what: str) -> tuple[RunDir, list[str]]:
+    """Make a run of the arrays of one of EDM's diffusion models.
+
+    Args:
+        state_dict: the arrays by EDM's names, with "model." before each or without.
+        config: the configuration of the network.
+        out: the folder of the new run.
+        what: names the file in the error.
+
+    Returns:
+        The run, and what of the file was left out, in words.
+
+    Raises:
+        CheckpointError: the arrays are not those of the network: every difference is listed, in the file's names.
+        NonFiniteError, UsageError: a weight is not finite; `out` is in use.
+    """
+    edm.check_config(config, what)
+    whole = all(name.startswith("model.") for name in state_dict)
+    flat = {name.removeprefix("model."): array for name, array in state_dict.items()} if whole else state_dict
+    flat, left_out = edm.without_extras(_as_numbers(what, flat), config, what)
+    check_arrays(what, edm.edm_shapes(config), flat)
+    check_finite(what, flat)
+    return weights_run(edm.from_edm(flat, config), config, out), left_out
 
 
 def _as_numbers(what: str, arrays: Arrays) -> Arrays:
