@@ -16,12 +16,18 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ict_backends.errors import UserError
+from ict_backends.exchange.edm import edm_config
+from ict_backends.exchange.edm_pickle import read_edm
+from ict_backends.exchange.importing import edm_weights
 
 # What each module asks to be executed: it leaves this file behind.
 TRACE = "ICT_PICKLE_CODE_WAS_EXECUTED"
@@ -336,3 +342,53 @@ def make_weights(
     weights = Weights(dtype=dtype)
     with torch.no_grad():
         return weights, evaluate(kind, settings, weights, *inputs(settings)).numpy()
+
+
+# --- mutated files ---------------------------------------------------------------------------------------------------
+
+
+class EDMSample:
+    """A file of EDM's training, which is mutated. The format has no checksums: numbers may change without notice."""
+
+    def __init__(self, file: Path, content: bytes) -> None:
+        self.file, self.content = file, content
+        file.write_bytes(content)
+        self.arrays = self._read()
+
+    def _read(self) -> Mapping[str, np.ndarray]:
+        found = read_edm(self.file)
+        return edm_weights(found.arrays, edm_config(found, "it"), "it")[0]
+
+    def outcome(self, content: bytes) -> str:
+        """ "refused", "unchanged" or "changed" for another content of the file.
+
+        Raises AssertionError for an error of several lines, where code was executed, and for arrays of other names.
+        """
+        self.file.write_bytes(content)
+        found, error = None, ""
+        try:
+            found = self._read()
+        except UserError as refusal:
+            error = str(refusal)
+        assert not Path(TRACE).exists(), "code of the file was executed"
+        if found is None:
+            assert error.strip()
+            assert "\n" not in error
+            return "refused"
+        assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in found.values())
+        same = found.keys() == self.arrays.keys()
+        return "unchanged" if same and all(np.array_equal(found[n], a) for n, a in self.arrays.items()) else "changed"
+
+
+def make_edm_samples(folder: Path) -> dict[str, EDMSample]:
+    """A sample of each network and version of pickles, by its name, with few numbers in them."""
+    small = {"img_resolution": 8, "model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [8]}
+    kinds = {"SongUNet": DDPMPP | small, "DhariwalUNet": ADM | small | {"model_channels": 64}}
+    samples = {}
+    for kind, settings in kinds.items():
+        weights, _ = make_weights(kind, settings)
+        for protocol in (2, 4):
+            name = f"EDM {kind}, protocol {protocol}"
+            file = folder / f"{kind}{protocol}.pkl"
+            samples[name] = EDMSample(file, write_edm(kind, settings, weights, protocol=protocol))
+    return samples

@@ -26,8 +26,8 @@ from ict_backends.protocols import Arrays
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "BFloat16Storage": "<u2"}
 _NUMBERS = {"f2", "f4", "f8", "i4", "i8", "u1", "b1"}
-# Ten times what a file of the largest network needs: steps of a pickle, modules, bytes of a line, dimensions.
-_MOST_STEPS, _MOST_MODULES, _LONGEST_LINE, _MOST_DIMENSIONS = 2_000_000, 20_000, 2**16, 8
+# Several times what a file of the largest network needs: steps of a pickle, modules, bytes of a line, dimensions.
+_MOST_STEPS, _MOST_MODULES, _LONGEST_LINE, _MOST_DIMENSIONS = 500_000, 20_000, 2**16, 8
 # The opcodes that put a value of their own on the stack.
 _CONSTANTS: Mapping[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _VALUES = {op.name for op in pickletools.opcodes if op.arg and not op.stack_before and op.stack_after}
@@ -375,9 +375,18 @@ def _plain(value: Any) -> Any:
 
 def _numpy_scalar(value: Call) -> Any:
     match value.args:
-        case (Call(args=(str(code), *_)), bytes(raw)) if code in _NUMBERS and len(raw) == np.dtype(code).itemsize:
-            return np.frombuffer(raw, np.dtype(code).newbyteorder("<")).item()
+        case (Call(args=(str(code), *_)), content) if code in _NUMBERS:
+            raw = _bytes(content)
+            return np.frombuffer(raw, np.dtype(code).newbyteorder("<")).item() if raw is not None else None
     return None
+
+
+def _bytes(value: Any) -> bytes | None:
+    """Bytes, which older pickles hold as text and a call that encodes it; None of all else."""
+    match value:
+        case Call(args=(str(text), "latin1")) if value.is_of("_codecs", "encode"):
+            return text.encode("latin1")
+    return value if isinstance(value, bytes) else None
 
 
 def _arrays(whole: Any, size: int) -> Arrays:
@@ -441,11 +450,10 @@ def _check_place(name: str, offset: int, shape: tuple[Any, ...], strides: tuple[
 
 def _storage(name: str, value: Call) -> np.ndarray:
     """The numbers of a storage, [n], from the bytes of torch's older format, which are not copied."""
-    match value:
-        case Call(args=(bytes(content),)) if value.is_of("torch.storage", "_load_from_bytes"):
-            pass
-        case _:
-            raise UnreadableError(f"{name} has its numbers in another place than EDM's files")
+    known = value.is_of("torch.storage", "_load_from_bytes") and isinstance(value.args, tuple) and len(value.args) == 1
+    content = _bytes(value.args[0]) if known else None
+    if content is None:
+        raise UnreadableError(f"{name} has its numbers in another place than EDM's files")
     file = io.BytesIO(content)
     stream = Stream(file, len(content))
     magic, protocol, system, storage, keys = (read_pickle(stream) for _ in range(5))

@@ -131,20 +131,25 @@ def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str)
 
 
 def import_edm(state_dict: Arrays, config: Config, out: Path, what: str) -> tuple[RunDir, list[str]]:
-    """Make a run of the arrays of one of EDM's diffusion models.
+    """Make a run, in the folder `out`, of the arrays of one of EDM's diffusion models.
+
+    Args, Returns, Raises: as for `edm_weights`, with the run in place of its arrays; UsageError if `out` is in use.
+    """
+    arrays, left_out = edm_weights(state_dict, config, what)
+    return weights_run(arrays, config, out), left_out
+
+
+def edm_weights(state_dict: Arrays, config: Config, what: str) -> tuple[Arrays, list[str]]:
+    """Our arrays of those of one of EDM's diffusion models, and what of the file was left out, in words.
 
     Args:
         state_dict: the arrays by EDM's names, with "model." before each or without.
         config: the configuration of the network.
-        out: the folder of the new run.
         what: names the file in the error.
-
-    Returns:
-        The run, and what of the file was left out, in words.
 
     Raises:
         CheckpointError: the arrays are not those of the network: every difference is listed, in the file's names.
-        NonFiniteError, UsageError: a weight is not finite; `out` is in use.
+        NonFiniteError: a weight is not finite.
     """
     edm.check_config(config, what)
     whole = all(name.startswith("model.") for name in state_dict)
@@ -152,7 +157,7 @@ def import_edm(state_dict: Arrays, config: Config, out: Path, what: str) -> tupl
     flat, left_out = edm.without_extras(_as_numbers(what, flat), config, what)
     check_arrays(what, edm.edm_shapes(config), flat)
     check_finite(what, flat)
-    return weights_run(edm.from_edm(flat, config), config, out), left_out
+    return edm.from_edm(flat, config), left_out
 
 
 def _as_numbers(what: str, arrays: Arrays) -> Arrays:
