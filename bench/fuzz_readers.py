@@ -1,9 +1,9 @@
-"""Reading of mutated data files, as a test of the readers: python bench/fuzz_readers.py [--files N] [--seed S].
+"""Reading of mutated files, as a test of the readers: python bench/fuzz_readers.py [--files N] [--seed S] [--only EDM].
 
-Files of each format (tests/data_samples.py) are mutated and read. A file must be refused in one line, or give images:
-the same images if the format has checksums, other images of the same number if it has none. Anything else is a fault,
-as is a file that takes more than ten seconds or more memory than --limit. Files with faults are kept, and make the exit
-code 1.
+Files of each format of data (tests/data_samples.py) and of EDM's networks (tests/edm_files.py) are mutated and read. A
+file must be refused in one line, or give what it holds: the same if the format has checksums, else also other numbers,
+as many. Anything else is a fault, as is a file that takes more than ten seconds or more memory than --limit, or whose
+code is executed. Files with faults are kept, and make the exit code 1.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -39,17 +40,20 @@ def _stop(*_: object) -> None:
 @click.option("--files", default=10_000, show_default=True, help="How many mutated files to read.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--limit", default=4096, show_default=True, help="Of the memory of the process, in MiB.")
+@click.option("--only", default="", help="Only formats with this in their names, such as EDM.")
 @click.option("--keep", default="fuzz-faults", show_default=True, help="Folder for the files that are faults.")
-def main(files: int, seed: int, limit: int, keep: str) -> None:
+def main(files: int, seed: int, limit: int, only: str, keep: str) -> None:
     """Read mutated files, and count the outcomes for each format."""
     from data_samples import make_samples, mutate
+    from edm_files import make_edm_samples
 
     resource.setrlimit(resource.RLIMIT_AS, (limit * 2**20, limit * 2**20))
     signal.signal(signal.SIGALRM, _stop)
     logging.disable()  # what a set leaves out
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        samples = make_samples(Path(folder))
+        samples: dict[str, Any] = {**make_samples(Path(folder)), **make_edm_samples(Path(folder))}
+        samples = {name: sample for name, sample in samples.items() if only in name}
         start, counts, slowest, faults = _peak(), defaultdict(Counter), defaultdict(float), 0
         for i in range(files):
             name = list(samples)[i % len(samples)]

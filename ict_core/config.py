@@ -183,6 +183,9 @@ class NCSNppConfig:
         input_pyramid: feed the downsampled input to every level ("residual").
         skip_rescale: divide the sum of two branches by sqrt 2.
         num_classes: the number of classes; 0 makes the model unconditional.
+        labels_at: where classes enter: the "embedding", the result of the two dense layers of the noise level, gets a
+            row a class added; or the "features" that enter these layers get a dense layer of the class added, as in
+            EDM's networks.
         checkpoint: keep only the inputs of blocks and attention for the gradient, and compute the rest again: less
             memory, the same gradient, about a fifth more time.
 
@@ -204,6 +207,7 @@ class NCSNppConfig:
     input_pyramid: bool = True
     skip_rescale: bool = True
     num_classes: Annotated[int, at_least(0, zero="unconditional", most=_MOST_CLASSES)] = 0
+    labels_at: Annotated[str, one_of(("embedding", "features"))] = "embedding"
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -219,6 +223,8 @@ class ADMConfig:
         channels: the width that `channel_mult` multiplies.
         channel_mult: the width of each level in units of `channels`: integers >= 1 that make every width a multiple of
             32. From each level to the next, the image halves.
+        min_group_channels: the fewest channels in a group of a norm: a width has min(32, width / this) groups, so that
+            1 always makes 32; EDM's networks have 4. Above 1, widths may be other multiples of it, too.
         blocks: residual blocks a level on the way down; there is one more on the way up.
         attention_resolutions: the image heights at which self-attention follows each block.
         head_channels: the channels of an attention head; divides the width of each level with attention.
@@ -243,6 +249,7 @@ class ADMConfig:
     family: Annotated[str, one_of(("adm",))] = "adm"
     channels: Annotated[int, at_least(2)] = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    min_group_channels: Annotated[int, Rule("1, 2, 4, 8, 16 or 32", lambda n: n in (1, 2, 4, 8, 16, 32))] = 1
     blocks: Annotated[int, at_least(1, most=_MOST_BLOCKS)] = 3
     attention_resolutions: Annotated[tuple[int, ...], integers(empty=True)] = (32, 16, 8)
     head_channels: Annotated[int, at_least(1)] = 64
@@ -256,8 +263,9 @@ class ADMConfig:
 
     def __post_init__(self) -> None:
         check_ranges("network", self)
-        ok = len(self.channel_mult) > 0 and all(m >= 1 and m * self.channels % 32 == 0 for m in self.channel_mult)
-        allowed = f"a list of integers >= 1 that make network.channels = {self.channels} multiples of 32"
+        unit = 32 if self.min_group_channels == 1 else self.min_group_channels
+        ok = len(self.channel_mult) > 0 and all(m >= 1 and m * self.channels % unit == 0 for m in self.channel_mult)
+        allowed = f"a list of integers >= 1 that make network.channels = {self.channels} multiples of {unit}"
         require(ok, "network.channel_mult", self.channel_mult, allowed)
 
 

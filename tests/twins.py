@@ -78,6 +78,7 @@ def adm_configs(draw: st.DrawFn) -> Config:
         "resblock_updown": draw(st.booleans()),
         "embedding_scale": draw(st.sampled_from([1.0, 1000.0])),
         "num_classes": draw(st.sampled_from([0, 3])),
+        "min_group_channels": draw(st.sampled_from([1, 4])),
     }
     return build_config({"data": {"shape": [draw(st.sampled_from([1, 3])), size, size]}, "network": network})
 
@@ -99,6 +100,7 @@ def ncsnpp_configs(draw: st.DrawFn) -> Config:
         "input_pyramid": draw(st.booleans()),
         "skip_rescale": draw(st.booleans()),
         "num_classes": draw(st.sampled_from([0, 3])),
+        "labels_at": draw(st.sampled_from(["embedding", "features"])),
     }
     return build_config({"data": {"shape": [draw(st.sampled_from([1, 3])), size, size]}, "network": network})
 

@@ -94,6 +94,12 @@ def check_exportable(config: Config) -> ADMConfig:
         raise UsageError(
             f"network.embedding_scale = {network.embedding_scale:g} cannot be exported: diffusers has 1000 always"
         )
+    if min(network.channel_mult) * network.channels < 32 * network.min_group_channels:
+        raise UsageError(
+            f"network.min_group_channels = {network.min_group_channels} cannot be exported: a width of "
+            f"{min(network.channel_mult) * network.channels} channels has fewer than 32 groups, and in diffusers all "
+            "norms have as many"
+        )
     return network
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ict_backends.errors import CheckpointError
-from ict_backends.exchange import jcm
+from ict_backends.exchange import edm, jcm
 from ict_backends.exchange.openai_adm import official_names as adm_names
 from ict_backends.networks.families import parameter_shapes, trained_shapes
 from ict_backends.protocols import Arrays
@@ -128,6 +128,36 @@ def import_jcm(tree: Mapping[str, object], config: Config, out: Path, what: str)
     check_finite(what, flat)
     arrays = {ours: jcm.from_official(flat[official[ours].name], shape) for ours, shape in shapes.items()}
     return weights_run(arrays, config, out), place
+
+
+def import_edm(state_dict: Arrays, config: Config, out: Path, what: str) -> tuple[RunDir, list[str]]:
+    """Make a run, in the folder `out`, of the arrays of one of EDM's diffusion models.
+
+    Args, Returns, Raises: as for `edm_weights`, with the run in place of its arrays; UsageError if `out` is in use.
+    """
+    arrays, left_out = edm_weights(state_dict, config, what)
+    return weights_run(arrays, config, out), left_out
+
+
+def edm_weights(state_dict: Arrays, config: Config, what: str) -> tuple[Arrays, list[str]]:
+    """Our arrays of those of one of EDM's diffusion models, and what of the file was left out, in words.
+
+    Args:
+        state_dict: the arrays by EDM's names, with "model." before each or without.
+        config: the configuration of the network.
+        what: names the file in the error.
+
+    Raises:
+        CheckpointError: the arrays are not those of the network: every difference is listed, in the file's names.
+        NonFiniteError: a weight is not finite.
+    """
+    edm.check_config(config, what)
+    whole = all(name.startswith("model.") for name in state_dict)
+    flat = {name.removeprefix("model."): array for name, array in state_dict.items()} if whole else state_dict
+    flat, left_out = edm.without_extras(_as_numbers(what, flat), config, what)
+    check_arrays(what, edm.edm_shapes(config), flat)
+    check_finite(what, flat)
+    return edm.from_edm(flat, config), left_out
 
 
 def _as_numbers(what: str, arrays: Arrays) -> Arrays:

@@ -24,7 +24,7 @@ from ict_backends.jax.layers import (
     dropped,
     upsample,
 )
-from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_spec
+from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_groups, adm_spec
 from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_core import ADMConfig
 
@@ -62,9 +62,9 @@ def dense(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, rngs=rngs)
 
 
-def group_norm(channels: int, *, rngs: nnx.Rngs) -> CastGroupNorm:
-    """Group normalisation of `channels` channels in 32 groups, epsilon 1e-5."""
-    return CastGroupNorm(channels, num_groups=32, epsilon=1e-5, rngs=rngs)
+def group_norm(channels: int, min_group_channels: int = 1, *, rngs: nnx.Rngs) -> CastGroupNorm:
+    """Group normalisation of `channels` channels in `adm_groups` groups, epsilon 1e-5."""
+    return CastGroupNorm(channels, num_groups=adm_groups(channels, min_group_channels), epsilon=1e-5, rngs=rngs)
 
 
 class ADMBlock(nnx.Module):
@@ -75,11 +75,20 @@ class ADMBlock(nnx.Module):
     says which elements dropout keeps; None keeps all, unscaled.
     """
 
-    def __init__(self, spec: BlockSpec, embedding: int, *, scale_shift: bool, dropout: float, rngs: nnx.Rngs) -> None:
-        self.norm_0 = group_norm(spec.in_channels, rngs=rngs)
+    def __init__(
+        self,
+        spec: BlockSpec,
+        embedding: int,
+        *,
+        scale_shift: bool,
+        dropout: float,
+        min_group_channels: int = 1,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.norm_0 = group_norm(spec.in_channels, min_group_channels, rngs=rngs)
         self.conv_0 = conv(spec.in_channels, spec.out_channels, rngs=rngs)
         self.embed = dense(embedding, spec.out_channels * (2 if scale_shift else 1), rngs=rngs)
-        self.norm_1 = group_norm(spec.out_channels, rngs=rngs)
+        self.norm_1 = group_norm(spec.out_channels, min_group_channels, rngs=rngs)
         self.conv_1 = conv(spec.out_channels, spec.out_channels, zero=True, rngs=rngs)
         self.shortcut = conv(spec.in_channels, spec.out_channels, 1, rngs=rngs) if spec.has_shortcut else None
         self.up, self.down, self.takes_mask = spec.up, spec.down, spec.dropout
@@ -107,8 +116,8 @@ class ADMBlock(nnx.Module):
 class ADMAttention(nnx.Module):
     """Self-attention over the pixels with several heads and the residual connection: [b, h, w, c] -> the same shape."""
 
-    def __init__(self, channels: int, *, head_channels: int, rngs: nnx.Rngs) -> None:
-        self.norm = group_norm(channels, rngs=rngs)
+    def __init__(self, channels: int, *, head_channels: int, min_group_channels: int = 1, rngs: nnx.Rngs) -> None:
+        self.norm = group_norm(channels, min_group_channels, rngs=rngs)
         self.qkv = conv(channels, 3 * channels, 1, rngs=rngs)
         self.out = conv(channels, channels, 1, zero=True, rngs=rngs)
         self.heads = channels // head_channels
@@ -211,9 +220,12 @@ class ADM(nnx.Module):
             embedding=4 * config.channels,
             scale_shift=config.scale_shift,
             dropout=config.dropout,
+            min_group_channels=config.min_group_channels,
             rngs=rngs,
         )
-        attention = partial(ADMAttention, head_channels=config.head_channels, rngs=rngs)
+        attention = partial(
+            ADMAttention, head_channels=config.head_channels, min_group_channels=config.min_group_channels, rngs=rngs
+        )
         self.embedding = PositionalEmbedding(
             config.channels, scale=config.embedding_scale, num_classes=config.num_classes, rngs=rngs
         )
@@ -221,7 +233,7 @@ class ADM(nnx.Module):
         self.down = nnx.List([ADMLevel(level, block, attention, up=False, rngs=rngs) for level in spec.down])
         self.middle = Middle(spec.middle, block, attention)
         self.up = nnx.List([ADMLevel(level, block, attention, up=True, rngs=rngs) for level in spec.up])
-        self.norm_out = group_norm(spec.in_channels, rngs=rngs)
+        self.norm_out = group_norm(spec.in_channels, config.min_group_channels, rngs=rngs)
         self.conv_out = conv(spec.in_channels, spec.image_channels, zero=True, rngs=rngs)
 
     def __call__(

@@ -356,6 +356,18 @@ class Embedding(nnx.Embed):
         return jnp.where(known[:, None], rows, 0.0)
 
 
+class ClassFeatures(Linear):
+    """Dense layer of labels, [b] -> [b, features]: of one-hot vectors of n classes, times sqrt n, as EDM has it.
+
+    A label that is no class gives the bias.
+    """
+
+    def __call__(self, labels: Array | None) -> Array:  # type: ignore[override]  # the network has labels or None
+        assert labels is not None
+        one_hot = (labels[:, None] == jnp.arange(self.in_features)).astype(self.kernel[...].dtype)
+        return super().__call__(one_hot * math.sqrt(self.in_features))
+
+
 class Frequencies(nnx.Variable):
     """Frequencies that are stored with the weights, but not trained."""
 
@@ -365,23 +377,36 @@ class NoiseEmbedding(nnx.Module):
 
     Of kind "fourier", the features are sin, then cos, of 2 pi W c_noise, with stored frequencies W ~ N(0, scale^2) that
     have no gradient. Of kind "positional", they are sin, then cos, of scale c_noise at geometric frequencies from 1 to
-    1e-4.
+    1e-4. The label's row is added to the result or, with `labels_at` = "features", a dense layer of it to the features.
     """
 
-    def __init__(self, channels: int, *, kind: str, scale: float, num_classes: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kind: str,
+        scale: float,
+        num_classes: int,
+        labels_at: str = "embedding",
+        rngs: nnx.Rngs,
+    ) -> None:
         if kind == "fourier":
             self.frequencies = Frequencies(jax.random.normal(rngs.params(), (channels,)) * scale)
         else:
             self.positions = tuple(map(float, ncsnpp_frequencies(channels)))
         self.kind, self.turns = kind, 2 * math.pi if kind == "fourier" else scale
+        self.early = labels_at == "features"
         features = 2 * channels if kind == "fourier" else 2 * (channels // 2)
         self.dense_0 = Linear(features, 4 * channels, rngs=rngs)
         self.dense_1 = Linear(4 * channels, 4 * channels, rngs=rngs)
-        self.labels = Embedding(num_classes, 4 * channels, rngs=rngs) if num_classes else None
+        layer, width = (ClassFeatures, features) if self.early else (Embedding, 4 * channels)
+        self.labels = layer(num_classes, width, rngs=rngs) if num_classes else None
 
     def __call__(self, c_noise: Array, labels: Array | None) -> Array:
         frequencies = self.frequencies[...] if self.kind == "fourier" else jnp.asarray(self.positions)
         angles = (self.turns * c_noise)[:, None] * frequencies.astype(c_noise.dtype)
         features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+        if self.labels is not None and self.early:
+            return self.dense_1(jax.nn.silu(self.dense_0(features + self.labels(labels))))
         embedding = self.dense_1(jax.nn.silu(self.dense_0(features)))
         return embedding if self.labels is None else embedding + self.labels(labels)

@@ -83,6 +83,7 @@ class NCSNpp(nnx.Module):
             kind=config.embedding,
             scale=config.embedding_scale,
             num_classes=config.num_classes,
+            labels_at=config.labels_at,
             rngs=rngs,
         )
         self.conv_in = Conv(spec.image_channels, config.channels, rngs=rngs)

@@ -69,7 +69,7 @@ def adm_spec(config: ADMConfig, shape: Sequence[int]) -> ADMSpec:
     """The blocks of a configuration's network for images of `shape` [channels, height, width].
 
     Raises:
-        ConfigError: an attention layer has a width that does not divide into heads.
+        ConfigError: a width does not divide into the groups of its norm or, where there is attention, into heads.
     """
     image_channels, height, _ = shape
     widths = [mult * config.channels for mult in config.channel_mult]
@@ -99,7 +99,25 @@ def adm_spec(config: ADMConfig, shape: Sequence[int]) -> ADMSpec:
         attention = size in config.attention_resolutions
         up.append(ADMLevelSpec(tuple(rising), attention, step(width, 2 * size, up=True) if i > 0 else None))
     _check_heads(config, [w for i, w in enumerate(widths) if height >> i in config.attention_resolutions] + widths[-1:])
-    return ADMSpec(image_channels, widths[0], tuple(down), (bottom, bottom), tuple(up))
+    spec = ADMSpec(image_channels, widths[0], tuple(down), (bottom, bottom), tuple(up))
+    _check_groups(config, spec)
+    return spec
+
+
+def adm_groups(channels: int, min_group_channels: int) -> int:
+    """The number of groups in a group norm of `channels` channels: 32, or fewer, of `min_group_channels` each."""
+    return min(32, channels // min_group_channels)
+
+
+def _check_groups(config: ADMConfig, spec: ADMSpec) -> None:
+    for name, block in spec.blocks():
+        for width in (block.in_channels, block.out_channels):
+            if width % adm_groups(width, config.min_group_channels):
+                raise ConfigError(
+                    f"network.channels = {config.channels} with network.channel_mult = {list(config.channel_mult)} "
+                    f"gives {name} {width} channels, which do not divide into "
+                    f"{adm_groups(width, config.min_group_channels)} groups"
+                )
 
 
 def _check_heads(config: ADMConfig, widths: Sequence[int]) -> None:

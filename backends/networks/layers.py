@@ -154,11 +154,17 @@ def attention_layers(name: str, projections: Iterable[tuple[str, int]], channels
     yield Layer(name, Kind.ATTENTION, channels, channels, height=height)
 
 
-def embedding_layers(features: int, width: int, num_classes: int) -> Iterator[Layer]:
-    """Yield the layers that turn `features` features of the noise level, and a label, into `width` numbers."""
+def embedding_layers(features: int, width: int, num_classes: int, labels_at: str = "embedding") -> Iterator[Layer]:
+    """Yield the layers that turn `features` features of the noise level, and a label, into `width` numbers.
+
+    The label's row is added to the `width` numbers or, with `labels_at` = "features", a dense layer of it to the
+    features.
+    """
     yield Layer("embedding.dense_0", Kind.DENSE, features, width)
     yield Layer("embedding.dense_1", Kind.DENSE, width, width)
-    if num_classes:
+    if num_classes and labels_at == "features":
+        yield Layer("embedding.labels", Kind.DENSE, num_classes, features)
+    elif num_classes:
         yield Layer("embedding.labels", Kind.TABLE, num_classes, width)
 
 

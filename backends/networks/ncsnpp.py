@@ -130,7 +130,7 @@ def ncsnpp_layers(config: NCSNppConfig, shape: Sequence[int]) -> Iterator[Layer]
     if config.embedding == "fourier":
         yield Layer("embedding.frequencies", Kind.FREQUENCIES, 1, config.channels, trained=False)
         features = 2 * config.channels
-    yield from embedding_layers(features, width, config.num_classes)
+    yield from embedding_layers(features, width, config.num_classes, config.labels_at)
     yield Layer("conv_in", Kind.CONVOLUTION, spec.image_channels, config.channels, 3, height)
     for name, block in spec.blocks():
         yield from block_layers(name, block, width, embed_channels=block.out_channels)

@@ -167,12 +167,18 @@ class _Walk:
         moved = written + read + other_gradient + read
         self.gradient.append(Work(f"{name}, input", NORMS, moved, weights=weights))
 
-    def embedding(self, features: int, width: int, classes: int) -> None:
-        """Add the two dense layers of the noise level's features and, with labels, a table of `classes` rows."""
-        row = _FLOAT32 * width if classes else 0
+    def embedding(self, features: int, width: int, classes: int, labels_at: str = "embedding") -> None:
+        """Add the two dense layers of the noise level's features and, with labels, a table of `classes` rows.
+
+        With `labels_at` = "features", the labels have a dense layer before these.
+        """
+        early = labels_at == "features"
+        row = _FLOAT32 * width if classes and not early else 0
+        if classes and early:
+            self.dense("embedding.labels", classes, features, added=_FLOAT32 * features)
         self.dense("embedding.dense_0", features, width)
         self.dense("embedding.dense_1", width, width, added=row)
-        if classes:
+        if row:
             self.gradient.append(Work("embedding.labels, weights", SUMS, row, weights=classes * width, adds=True))
 
     def block(self, name: str, spec: BlockSpec, embedding: int, embed_channels: int) -> None:
@@ -259,7 +265,8 @@ def _walk(config: Config) -> _Walk:
 
 def _walk_ncsnpp(walk: _Walk, config: NCSNppConfig, shape: Sequence[int]) -> None:
     spec, width = ncsnpp_spec(config, shape), 4 * config.channels
-    walk.embedding((2 if config.embedding == "fourier" else 1) * config.channels, width, config.num_classes)
+    features = (2 if config.embedding == "fourier" else 1) * config.channels
+    walk.embedding(features, width, config.num_classes, config.labels_at)
     walk.ends(spec.image_channels, config.channels, spec.out_channels, shape[1])
     for name, block in spec.blocks():
         walk.block(name, block, width, block.out_channels)

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_spec
+from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_groups, adm_spec
 from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_backends.torch.layers import (
     CastConv,
@@ -36,9 +36,9 @@ def conv(in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: i
     return layer
 
 
-def group_norm(channels: int) -> CastGroupNorm:
-    """Group normalisation of `channels` channels in 32 groups, epsilon 1e-5."""
-    return CastGroupNorm(32, channels, eps=1e-5)
+def group_norm(channels: int, min_group_channels: int = 1) -> CastGroupNorm:
+    """Group normalisation of `channels` channels in `adm_groups` groups, epsilon 1e-5."""
+    return CastGroupNorm(adm_groups(channels, min_group_channels), channels, eps=1e-5)
 
 
 class ADMBlock(nn.Module):
@@ -49,12 +49,14 @@ class ADMBlock(nn.Module):
     says which elements dropout keeps; None keeps all, unscaled.
     """
 
-    def __init__(self, spec: BlockSpec, embedding: int, *, scale_shift: bool, dropout: float) -> None:
+    def __init__(
+        self, spec: BlockSpec, embedding: int, *, scale_shift: bool, dropout: float, min_group_channels: int = 1
+    ) -> None:
         super().__init__()
-        self.norm_0 = group_norm(spec.in_channels)
+        self.norm_0 = group_norm(spec.in_channels, min_group_channels)
         self.conv_0 = conv(spec.in_channels, spec.out_channels)
         self.embed = nn.Linear(embedding, spec.out_channels * (2 if scale_shift else 1))
-        self.norm_1 = group_norm(spec.out_channels)
+        self.norm_1 = group_norm(spec.out_channels, min_group_channels)
         self.conv_1 = conv(spec.out_channels, spec.out_channels, zero=True)
         self.shortcut = conv(spec.in_channels, spec.out_channels, 1) if spec.has_shortcut else None
         self.up, self.down, self.takes_mask = spec.up, spec.down, spec.dropout
@@ -81,9 +83,9 @@ class ADMBlock(nn.Module):
 class ADMAttention(nn.Module):
     """Self-attention over the pixels with several heads and the residual connection: [b, c, h, w] -> the same shape."""
 
-    def __init__(self, channels: int, *, head_channels: int) -> None:
+    def __init__(self, channels: int, *, head_channels: int, min_group_channels: int = 1) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, min_group_channels)
         self.qkv = conv(channels, 3 * channels, 1)
         self.out = conv(channels, channels, 1, zero=True)
         self.heads = channels // head_channels
@@ -183,8 +185,16 @@ class ADM(nn.Module):
         spec = adm_spec(config, shape)
         self.config = config
         self.mask_shapes = spec.mask_shapes()
-        block = partial(ADMBlock, embedding=4 * config.channels, scale_shift=config.scale_shift, dropout=config.dropout)
-        attention = partial(ADMAttention, head_channels=config.head_channels)
+        block = partial(
+            ADMBlock,
+            embedding=4 * config.channels,
+            scale_shift=config.scale_shift,
+            dropout=config.dropout,
+            min_group_channels=config.min_group_channels,
+        )
+        attention = partial(
+            ADMAttention, head_channels=config.head_channels, min_group_channels=config.min_group_channels
+        )
         self.embedding = PositionalEmbedding(
             config.channels, scale=config.embedding_scale, num_classes=config.num_classes
         )
@@ -192,7 +202,7 @@ class ADM(nn.Module):
         self.down = nn.ModuleList(ADMLevel(level, block, attention, up=False) for level in spec.down)
         self.middle = Middle(spec.middle, block, attention)
         self.up = nn.ModuleList(ADMLevel(level, block, attention, up=True) for level in spec.up)
-        self.norm_out = group_norm(spec.in_channels)
+        self.norm_out = group_norm(spec.in_channels, config.min_group_channels)
         self.conv_out = conv(spec.in_channels, spec.image_channels, zero=True)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 

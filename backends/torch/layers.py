@@ -329,29 +329,48 @@ class Embedding(nn.Embedding):
         return torch.where(known[:, None], super().forward(torch.where(known, labels, 0)), 0.0)
 
 
+class ClassFeatures(Linear):
+    """Dense layer of labels, [b] -> [b, features]: of one-hot vectors of n classes, times sqrt n, as EDM has it.
+
+    A label that is no class gives the bias.
+    """
+
+    def forward(self, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        classes = torch.arange(self.in_features, device=labels.device)
+        one_hot = (labels[:, None] == classes).to(self.weight.dtype)
+        return super().forward(one_hot * math.sqrt(self.in_features))
+
+
 class NoiseEmbedding(nn.Module):
     """Features of c_noise and of the label through two dense layers: [b] -> [b, 4 channels].
 
     Of kind "fourier", the features are sin, then cos, of 2 pi W c_noise, with stored frequencies W ~ N(0, scale^2) that
     have no gradient. Of kind "positional", they are sin, then cos, of scale c_noise at geometric frequencies from 1 to
-    1e-4.
+    1e-4. The label's row is added to the result or, with `labels_at` = "features", a dense layer of it to the features.
     """
 
     frequencies: Tensor
 
-    def __init__(self, channels: int, *, kind: str, scale: float, num_classes: int) -> None:
+    def __init__(
+        self, channels: int, *, kind: str, scale: float, num_classes: int, labels_at: str = "embedding"
+    ) -> None:
         super().__init__()
         if kind == "fourier":
             self.register_buffer("frequencies", torch.randn(channels) * scale)
         else:
             self.register_buffer("frequencies", torch.from_numpy(ncsnpp_frequencies(channels)), persistent=False)
         self.turns = 2 * math.pi if kind == "fourier" else scale
-        self.dense_0 = Linear(2 * self.frequencies.shape[0], 4 * channels)
+        features, self.early = 2 * self.frequencies.shape[0], labels_at == "features"
+        self.dense_0 = Linear(features, 4 * channels)
         self.dense_1 = Linear(4 * channels, 4 * channels)
-        self.labels = Embedding(num_classes, 4 * channels) if num_classes else None
+        layer, width = (ClassFeatures, features) if self.early else (Embedding, 4 * channels)
+        self.labels = layer(num_classes, width) if num_classes else None
 
     def forward(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         angles = (self.turns * c_noise)[:, None] * self.frequencies.to(c_noise)
         features = torch.cat([angles.sin(), angles.cos()], dim=1)
+        if self.labels is not None and self.early:
+            return self.dense_1(F.silu(self.dense_0(features + self.labels(labels))))
         embedding = self.dense_1(F.silu(self.dense_0(features)))
         return embedding if self.labels is None else embedding + self.labels(labels)

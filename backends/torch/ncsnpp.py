@@ -77,7 +77,11 @@ class NCSNpp(nn.Module):
         )
         attention = partial(Attention, skip_rescale=config.skip_rescale)
         self.embedding = NoiseEmbedding(
-            config.channels, kind=config.embedding, scale=config.embedding_scale, num_classes=config.num_classes
+            config.channels,
+            kind=config.embedding,
+            scale=config.embedding_scale,
+            num_classes=config.num_classes,
+            labels_at=config.labels_at,
         )
         self.conv_in = Conv(spec.image_channels, config.channels)
         self.down = nn.ModuleList(DownLevel(level, block, attention, config.fir_kernel) for level in spec.down)

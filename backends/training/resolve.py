@@ -24,7 +24,7 @@ from ict_backends.training.evaluator import evaluation_size
 from ict_backends.training.recipes import moved_attention
 from ict_backends.training.step_plan import check_levels
 from ict_backends.training.tensorboard import check_tensorboard
-from ict_core import Config
+from ict_core import Config, NCSNppConfig
 from ict_core.config import DataConfig
 from ict_core.settings import Tree, build_sections, merge, replace
 
@@ -218,32 +218,59 @@ def averaged_weights(run: RunDir, config: Config, dataset: Dataset) -> tuple[Arr
     same = old.network.num_classes == config.network.num_classes and (not known or known == list(dataset.classes))
     weights, said = load_checkpoint(folder).ema, ""
     if not same:
-        weights, said = change_classes(weights, config.network.num_classes)
+        weights, said = change_classes(weights, config.network.num_classes, early=_early(config))
         if config.network.num_classes and config.curriculum.schedule == "fixed":
             said += "; a whole curriculum, as that of another --preset, teaches them sooner"
     check_arrays(f"{what}: {folder.name}", parameter_shapes(config), weights)
     return {name: weights[name] for name in parameter_shapes(config)}, said
 
 
+def _early(config: Config) -> bool:
+    """True if labels enter a configuration's network before the dense layers of its embedding."""
+    return isinstance(config.network, NCSNppConfig) and config.network.labels_at == "features"
+
+
 # The arrays of both families that classes enter by: a row a class, which is added to the other layer's result.
 _CLASSES, _OF_ALL = "embedding.labels.weight", "embedding.dense_1.bias"
+# Where they enter early, a column a class and a bias, which are added to what this layer is given.
+_CLASSES_BIAS, _FIRST, _FIRST_BIAS = "embedding.labels.bias", "embedding.dense_0.weight", "embedding.dense_0.bias"
+_MERGED = "its classes are merged into one, the mean of their rows"
 
 
-def change_classes(weights: Arrays, classes: int) -> tuple[Arrays, str]:
+def change_classes(weights: Arrays, classes: int, *, early: bool = False) -> tuple[Arrays, str]:
     """The weights of a network for other classes, and what was done, in words.
 
     Each new class begins as the mean of the old ones or, where there were none, as the model that there is. A network
-    without classes gets that mean, too.
+    without classes gets that mean, too. `early`: labels enter before the dense layers of the embedding.
     """
     table = weights.get(_CLASSES)
     if table is None and _OF_ALL not in weights:
         return weights, ""  # a checkpoint of something else, which the check of its arrays refuses
+    count = "" if table is None else len(table.T if early else table)
+    begins = "as the model that there is" if table is None else f"as the mean of the {count} old ones"
+    said = f"each of the {classes} classes begins {begins}" if classes else _MERGED
+    return (_change_columns if early else _change_rows)(weights, classes), said
+
+
+def _change_rows(weights: Arrays, classes: int) -> Arrays:
+    table = weights.get(_CLASSES)
     mean = np.zeros_like(weights[_OF_ALL]) if table is None else table.mean(axis=0)
     others = {name: array for name, array in weights.items() if name != _CLASSES}
     if not classes:
-        return others | {_OF_ALL: weights[_OF_ALL] + mean}, "its classes are merged into one, the mean of their rows"
-    begins = "as the model that there is" if table is None else f"as the mean of the {len(table)} old ones"
-    return others | {_CLASSES: np.tile(mean, (classes, 1))}, f"each of the {classes} classes begins {begins}"
+        return others | {_OF_ALL: weights[_OF_ALL] + mean}
+    return others | {_CLASSES: np.tile(mean, (classes, 1))}
+
+
+def _change_columns(weights: Arrays, classes: int) -> Arrays:
+    """As `_change_rows`, where n classes have n columns, which the network multiplies by sqrt n."""
+    table, first = weights.get(_CLASSES), weights[_FIRST]
+    mean = np.zeros_like(first[0]) if table is None else table.mean(axis=1) * np.float32(table.shape[1] ** 0.5)
+    bias = weights.get(_CLASSES_BIAS, np.zeros_like(mean))
+    others = {name: array for name, array in weights.items() if name not in (_CLASSES, _CLASSES_BIAS)}
+    if not classes:
+        return others | {_FIRST_BIAS: weights[_FIRST_BIAS] + first @ (mean + bias)}
+    column = mean / np.float32(classes**0.5)
+    return others | {_CLASSES: np.tile(column[:, None], (1, classes)), _CLASSES_BIAS: bias}
 
 
 def check_data(config: Config, dataset: Dataset) -> None:

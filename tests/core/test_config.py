@@ -273,10 +273,12 @@ def test_nothing_is_converted_where_something_would_be_lost(name: str, value: ob
         (NCSNppConfig, {"fir_kernel": (1.0, 2.0, 1.0)}),
         (NCSNppConfig, {"fir_kernel": (1.0, -1.0)}),
         (NCSNppConfig, {"num_classes": -1}),
+        (NCSNppConfig, {"labels_at": "end"}),
         (ADMConfig, {"family": "ncsnpp"}),
         (ADMConfig, {"channels": 1}),
         (ADMConfig, {"channel_mult": ()}),
         (ADMConfig, {"channel_mult": (0,)}),
+        (ADMConfig, {"min_group_channels": 3}),
         (ADMConfig, {"blocks": 0}),
         (ADMConfig, {"attention_resolutions": (0,)}),
         (ADMConfig, {"head_channels": 0}),
@@ -319,6 +321,13 @@ def test_values_out_of_range_are_named(section: type, bad: dict[str, object]) ->
     with pytest.raises(ConfigError, match=f"^[a-z]+.{key} must be .*, not ") as error:
         section(**bad)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("fewest", "channels", "unit"), [(1, 72, 32), (4, 74, 4)])
+def test_widths_of_adm_are_multiples_of_what_its_norms_need(fewest: int, channels: int, unit: int) -> None:
+    with pytest.raises(ConfigError, match=f"network.channels = {channels} multiples of {unit}"):
+        ADMConfig(channels=channels, channel_mult=(1,), min_group_channels=fewest)
+    assert ADMConfig(channels=72, channel_mult=(1,), min_group_channels=4).channels == 72
 
 
 @pytest.mark.parametrize(

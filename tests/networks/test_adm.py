@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from ict_backends.jax import adm as jax_adm
 from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import load_arrays as jax_load
-from ict_backends.networks.adm import adm_layers, adm_spec
+from ict_backends.networks.adm import adm_groups, adm_layers, adm_spec
 from ict_backends.networks.layers import BlockSpec, array_shapes
 from ict_backends.torch import adm as torch_adm
 from ict_backends.torch import layers as torch_layers
@@ -266,3 +267,16 @@ def test_dropout_acts_at_low_resolutions_only() -> None:
 def test_heads_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="network.head_channels = 48 must divide .* 64 is not divisible"):
         adm_spec(ADMConfig(channels=64, channel_mult=(1,), head_channels=48), (3, 8, 8))
+
+
+def test_widths_must_divide_into_the_groups_of_their_norms() -> None:
+    """With fewer, smaller groups, widths need not be multiples of 32."""
+    config = ADMConfig(
+        channels=20, channel_mult=(1, 4), min_group_channels=4, head_channels=80, attention_resolutions=()
+    )
+    assert adm_groups(20, 4) == 5
+    assert adm_groups(192, 4) == adm_groups(32, 1) == 32
+    assert adm_spec(config, (3, 8, 8)).in_channels == 20
+    odd = replace(config, channels=72, channel_mult=(1, 1), head_channels=72)
+    with pytest.raises(ConfigError, match=r"gives up.0.blocks.0 144 channels, which do not divide into 32 groups"):
+        adm_spec(odd, (3, 8, 8))

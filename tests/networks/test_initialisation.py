@@ -29,6 +29,13 @@ FAMILIES = {
         "num_classes": 10,
     },
     "ncsnpp positional": {"channels": 32, "channel_mult": [1], "blocks": 1, "embedding": "positional"},
+    "ncsnpp with early labels": {
+        "channels": 32,
+        "channel_mult": [1],
+        "blocks": 1,
+        "num_classes": 10,
+        "labels_at": "features",
+    },
     "adm": {
         "family": "adm",
         "channels": 32,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,32 @@ def test_classes_are_added_to_a_model_without_them_and_taken_from_one(tmp_path: 
     old, _ = averaged_weights(run, run.load_config(), images(4))
     assert said == "its classes are merged into one, the mean of their rows"
     np.testing.assert_allclose(weights["embedding.dense_1.bias"], old["embedding.dense_1.bias"] + 3, rtol=1e-6)
+
+
+def test_classes_that_enter_early_are_replaced_by_what_they_add() -> None:
+    """Old ones by their mean, none by nothing; without classes, what they add goes where it went."""
+    rng = np.random.default_rng(0)
+    shapes = {"dense_0.weight": (6, 4), "dense_0.bias": (6,), "dense_1.bias": (6,), "labels.weight": (4, 3)}
+    shapes["labels.bias"] = (4,)
+    old = {f"embedding.{name}": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+    def added(weights: dict[str, np.ndarray]) -> np.ndarray:
+        table, bias = weights["embedding.labels.weight"], weights["embedding.labels.bias"]
+        return table.T * math.sqrt(table.shape[1]) + bias
+
+    mean = added(old).mean(axis=0)
+    for count in (2, 5):
+        new, said = change_classes(old, count, early=True)
+        assert said == f"each of the {count} classes begins as the mean of the 3 old ones"
+        np.testing.assert_allclose(added(new), np.tile(mean, (count, 1)), rtol=1e-5)
+    none, said = change_classes(old, 0, early=True)
+    assert said == "its classes are merged into one, the mean of their rows"
+    assert none.keys() == old.keys() - {"embedding.labels.weight", "embedding.labels.bias"}
+    went = none["embedding.dense_0.bias"] - old["embedding.dense_0.bias"]
+    np.testing.assert_allclose(went, old["embedding.dense_0.weight"] @ mean, rtol=1e-5, atol=1e-6)
+    new, said = change_classes(none, 2, early=True)
+    assert said == "each of the 2 classes begins as the model that there is"
+    assert not added(new).any()
 
 
 def test_another_size_is_refused_in_a_sentence_about_attention(tmp_path: Path) -> None:
