@@ -80,8 +80,8 @@ def edm_config(file: EDMFile, what: str) -> Config:
     whole, network = file.whole, file.network
     if whole.kind != "EDMPrecond" or network.kind not in _CLASSES:
         raise CheckpointError(
-            f"{what} holds a {whole.kind} around a {network.kind}; what is imported is an EDMPrecond around a "
-            f"{' or a '.join(_CLASSES)}"
+            f"{what} holds {whole.kind} around {network.kind}; what is imported is EDMPrecond around "
+            f"{' or '.join(_CLASSES)}"
         )
     settings = _complete(network.settings, network.kind, what)
     for name, value in (*network.settings.items(), ("sigma_data", whole.values.get("sigma_data"))):

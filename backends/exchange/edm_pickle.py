@@ -390,14 +390,18 @@ def _bytes(value: Any) -> bytes | None:
 
 
 def _arrays(whole: Any, size: int) -> Arrays:
-    """All parameters and buffers of a module and of those in it, float32, by their dotted names."""
-    arrays, total = {}, 0
+    """All parameters and buffers of a module and of those in it, float32, by their dotted names.
+
+    What the tensors refer to is counted: a tensor, or its bytes, may be referred to many times by few bytes.
+    """
+    arrays: Arrays = {}
+    left = 2 * size
     for name, value in _tensors(whole):
-        array = _array(name, value)
-        total += array.nbytes
-        if total > 2 * size:  # the smallest numbers, of 2 bytes, become those of 4
-            raise UnreadableError("its arrays would be larger than the file")
-        arrays[name] = array
+        shape, strides, offset, content = _parts(name, value)
+        left -= len(content)
+        if left < 0 or len(arrays) > _MOST_MODULES:
+            raise UnreadableError("its arrays would be larger than the file, or more than any of EDM's has")
+        arrays[name] = _array(name, shape, strides, offset, _storage(name, content))
     return arrays
 
 
@@ -417,8 +421,8 @@ def _tensors(whole: Any) -> Iterator[tuple[str, Any]]:
         left += [(f"{prefix}{name}.", value) for name, value in inner.items() if value is not None]
 
 
-def _array(name: str, value: Any) -> np.ndarray:
-    """The array of a tensor's record, float32. Its place in its storage is checked before it is looked at."""
+def _parts(name: str, value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], int, bytes]:
+    """A tensor's shape, strides and offset in its storage, unchecked, and the bytes of the storage."""
     if isinstance(value, Call) and value.is_of("torch._utils", "_rebuild_parameter") and isinstance(value.args, tuple):
         value = value.args[0]
     known = ("_rebuild_tensor", "_rebuild_tensor_v2")
@@ -426,12 +430,22 @@ def _array(name: str, value: Any) -> np.ndarray:
         what = _name_of(value) if isinstance(value, Call) else type(value).__name__
         raise UnreadableError(f"{name} is no plain tensor, but a {what}")
     match value.args:
-        case (Call() as storage, int(offset), tuple(shape), tuple(strides), *_):
-            numbers = _storage(name, storage)
-            _check_place(name, offset, shape, strides, len(numbers))
-            steps = tuple(stride * numbers.itemsize for stride in strides)
-            return np.array(np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps), np.float32, order="C")
+        case (Call(args=(held,)) as storage, int(offset), tuple(shape), tuple(strides), *_):
+            content = _bytes(held) if storage.is_of("torch.storage", "_load_from_bytes") else None
+            if content is None:
+                raise UnreadableError(f"{name} has its numbers in another place than EDM's files")
+            return shape, strides, offset, content
     raise UnreadableError(f"{name} is no plain tensor")
+
+
+def _array(name: str, shape: tuple[Any, ...], strides: tuple[Any, ...], offset: int, numbers: np.ndarray) -> np.ndarray:
+    """An array, float32, of the numbers of its storage. Its place in them is checked before it is looked at."""
+    _check_place(name, offset, shape, strides, len(numbers))
+    steps = tuple(stride * numbers.itemsize for stride in strides)
+    array = np.array(np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps), order="C")
+    if array.dtype == np.uint16:  # bfloat16, the upper half of a float32
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
 
 
 def _check_place(name: str, offset: int, shape: tuple[Any, ...], strides: tuple[Any, ...], count: int) -> None:
@@ -448,12 +462,11 @@ def _check_place(name: str, offset: int, shape: tuple[Any, ...], strides: tuple[
         raise UnreadableError(f"{name} has a shape, strides or an offset beyond the {count:,} numbers that are there")
 
 
-def _storage(name: str, value: Call) -> np.ndarray:
-    """The numbers of a storage, [n], from the bytes of torch's older format, which are not copied."""
-    known = value.is_of("torch.storage", "_load_from_bytes") and isinstance(value.args, tuple) and len(value.args) == 1
-    content = _bytes(value.args[0]) if known else None
-    if content is None:
-        raise UnreadableError(f"{name} has its numbers in another place than EDM's files")
+def _storage(name: str, content: bytes) -> np.ndarray:
+    """The numbers of a storage, [n], from the bytes of torch's older format, which are not copied.
+
+    bfloat16, which NumPy does not have, comes as uint16.
+    """
     file = io.BytesIO(content)
     stream = Stream(file, len(content))
     magic, protocol, system, storage, keys = (read_pickle(stream) for _ in range(5))
@@ -469,5 +482,4 @@ def _storage(name: str, value: Call) -> np.ndarray:
     dtype, claimed, start = np.dtype(_STORAGES[kind]), file.read(8), file.tell()
     if keys != [key] or int.from_bytes(claimed, "little") != count or len(content) != start + count * dtype.itemsize:
         raise UnreadableError(f"{name} claims {count:,} numbers, and has another count of bytes")
-    numbers = np.frombuffer(content, dtype, offset=start)
-    return (numbers.astype(np.uint32) << 16).view(np.float32) if kind == "BFloat16Storage" else numbers
+    return np.frombuffer(content, dtype, offset=start)
