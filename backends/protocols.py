@@ -77,15 +77,17 @@ class Model(Protocol):
         *,
         clip_steps: bool = False,
         guidance: float = 1.0,
+        solver: str = "multistep",
     ) -> np.ndarray:
         """Sample images from given noise, in one step or several.
 
         Args:
-            noises: [steps, b, c, h, w] standard normal noise.
+            noises: [steps, b, c, h, w] standard normal noise; [1, b, c, h, w] for "heun".
             sigmas: [steps] falling noise levels.
             labels: [b] classes for a conditional model.
             clip_steps: clip to [-1, 1] after each step, and not only at the end.
             guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
+            solver: "multistep" for `ict_core.multistep_sample`; "heun" for `ict_core.heun_sample`.
 
         Returns:
             [b, c, h, w] float32 in [-1, 1].

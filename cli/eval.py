@@ -25,6 +25,7 @@ from ict_cli.options import (
     open_backend,
     released_options,
     seed_option,
+    solver_option,
     steps_options,
     weights_option,
 )
@@ -95,6 +96,7 @@ _FID_IMAGES = 50_000
 )
 @click.option("--json", "json_file", type=PATH, help="Also write the figures into this file.")
 @labels_option
+@solver_option
 @guidance_option
 @steps_options
 @released_options
@@ -116,6 +118,7 @@ def eval_command(
     halves: bool,
     json_file: Path | None,
     labels: str | None,
+    solver: str | None,
     guidance: float,
     steps: int | None,
     sigmas: str | None,
@@ -172,6 +175,7 @@ def eval_command(
                 clip_steps=clip_steps,
                 truncate=truncate,
                 guidance=guidance,
+                solver=solver,
                 seed=seed,
                 batch_size=batch_size,
                 device=device,
@@ -265,6 +269,7 @@ def _kind(drawing: Drawing | None) -> str:
         return "images"
     steps = len(drawing.sigmas)
     kind = "one-step samples" if steps == 1 else f"{steps}-step samples"
+    kind += " by Heun's method" if drawing.solver == "heun" else ""
     if not drawing.is_conditional:
         return kind
     labels = None if drawing.labels is None else str(drawing.labels)
@@ -285,6 +290,7 @@ def _line(result: Result, comparison: Comparison) -> str:
 # Options that only say how a model draws its samples.
 _OF_RUNS = (
     "labels",
+    "solver",
     "guidance",
     "steps",
     "sigmas",

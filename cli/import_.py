@@ -159,7 +159,7 @@ def edm_command(file: Path, out: Path, config_file: Path | None) -> None:
         run.path,
         config,
         _of(place, file),
-        more=f"It is a diffusion model, whose samples in one step are blurred. More: ict train --init {run.path}",
+        more=f"It is a diffusion model, drawn in 18 steps. To tune it for one: ict train --init {run.path}",
         notes=left_out,
     )
 

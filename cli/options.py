@@ -146,6 +146,13 @@ def released_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+solver_option = click.option(
+    "--solver",
+    type=click.Choice(("multistep", "heun")),
+    help="How noise becomes an image: multistep, by the consistency function; heun, by the ODE of a diffusion model, "
+    "in 18 steps unless --steps says otherwise.  [default: what the model was trained for]",
+)
+
 guidance_option = click.option(
     "--guidance",
     type=float,

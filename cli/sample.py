@@ -22,6 +22,7 @@ from ict_cli.options import (
     open_backend,
     released_options,
     seed_option,
+    solver_option,
     steps_options,
     weights_option,
 )
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     help="Classes to draw in turn, such as 3 or 0,1,2; balanced: all in turn; data: in the proportions of the training "
     "data; or random.  [default: balanced]",
 )
+@solver_option
 @guidance_option
 @released_options
 @click.option("--trajectory", is_flag=True, help="Show the input and output of each step instead (x.png only).")
@@ -78,6 +80,7 @@ def sample_command(
     sigmas: str | None,
     seed: int,
     labels: str | None,
+    solver: str | None,
     guidance: float,
     clip_steps: bool,
     truncate: bool,
@@ -99,18 +102,22 @@ def sample_command(
     """
     from ict_backends.environment import share_of_work
     from ict_backends.runs.folder import class_counts, class_names, open_run
-    from ict_backends.sampling.choices import check_guidance, resolve_labels, resolve_sigmas
+    from ict_backends.sampling.choices import check_guidance, resolve_labels, resolve_sigmas, resolve_solver
 
     place = open_run(run)
     config = place.load_config()
-    levels = resolve_sigmas(config, steps, sigmas, run=place)
+    solver = resolve_solver(config, solver, clip_steps=clip_steps)
+    levels = resolve_sigmas(config, steps, sigmas, run=place, solver=solver)
     check_guidance(config, guidance)
     counts, names = class_counts(place, config), class_names(place, config)
     classes = resolve_labels(config, labels, num, seed=seed, counts=counts, names=names)
-    drawing = _Drawing(out, num, levels, seed, classes, guidance, clip_steps, truncate, batch_size, *share_of_work())
+    how = (guidance, solver, clip_steps, truncate)
+    drawing = _Drawing(out, num, levels, seed, classes, *how, batch_size, *share_of_work())
     # Read once: a run that is training has another newest checkpoint a moment later.
     checkpoint = place.checkpoint_of(weights)
     recipe = _recipe(checkpoint, weights, drawing, labels)
+    if trajectory and solver == "heun":
+        raise UsageError("--trajectory shows the steps of --solver multistep")
     _check_output(out, recipe, trajectory, scale, create=not dry_run)
     model = open_backend(backend, device).load_model(checkpoint, weights=weights, device=device)
     if dry_run:
@@ -135,6 +142,7 @@ class _Drawing(NamedTuple):
         sigmas: falling noise levels, one per step.
         labels: the classes, [num] int64, or None for an unconditional model.
         guidance: the scale of classifier-free guidance; 1 is none.
+        solver: "multistep" or "heun".
         clip_steps: clip after each step, and not only at the end.
         truncate: cut values off to 8 bits instead of rounding them.
         batch: images computed at a time.
@@ -148,6 +156,7 @@ class _Drawing(NamedTuple):
     seed: int
     labels: np.ndarray | None
     guidance: float
+    solver: str
     clip_steps: bool
     truncate: bool
     batch: int
@@ -174,6 +183,7 @@ def _recipe(checkpoint: Path, weights: str, drawing: _Drawing, labels: str | Non
         "clip_steps": drawing.clip_steps,
         "truncate": drawing.truncate,
         "guidance": drawing.guidance,
+        "solver": drawing.solver,
     }
 
 
@@ -210,6 +220,7 @@ def _write_grid(model: Model, drawing: _Drawing, names: Sequence[str] | None, sc
             batch=drawing.batch,
             clip_steps=drawing.clip_steps,
             guidance=drawing.guidance,
+            solver=drawing.solver,
             on_batch=bar.update,
         )
     pixels = to_uint8(images, truncate=drawing.truncate)
@@ -268,6 +279,7 @@ def _write_many(model: Model, drawing: _Drawing, recipe: dict[str, object]) -> N
             batch=batch,
             clip_steps=drawing.clip_steps,
             guidance=drawing.guidance,
+            solver=drawing.solver,
         )
         for images in batches:
             yield to_uint8(images, truncate=drawing.truncate)

@@ -100,12 +100,13 @@ def search_sigmas_command(
     from ict_backends.measuring.inception import feature_network
     from ict_backends.measuring.reference import data_of, samples_of_model
     from ict_backends.runs.folder import open_run
-    from ict_backends.sampling.choices import check_guidance
+    from ict_backends.sampling.choices import check_guidance, resolve_solver
     from ict_backends.sampling.search_sigmas import save_search, search_sigmas
 
     place = open_run(run)
     config = place.load_config()
     check_guidance(config, guidance)
+    resolve_solver(config, "multistep")  # warns of a diffusion model
     if plot is not None:
         if plot.suffix.lower() != ".png":
             raise UsageError(f"--plot {plot} must end in .png")

@@ -111,8 +111,10 @@ def constant(value: float, like: Array, xp: Namespace) -> Array:
     float32, and then sigma - sigma_min is not exactly 0 at sigma_min.
     """
     # Not array_api_compat.device, whose questions torch.compile warns about. What JAX traces has no device.
-    # Filled there, not copied there: a copy would make the host wait for the device.
-    return xp.full((), value, dtype=like.dtype, device=getattr(like, "device", None))
+    # Filled there, not copied there: a copy would make the host wait for the device. What JAX has divided among devices
+    # names its sharding, which no scalar can have; one without a device goes where the array is.
+    device = getattr(like, "device", None)
+    return xp.full((), value, dtype=like.dtype, device=None if hasattr(device, "mesh") else device)
 
 
 def host_constant(values: Any, like: Array, xp: Namespace) -> Array:

@@ -18,6 +18,12 @@ from ict_backends.protocols import Arrays
 from ict_core import ADMConfig, Config, ConfigError, NCSNppConfig
 from ict_core.settings import Tree, build_config
 
+# How such a model was trained, EDM table 1: it tells the commands that it is a diffusion model.
+_TRAINED_BY: Mapping[str, Any] = {
+    "noise": {"p_mean": -1.2, "p_std": 1.2},
+    "curriculum": {"schedule": "diffusion"},
+    "loss": {"distance": "l2", "weighting": "edm"},
+}
 # The arguments of both classes, with the values that they have where a file gives none; then those of each.
 _BOTH: Mapping[str, Any] = {
     "label_dim": 0,
@@ -91,8 +97,8 @@ def edm_config(file: EDMFile, what: str) -> Config:
         sections = _song(settings) if network.kind == "SongUNet" else _dhariwal(settings)
         size, channels = settings["img_resolution"], settings["in_channels"]
         data = {"shape": [channels, size, size], "source": "unknown"}
-        noise = {"sigma_data": float(whole.values["sigma_data"])}
-        return build_config({"data": data, "network": sections, "noise": noise})
+        noise = {"sigma_data": float(whole.values["sigma_data"]), **_TRAINED_BY["noise"]}
+        return build_config({"data": data, "network": sections, **_TRAINED_BY, "noise": noise})
     except _OtherNetworkError as error:
         raise CheckpointError(f"{what} holds a {network.kind} that we do not have: {error}") from error
     except (ConfigError, TypeError, ValueError, ArithmeticError, LookupError) as error:

@@ -23,7 +23,7 @@ from ict_backends.networks.families import parameter_shapes
 from ict_backends.runs.checkpoint import check_arrays, load_checkpoint
 from ict_backends.runs.folder import open_run
 from ict_backends.sampling.batches import compiled_size, padded
-from ict_core import NO_CLASS, Config, guided, multistep_sample
+from ict_core import NO_CLASS, Config, guided, heun_sample, multistep_sample
 from ict_core.loss import ConsistencyFunction
 
 
@@ -80,15 +80,17 @@ class LoadedModel:
         *,
         clip_steps: bool = False,
         guidance: float = 1.0,
+        solver: str = "multistep",
     ) -> np.ndarray:
         """Sample images from given noise, in one step or several.
 
         Args:
-            noises: [steps, b, c, h, w] standard normal noise.
+            noises: [steps, b, c, h, w] standard normal noise; [1, b, c, h, w] for "heun".
             sigmas: [steps] falling noise levels.
             labels: [b] classes for a conditional model.
             clip_steps: clip to [-1, 1] after each step, and not only at the end.
             guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
+            solver: "multistep" for `ict_core.multistep_sample`; "heun" for `ict_core.heun_sample`.
 
         Returns:
             [b, c, h, w] float32 in [-1, 1].
@@ -98,6 +100,8 @@ class LoadedModel:
         """
         levels = tuple(float(s) for s in sigmas)
         function = partial(_sample, sigmas=levels, clip_steps=clip_steps, guidance=float(guidance))
+        if solver == "heun":
+            function = partial(_solve, sigmas=levels, guidance=float(guidance))
         batch_first = np.moveaxis(_nhwc(noises), 0, 1)
         return self._run(function, len(batch_first), batch_first, labels)
 
@@ -150,6 +154,24 @@ def _sample(
     f = _guided_function(merge_network(config, params, constants), config, labels, guidance)
     noises, sigma_min = jnp.moveaxis(noises, 1, 0), config.noise.sigma_min
     return multistep_sample(f, noises, sigmas, sigma_min=sigma_min, clip=True, clip_steps=clip_steps, xp=jnp)
+
+
+def _solve(
+    config: Config,
+    params: nnx.State,
+    constants: nnx.State,
+    noises: Array,
+    labels: Array | None,
+    *,
+    sigmas: tuple[float, ...],
+    guidance: float,
+) -> Array:
+    """Heun's method, of a function that is compiled once and not once an evaluation."""
+
+    def f(x: Array, sigma: Array, /) -> Array:
+        return _consistency(config, params, constants, x, sigma, labels, guidance=guidance)
+
+    return heun_sample(f, noises[:, 0], sigmas, sigma_end=config.noise.sigma_min, clip=True, xp=jnp)
 
 
 def _guided_function(network: UNet, config: Config, labels: Array | None, guidance: float) -> ConsistencyFunction:

@@ -29,7 +29,7 @@ from ict_backends.measuring.sharing import exchange, stretch
 from ict_backends.protocols import FeatureNetwork, Model, Processes
 from ict_backends.runs.folder import RunDir, check_training_data, class_counts, class_names
 from ict_backends.sampling.batches import sample_batches
-from ict_backends.sampling.choices import Labels, check_guidance, resolve_labels, resolve_sigmas
+from ict_backends.sampling.choices import Labels, check_guidance, resolve_labels, resolve_sigmas, resolve_solver
 from ict_core import Config
 
 
@@ -40,7 +40,7 @@ class Drawing(NamedTuple):
         sigmas: the falling noise levels, one a step.
         labels: the value of --labels or its default; None for the default where the data's classes are not known.
         is_conditional: True if the samples have classes.
-        clip_steps, truncate, guidance: as `ict eval` has them.
+        clip_steps, truncate, guidance, solver: as `ict eval` has them.
     """
 
     sigmas: list[float]
@@ -49,6 +49,7 @@ class Drawing(NamedTuple):
     clip_steps: bool
     truncate: bool
     guidance: float
+    solver: str
 
 
 class Comparison(NamedTuple):
@@ -93,6 +94,7 @@ class Comparison(NamedTuple):
         record["features"] = None if network is None else {"name": network.name, "sha256": network.digest}
         if drawing is not None:
             record |= {"clip_steps": drawing.clip_steps, "truncate": drawing.truncate, "guidance": drawing.guidance}
+            record["solver"] = drawing.solver
             record["labels"] = drawing.labels if drawing.is_conditional else None
         for result in self.results:
             record |= result.figures()
@@ -147,6 +149,7 @@ def measure_model(
     clip_steps: bool = False,
     truncate: bool = False,
     guidance: float = 1.0,
+    solver: str | None = None,
     seed: int = 0,
     batch_size: int = 256,
     device: str = "auto",
@@ -165,7 +168,8 @@ def measure_model(
         DataError, UsageError: the data, the metrics and the model do not fit each other.
         CheckpointError: the levels of the run, or the feature network, cannot be read.
     """
-    levels = resolve_sigmas(config, steps, sigmas, run=run)
+    solver = resolve_solver(config, solver, clip_steps=clip_steps)
+    levels = resolve_sigmas(config, steps, sigmas, run=run, solver=solver)
     check_guidance(config, guidance)
     network = feature_network(None if features is None else str(features), device, trust=trust_features)
     names = read_metrics(metrics, network)
@@ -185,9 +189,10 @@ def measure_model(
         batch=batch_size,
         clip_steps=clip_steps,
         guidance=guidance,
+        solver=solver,
     )
     batches = (to_uint8(images, truncate=truncate) for images in drawn)
-    drawing = Drawing(levels, chosen, classes is not None, clip_steps, truncate, guidance)
+    drawing = Drawing(levels, chosen, classes is not None, clip_steps, truncate, guidance, solver)
     return compare_batches(batches, samples.num, names, reference, network, drawing=drawing, processes=processes)
 
 

@@ -31,6 +31,7 @@ from ict_backends.sampling.choices import (
     check_seed,
     resolve_labels,
     resolve_sigmas,
+    resolve_solver,
 )
 from ict_core import Config
 
@@ -106,6 +107,7 @@ class TrainedModel:
         clip_steps: bool = False,
         truncate: bool = False,
         guidance: float = 1.0,
+        solver: str | None = None,
         batch_size: int = 256,
     ) -> np.ndarray:
         """Draw images 0..num-1 of a seed.
@@ -122,6 +124,8 @@ class TrainedModel:
             truncate: cut values off to 8 bits, as released samplers do, instead of rounding them.
             guidance: how strongly images are of their class: 1 as the model was trained, more for more, 0 for no
                 class. Only for a conditional model, which should be trained with `train.label_dropout`.
+            solver: "multistep", or "heun" for the ODE of a diffusion model, in 18 steps unless told otherwise; by
+                default the one that the model was trained for.
             batch_size: images that are computed at a time, >= 1; fewer where so many do not fit into the memory.
 
         Returns:
@@ -134,7 +138,8 @@ class TrainedModel:
         check_at_least("num", num, 1)
         check_seed(seed)
         check_at_least("batch-size", batch_size, 1)
-        levels = resolve_sigmas(self.config, steps, sigmas, run=self.run)
+        solver = resolve_solver(self.config, solver, clip_steps=clip_steps)
+        levels = resolve_sigmas(self.config, steps, sigmas, run=self.run, solver=solver)
         check_guidance(self.config, guidance)
         counts = class_counts(self.run, self.config)
         classes = resolve_labels(self.config, as_labels(labels), num, seed=seed, counts=counts, names=self.classes)
@@ -147,6 +152,7 @@ class TrainedModel:
             batch=batch_size,
             clip_steps=clip_steps,
             guidance=guidance,
+            solver=solver,
         )
         return rearrange(to_uint8(drawn, truncate=truncate), "n c h w -> n h w c")
 
@@ -188,6 +194,7 @@ class TrainedModel:
         clip_steps: bool = False,
         truncate: bool = False,
         guidance: float = 1.0,
+        solver: str | None = None,
         seed: int = 0,
         batch_size: int = 256,
     ) -> dict[str, Any]:
@@ -202,7 +209,7 @@ class TrainedModel:
             resize: fit data of another size or other colours to the model's.
             halves: with pixel-fd, also say what a perfect model would show: minutes for thousands of pixels.
             labels: as for `sample`; by default in the proportions of the data.
-            steps, sigmas, clip_steps, truncate, guidance, seed, batch_size: as for `sample`.
+            steps, sigmas, clip_steps, truncate, guidance, solver, seed, batch_size: as for `sample`.
 
         Returns:
             The figures by name, such as "pixel-fd", and what they are of ("num", "sigmas", ...): what
@@ -231,6 +238,7 @@ class TrainedModel:
             clip_steps=clip_steps,
             truncate=truncate,
             guidance=guidance,
+            solver=solver,
             seed=seed,
             batch_size=batch_size,
             device=self.device,

@@ -11,7 +11,7 @@ from ict_backends.errors import OutOfMemoryError
 from ict_backends.images import to_uint8
 from ict_backends.protocols import Model
 from ict_backends.randomness import image_noises
-from ict_core import multistep_sample
+from ict_core import Config, heun_sigmas, multistep_sample
 
 
 def sample_images(
@@ -24,6 +24,7 @@ def sample_images(
     batch: int = 256,
     clip_steps: bool = False,
     guidance: float = 1.0,
+    solver: str = "multistep",
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """Sample images 0..num-1 of a seed: [num, c, h, w] float32 in [-1, 1].
@@ -39,6 +40,7 @@ def sample_images(
         batch: images that are computed at a time, >= 1; halved where so many do not fit into the device's memory.
         clip_steps: clip to [-1, 1] after each step, as released samplers do, and not only at the end.
         guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
+        solver: "multistep" for `ict_core.multistep_sample`; "heun" for `ict_core.heun_sample`.
         on_batch: called after each batch with the number of its images.
 
     Raises:
@@ -54,6 +56,7 @@ def sample_images(
         batch=batch,
         clip_steps=clip_steps,
         guidance=guidance,
+        solver=solver,
     )
     for images in drawn:
         parts.append(images)
@@ -71,6 +74,7 @@ def sample_batches(
     batch: int = 256,
     clip_steps: bool = False,
     guidance: float = 1.0,
+    solver: str = "multistep",
 ) -> Iterator[np.ndarray]:
     """Sample the images of a seed that have these numbers, and yield batches [b, c, h, w] float32 in [-1, 1].
 
@@ -78,14 +82,14 @@ def sample_batches(
         model: the trained model.
         indices: numbers of images, >= 0.
         labels: classes for a conditional model, [n] with n > max(indices): image i has class labels[i].
-        sigmas, seed, batch, clip_steps, guidance: as for `sample_images`, whose errors are raised here, too.
+        sigmas, seed, batch, clip_steps, guidance, solver: as for `sample_images`, whose errors are raised here, too.
     """
 
     def draw(rows: slice) -> np.ndarray:
         chosen = indices[rows]
-        noises = image_noises(seed, chosen, len(sigmas), model.config.data.shape)
+        noises = image_noises(seed, chosen, 1 if solver == "heun" else len(sigmas), model.config.data.shape)
         classes = None if labels is None else np.asarray(labels)[list(chosen)]
-        return model.sample(noises, sigmas, classes, clip_steps=clip_steps, guidance=guidance)
+        return model.sample(noises, sigmas, classes, clip_steps=clip_steps, guidance=guidance, solver=solver)
 
     return fitting_batches(draw, len(indices), batch)
 
@@ -213,8 +217,17 @@ def trajectory(
     return np.stack(inputs_and_outputs)
 
 
+def usual_solver(config: Config) -> tuple[str, list[float]]:
+    """How a model is sampled where nobody says how, and the levels: in one step; a diffusion model in 18 of Heun."""
+    noise = config.noise
+    if config.curriculum.has_teacher:
+        return "multistep", [noise.sigma_max]
+    return "heun", heun_sigmas(sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, rho=noise.rho)
+
+
 def preview(model: Model, num: int = 64) -> np.ndarray:
-    """One-step samples of seed 0, [num, c, h, w] uint8, to show a run's progress; all classes in turn."""
+    """Samples of seed 0 by `usual_solver`, [num, c, h, w] uint8, to show a run's progress; all classes in turn."""
     classes = model.config.network.num_classes
     labels = np.arange(num) % classes if classes else None
-    return to_uint8(sample_images(model, num, sigmas=[model.config.noise.sigma_max], seed=0, labels=labels))
+    solver, sigmas = usual_solver(model.config)
+    return to_uint8(sample_images(model, num, sigmas=sigmas, seed=0, labels=labels, solver=solver))

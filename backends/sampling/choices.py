@@ -12,15 +12,18 @@ from ict_backends.data.decode import describe_shape
 from ict_backends.errors import DataError, UsageError
 from ict_backends.randomness import image_labels
 from ict_backends.runs.folder import RunDir
-from ict_backends.sampling.batches import proportional_labels
+from ict_backends.sampling.batches import proportional_labels, usual_solver
 from ict_backends.sampling.editing import edit_levels
 from ict_backends.sampling.search_sigmas import load_sigmas
-from ict_core import Config
+from ict_core import Config, heun_sigmas
 from ict_core.sampling import check_falling_sigmas
 
 # The value of --labels: a word or classes with commas between them; or, in Python, classes by number or name.
 Labels = str | int | Sequence[int | str]
 
+# How noise becomes an image: by the consistency function, in a few steps; or by the ODE of a diffusion model.
+SOLVERS = ("multistep", "heun")
+_HEUN_STEPS = 18  # EDM, for CIFAR-10
 # Warn of a first level below this share of sigma_max.
 _NEAR_FIRST = 0.5
 # More than anyone takes, and too little for an overflow.
@@ -29,8 +32,34 @@ _MOST_GUIDANCE = 1000
 _NAMES, _SHOWN = 10, 60
 
 
+def resolve_solver(config: Config, solver: str | None, *, clip_steps: bool = False) -> str:
+    """How samples are drawn: the value of --solver, or by default "heun" for diffusion models and else "multistep".
+
+    A solver for which the model was not trained leads to a warning.
+
+    Raises:
+        UsageError: there is no such solver, or --clip-steps does not fit it.
+    """
+    usual, _ = usual_solver(config)
+    chosen = solver or usual
+    if chosen not in SOLVERS:
+        raise UsageError(f"--solver {chosen} must be {' or '.join(SOLVERS)}")
+    if clip_steps and chosen == "heun":
+        raise UsageError("--clip-steps is for --solver multistep")
+    if chosen != usual == "heun":
+        warn("the model is a diffusion model: in one step or a few it gives blurred means of images; --solver heun")
+    elif chosen != usual:
+        warn(f'--solver heun is for diffusion models; curriculum.schedule = "{config.curriculum.schedule}" trains none')
+    return chosen
+
+
 def resolve_sigmas(
-    config: Config, steps: int | None, sigmas: str | Sequence[float] | None, *, run: RunDir | None = None
+    config: Config,
+    steps: int | None,
+    sigmas: str | Sequence[float] | None,
+    *,
+    run: RunDir | None = None,
+    solver: str = "multistep",
 ) -> list[float]:
     """The falling noise levels to sample at, one per step: those of --sigmas, or the first --steps known levels.
 
@@ -42,12 +71,18 @@ def resolve_sigmas(
         steps: the number of steps, >= 1; None for 1, or for as many as `sigmas` has.
         sigmas: the levels, as numbers or as text with commas between them.
         run: the run whose levels may have been searched.
+        solver: from `resolve_solver`; "heun" takes any number of steps, 18 by default.
 
     Raises:
         UsageError: the options exclude each other, or their values are not allowed; the message says what is.
         CheckpointError: the levels of the run cannot be read.
     """
     first, second = config.noise.sigma_max, config.sample.second_sigma
+    if sigmas is None and solver == "heun":
+        check_at_least("steps", 1 if steps is None else steps, 1)
+        return heun_sigmas(
+            steps or _HEUN_STEPS, sigma_min=config.noise.sigma_min, sigma_max=first, rho=config.noise.rho
+        )
     if sigmas is None:
         known = (load_sigmas(run) if run else []) or [first, second]
         check_at_least("steps", 1 if steps is None else steps, 1)
@@ -64,6 +99,8 @@ def resolve_sigmas(
     try:
         levels = [float(text) for text in texts]
         check_falling_sigmas(levels, sigma_min=config.noise.sigma_min, sigma_max=first)
+        if solver == "heun" and levels[-1] == config.noise.sigma_min:
+            raise ValueError(f"the last level must be > {levels[-1]:g} (noise.sigma_min) for --solver heun")
     except ValueError as error:
         raise UsageError(f"--sigmas {shown}: {error}") from error
     if levels[0] < _NEAR_FIRST * first:

@@ -31,7 +31,7 @@ from ict_backends.images import save_folder, save_npz
 
 _MANIFEST, _DIGEST = ".ict-sample.json", "sha256_of_file"
 # What earlier versions did, whose recipes do not say it.
-_EARLIER: dict[str, object] = {"clip_steps": False, "truncate": False, "guidance": 1.0}
+_EARLIER: dict[str, object] = {"clip_steps": False, "truncate": False, "guidance": 1.0, "solver": "multistep"}
 # How long the first process waits for new images of the other processes before it draws them itself.
 _PATIENCE_SECONDS = 120.0
 

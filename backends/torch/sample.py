@@ -20,7 +20,7 @@ from ict_backends.torch.device import check_device, float32_as, other_devices, o
 from ict_backends.torch.networks import UNet, make_network
 from ict_backends.torch.step import consistency_function
 from ict_backends.torch.weights import load_arrays
-from ict_core import NO_CLASS, Config, guided, multistep_sample
+from ict_core import NO_CLASS, Config, guided, heun_sample, multistep_sample
 from ict_core.loss import ConsistencyFunction
 
 
@@ -79,15 +79,17 @@ class LoadedModel:
         *,
         clip_steps: bool = False,
         guidance: float = 1.0,
+        solver: str = "multistep",
     ) -> np.ndarray:
         """Sample images from given noise, in one step or several.
 
         Args:
-            noises: [steps, b, c, h, w] standard normal noise.
+            noises: [steps, b, c, h, w] standard normal noise; [1, b, c, h, w] for "heun".
             sigmas: [steps] falling noise levels.
             labels: [b] classes for a conditional model.
             clip_steps: clip to [-1, 1] after each step, and not only at the end.
             guidance: the scale of classifier-free guidance (`ict_core.guided`); 1 is none.
+            solver: "multistep" for `ict_core.multistep_sample`; "heun" for `ict_core.heun_sample`.
 
         Returns:
             [b, c, h, w] float32 in [-1, 1].
@@ -99,6 +101,8 @@ class LoadedModel:
         def draw(module: UNet, noises: Tensor, labels: Tensor | None) -> Tensor:
             f = _guided_function(module, self.config, labels, guidance)
             noises, sigma_min = noises.movedim(1, 0), self.config.noise.sigma_min
+            if solver == "heun":
+                return heun_sample(f, noises[0], sigmas, sigma_end=sigma_min, clip=True, xp=xp)
             return multistep_sample(f, noises, sigmas, sigma_min=sigma_min, clip=True, clip_steps=clip_steps, xp=xp)
 
         return self._run(draw, np.moveaxis(np.asarray(noises), 0, 1), labels)

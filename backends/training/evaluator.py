@@ -19,7 +19,7 @@ from ict_backends.protocols import Model
 from ict_backends.runs.checkpoint import Checkpoint, remove_checkpoint, write_checkpoint
 from ict_backends.runs.folder import RunDir, class_counts, step_of
 from ict_backends.runs.lines import is_evaluation, read_lines
-from ict_backends.sampling.batches import proportional_labels, sample_images
+from ict_backends.sampling.batches import proportional_labels, sample_images, usual_solver
 from ict_core import Config
 
 
@@ -128,8 +128,10 @@ class Evaluator:
         if counts is None:
             counts = np.ones(self._config.network.num_classes)
         labels = proportional_labels(counts, self._num) if len(counts) else None
-        levels = [self._config.noise.sigma_max]
-        drawn = sample_images(model, self._num, sigmas=levels, seed=0, labels=labels, on_batch=self._check_stopping)
+        solver, sigmas = usual_solver(self._config)
+        drawn = sample_images(
+            model, self._num, sigmas=sigmas, seed=0, labels=labels, solver=solver, on_batch=self._check_stopping
+        )
         samples = to_uint8(drawn)
         gathered = gather(in_batches(samples), [settings.metric], None)
         return compare([settings.metric], gathered, self._reference)[0].value

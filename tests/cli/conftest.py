@@ -87,3 +87,11 @@ def rgb_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rgb")
     np.savez(folder / "x.npz", np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8))
     return trained(folder / "run", f"--data={folder / 'x.npz'}")
+
+
+@pytest.fixture(scope="session")
+def diffusion_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that trains a diffusion model. Tests must not change it."""
+    path = tmp_path_factory.mktemp("runs") / "diffusion"
+    loss = ("--set=loss.distance=l2", "--set=loss.weighting=edm", "--set=noise.p_mean=-1.2", "--set=noise.p_std=1.2")
+    return trained(path, "--set=curriculum.schedule=diffusion", *loss, "--set=train.learning_rate=1e-3")

@@ -153,7 +153,7 @@ def test_samples_are_rounded_as_in_files(ict: Ict, tmp_path: Path, digits_run: P
     for out in ("x.npz", "folder"):
         assert ict("sample", digits_run, "--out", tmp_path / out, "--num", 100, "--device", "cpu").code == 0
         found = figures(ict, tmp_path, tmp_path / out, "--data", "digits", "--metrics", "pixel-fd,sw,kid,pr")
-        drawing = {"sigmas", "clip_steps", "truncate", "guidance", "labels"}  # which only a run has
+        drawing = {"sigmas", "clip_steps", "truncate", "guidance", "solver", "labels"}  # which only a run has
         assert {k: v for k, v in found.items() if k not in drawing} == {
             k: v for k, v in direct.items() if k not in drawing
         }

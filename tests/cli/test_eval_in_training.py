@@ -211,7 +211,7 @@ def test_classes_are_drawn_in_the_proportions_of_the_data(tmp_path: Path, labell
             self.config = config
 
         def sample(
-            self, noises: Any, sigmas: Any, labels: np.ndarray, *, clip_steps: bool, guidance: float
+            self, noises: Any, sigmas: Any, labels: np.ndarray, *, clip_steps: bool, guidance: float, solver: str
         ) -> np.ndarray:
             drawn.append(labels.tolist())
             return model.sample(noises, sigmas, labels)

@@ -321,9 +321,10 @@ class Small:
         *,
         clip_steps: bool,
         guidance: float,
+        solver: str,
     ) -> np.ndarray:
         self._hold(noises.shape[1])
-        return self._model.sample(noises, sigmas, labels, clip_steps=clip_steps, guidance=guidance)
+        return self._model.sample(noises, sigmas, labels, clip_steps=clip_steps, guidance=guidance, solver=solver)
 
     def consistency(
         self, x: np.ndarray, sigma: np.ndarray, labels: np.ndarray | None, *, guidance: float
