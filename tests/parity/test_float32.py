@@ -163,7 +163,7 @@ def test_every_product_of_jaxs_sampling_says_its_precision(make: Callable[[], Co
     noises = np.zeros((2, 2, *x.shape[1:]), np.float32)
     for lowered in (
         jax_sample._network.lower(config, params, constants, x, numbers, labels),
-        jax_sample._consistency.lower(config, params, constants, x, numbers, labels),
+        jax_sample._consistency.lower(config, params, constants, x, numbers, labels, guidance=1.0),
         jax_sample._sample.lower(
             config, params, constants, noises, labels, sigmas=(80.0, 1.0), clip_steps=False, guidance=1.0
         ),
