@@ -53,12 +53,20 @@ _POLL_SECONDS = 0.2
 
 
 class StudyRun(NamedTuple):
-    """A training run of the study: its variant and seed, its folder, and its resolved settings."""
+    """A training run of the study.
+
+    Attributes:
+        variant, seed: what it is a run of.
+        folder: its folder.
+        config: its resolved settings.
+        source: the folder of the run whose weights it starts from, or None.
+    """
 
     variant: Variant
     seed: int
     folder: Path
     config: Config
+    source: Path | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +85,7 @@ class Study(NamedTuple):
         asked: settings that apply to all variants, before their own changes.
         metric: the metric that is compared.
         num: the number of samples it is measured on; None for as many as `ict eval` takes by default.
+        steps: their sampling steps; None for as many as `ict eval` takes by default.
     """
 
     plan: StudyPlan
@@ -85,21 +94,36 @@ class Study(NamedTuple):
     device: str
     metric: str
     num: int | None
+    steps: int | None
 
     def train_words(self, run: StudyRun) -> list[str]:
-        """The arguments of `ict` that train a run."""
+        """The arguments of `ict` that train a run, but for its folder."""
         settings = assignments(merge([self.asked, run.variant.changes]))
         return ["train", *self._where(), f"--preset={self.plan.preset}", *settings, f"--seed={run.seed}"]
+
+    def is_measured(self, outcome: Outcome) -> bool:
+        """True if an outcome is of the metric, the samples and the steps that are asked for."""
+        return (outcome.metric, outcome.num, outcome.steps) == (self.metric, self.num, self.steps)
 
     def eval_words(self, run: StudyRun) -> list[str]:
         """The arguments of `ict` that measure a run and write the result into a JSON file."""
         num = [] if self.num is None else [f"--num={self.num}"]
-        what = [f"--metrics={self.metric}", *num, "--no-halves", f"--json={run.file('json')}"]
+        what = [f"--metrics={self.metric}", *num, *self._steps(), "--no-halves", f"--json={run.file('json')}"]
         return ["eval", str(run.folder), *self._where(), *what]
 
     def sample_words(self, run: StudyRun) -> list[str]:
         """The arguments of `ict` that draw the samples of a run for samples.png."""
-        return ["sample", str(run.folder), *self._where(), f"--num={_SHOWN}", f"--out={run.file('npz')}"]
+        return [
+            "sample",
+            str(run.folder),
+            *self._where(),
+            f"--num={_SHOWN}",
+            *self._steps(),
+            f"--out={run.file('npz')}",
+        ]
+
+    def _steps(self) -> list[str]:
+        return [] if self.steps is None else [f"--steps={self.steps}"]
 
     def _where(self) -> list[str]:
         return [f"--backend={self.backend}", f"--device={self.device}"]
@@ -134,7 +158,13 @@ class Study(NamedTuple):
     type=click.Choice(["pixel-fd", "kid", "sw"]),
     default="pixel-fd",
     show_default=True,
-    help="Metric to compare, on one-step samples, as in `ict eval`.",
+    help="Metric to compare, as in `ict eval`.",
+)
+@click.option(
+    "--sampling-steps",
+    "sampling_steps",
+    type=click.IntRange(min=1),
+    help="Sampling steps of the samples, as --steps of `ict eval`.  [default: 1; 18 of a diffusion model]",
 )
 @click.option("--num", type=click.IntRange(min=2), help="Samples to measure of each run.  [default: as in `ict eval`]")
 @click.option("--out", type=PATH, help="Folder for runs and results.  [default: runs/ablate-PLAN-NNN]")
@@ -160,6 +190,7 @@ def ablate_command(
     settings: tuple[str, ...],
     steps: int | None,
     metric: str,
+    sampling_steps: int | None,
     num: int | None,
     out: Path | None,
     jobs: int,
@@ -187,14 +218,16 @@ def ablate_command(
     plan = _find_plan(plan_name)
     plan = plan._replace(preset=preset or plan.preset)
     given = given_settings(data=data, size=size, crop=crop, steps=steps)
-    study = Study(plan, merge([*map(parse_assignment, settings), given]), backend, device, metric, num)
+    asked = merge([*map(parse_assignment, settings), given])
+    study = Study(plan, asked, backend, device, metric, num, sampling_steps)
     load_backend(backend).check_device(device)
     check_matplotlib("ict ablate")
     out = out or free_run_path(Path("runs"), f"ablate-{plan.name}")
     runs = _runs(study, seeds, out)
     if dry_run:
         for run in runs:
-            click.echo(shlex.join(["ict", *study.train_words(run), f"--out={run.folder}"]))
+            start = [] if run.source is None else [f"--init={run.source}"]
+            click.echo(shlex.join(["ict", *study.train_words(run), *start, f"--out={run.folder}"]))
         return
     _check_folder(out, runs, resume=resume)
     with in_use(out):
@@ -231,8 +264,19 @@ def _runs(study: Study, seeds: int, out: Path) -> list[StudyRun]:
     configs = {v.name: fit_to_data(merge([base, v.changes]), study.asked, dataset.shape) for v in study.plan.variants}
     for config in configs.values():
         check_data(config, dataset)
+    folders = {v.name: v.folder for v in study.plan.variants}
+
+    def folder(variant: str, seed: int) -> Path:
+        return out / "runs" / f"{folders[variant]}-{seed}"
+
     return [
-        StudyRun(v, seed, out / "runs" / f"{v.folder}-{seed}", replace(configs[v.name], train={"seed": seed}))
+        StudyRun(
+            v,
+            seed,
+            folder(v.name, seed),
+            replace(configs[v.name], train={"seed": seed}),
+            folder(v.init, seed) if v.init else None,
+        )
         for seed in range(seeds)
         for v in study.plan.variants
     ]
@@ -275,7 +319,10 @@ def _carry_out(study: Study, runs: Sequence[StudyRun], jobs: int) -> dict[str, O
     for share in _shares(jobs):
         shares.put(share)
     with Interruption() as interruption, ThreadPoolExecutor(jobs, initializer=_take, initargs=(shares,)) as pool:
-        waiting: dict[Future[Outcome], StudyRun] = {pool.submit(_do, study, run, children): run for run in runs}
+        blocked = [run for run in runs if run.source is not None]  # until the run that they start from is done
+        waiting: dict[Future[Outcome], StudyRun] = {
+            pool.submit(_do, study, run, children): run for run in runs if run.source is None
+        }
         while waiting:
             done, _ = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             if interruption.number is not None:
@@ -287,6 +334,9 @@ def _carry_out(study: Study, runs: Sequence[StudyRun], jobs: int) -> dict[str, O
                 outcomes[run.name] = outcome = future.result()
                 said = outcome.error or f"{study.metric} {outcome.value:.4g}"
                 click.echo(f"[{len(outcomes)}/{len(runs)}] {run.name}: {said}, {outcome.seconds:.0f} s")
+                free = [other for other in blocked if other.source == run.folder]
+                waiting |= {pool.submit(_do, study, other, children): other for other in free}
+                blocked = [other for other in blocked if other not in free]
     if interruption.number is not None:
         name = signal.Signals(interruption.number).name
         raise StoppedError(
@@ -359,22 +409,23 @@ def _do(study: Study, run: StudyRun, children: _Children) -> Outcome:
     from ict_backends.runs.folder import RunDir
 
     known = read_outcome(run.folder)
-    if known is not None and (known.metric, known.num) == (study.metric, study.num):
+    if known is not None and study.is_measured(known):
         return known
     begin, log, resume = time.perf_counter(), run.file("log"), bool(RunDir(run.folder).checkpoints())
     if run.folder.exists() and not resume:  # it ended before its first checkpoint
         shutil.rmtree(run.folder)
     if not resume:
         run.file("npz").unlink(missing_ok=True)  # samples of weights that are gone
-    train = [*study.train_words(run), f"--out={run.folder}", *["--resume"] * resume]
+    start = ["--resume"] if resume else [] if run.source is None else [f"--init={run.source}"]
+    train = [*study.train_words(run), f"--out={run.folder}", *start]
     shown = [study.sample_words(run)] if run.seed == 0 else []
     for words in (train, study.eval_words(run), *shown):
         code = children.call(words, log)
         if code or children.stopped:
             error = f"{_last_line(log)} (exit code {code}, see {log})"
-            return Outcome(study.metric, study.num, None, time.perf_counter() - begin, error)
+            return Outcome(study.metric, study.num, None, time.perf_counter() - begin, error, study.steps)
     value = json.loads(run.file("json").read_text(encoding="utf-8"))[study.metric]
-    outcome = Outcome(study.metric, study.num, value, time.perf_counter() - begin)
+    outcome = Outcome(study.metric, study.num, value, time.perf_counter() - begin, steps=study.steps)
     write_outcome(run.folder, outcome)
     return outcome
 
@@ -397,6 +448,7 @@ def _write_results(
     facts: dict[str, Any] = {
         "metric": study.metric,
         "num": study.num,
+        "steps": study.steps,
         "backend": study.backend,
         "seeds": seeds,
         "settings": study.asked,

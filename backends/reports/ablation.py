@@ -19,10 +19,17 @@ _RESULT = "ablation.json"
 
 
 class Variant(NamedTuple):
-    """A variant of a plan: its name, and the settings that it changes, by section."""
+    """A variant of a plan.
+
+    Attributes:
+        name: its name.
+        changes: the settings that it changes, by section.
+        init: the variant whose run of the same seed it starts from (`ict train --init`); "" for none.
+    """
 
     name: str
     changes: Tree
+    init: str = ""
 
     @property
     def folder(self) -> str:
@@ -74,6 +81,7 @@ class Outcome(NamedTuple):
         value: the metric's value, or None if the run failed.
         seconds: the time that training and measuring took; for a resumed run, since it was resumed.
         error: why the run failed, or "".
+        steps: sampling steps of the measured samples; None for as many as `ict eval` takes by default.
     """
 
     metric: str
@@ -81,6 +89,7 @@ class Outcome(NamedTuple):
     value: float | None
     seconds: float
     error: str = ""
+    steps: int | None = None
 
 
 class Summary(NamedTuple):
@@ -137,10 +146,19 @@ def read_plan(path: Path) -> StudyPlan:
     for key, kind in _KEYS.items():
         if key != "axis" and not isinstance(tree.get(key), kind):
             raise UsageError(f"plan {path}: {key} must be a {'table' if kind is dict else 'string'}")
-    variants = tuple(Variant(name, changes) for name, changes in tree["variants"].items())
+    variants = tuple(_variant(name, settings, path) for name, settings in tree["variants"].items())
     plan = StudyPlan(path.stem, tree["title"], tree["preset"], tree["reference"], tree.get("axis", ""), variants)
     _check(plan, path)
     return plan
+
+
+def _variant(name: str, settings: Any, path: Path) -> Variant:
+    if not isinstance(settings, Mapping):
+        raise UsageError(f"plan {path}: variant {name!r} must set SECTION = {{ KEY = VALUE }}")
+    init = settings.get("init", "")
+    if not isinstance(init, str):
+        raise UsageError(f"plan {path}: variant {name!r}: init must be the name of a variant")
+    return Variant(name, {key: value for key, value in settings.items() if key != "init"}, init)
 
 
 def _read_document(path: Path) -> dict[str, Any]:
@@ -161,7 +179,9 @@ def _check(plan: StudyPlan, path: Path) -> None:
     if same is not None:
         raise UsageError(f"plan {path}: the names of variants must differ in letters and digits; see {same!r}")
     base = preset_tree(plan.preset)
-    for variant in plan.variants:
+    for i, variant in enumerate(plan.variants):
+        if variant.init and variant.init not in names[:i]:
+            raise UsageError(f"plan {path}: variant {variant.name!r}: init = {variant.init!r} is no variant before it")
         if not all(isinstance(values, Mapping) for values in variant.changes.values()):
             raise UsageError(f"plan {path}: variant {variant.name!r} must set SECTION = {{ KEY = VALUE }}")
         try:
@@ -225,7 +245,8 @@ def _error(values: Sequence[float]) -> float:
 def describe_changes(variant: Variant) -> str:
     """The changes of a variant as the command line takes them, "section.name=value ..."; "none" if there are none."""
     changes = [f"{name}={_literal(value)}" for name, value in variant.others("").items()]
-    return " ".join(changes) or "none"
+    start = [f"--init {variant.init}"] if variant.init else []
+    return " ".join([*start, *changes]) or "none"
 
 
 def assignments(tree: Tree) -> list[str]:
@@ -245,7 +266,8 @@ def markdown(plan: StudyPlan, summaries: Sequence[Summary], about: Mapping[str, 
         about: facts about the runs: metric, seeds, backend, machine, command and jobs.
         pictures: file names, relative to the page.
     """
-    metric = about["metric"]
+    metric, steps = about["metric"], about.get("steps")
+    metric = f"{metric} in {steps} steps" if steps else metric
     rows = [
         f"| variant | changes | {metric}, mean | spread | each seed | beside {plan.reference} | minutes a run |",
         "|---|---|---|---|---|---|---|",
@@ -284,6 +306,7 @@ def to_json(plan: StudyPlan, summaries: Sequence[Summary], about: Mapping[str, A
     variants = {
         summary.variant.name: {
             "changes": summary.variant.others(""),
+            **({"init": summary.variant.init} if summary.variant.init else {}),
             "outcomes": [o._asdict() for o in summary.outcomes],
             **{
                 key: value if math.isfinite(value := getattr(summary, key)) else None
