@@ -85,7 +85,7 @@ def train_command(
     preset: str | None,
     config_file: Path | None,
     data: str | None,
-    size: int | None,
+    size: int | tuple[int, ...] | None,
     crop: str | None,
     conditional: bool,
     out: Path | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
@@ -42,6 +43,8 @@ def descriptions(section: type) -> dict[str, str]:
 
 def kind_of(hint: object) -> str:
     """A setting's type in words."""
+    if typing.get_origin(hint) is types.UnionType:
+        return " or ".join(map(kind_of, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         return f"list of {KINDS[typing.get_args(hint)[0]]}s"
     return KINDS[typing.cast(type, hint)]

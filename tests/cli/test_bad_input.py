@@ -140,7 +140,7 @@ def bad_data(folder: Path, how: str) -> Path:
     [
         ("missing", 1, "missing does not exist"),
         ("empty", 1, "holds no images"),
-        ("mixed", 1, "a.png is 8x8 RGB and b.png is 8x4 RGB"),
+        ("mixed", 1, "a.png is 8x8 RGB and b.png is 4x8 RGB"),
         ("unreadable", 1, "a.png cannot be read"),
         ("float.npy", 1, "must be uint8.*not float64"),
         ("wide.npy", 2, "must be square; --crop center"),

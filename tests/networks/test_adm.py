@@ -22,7 +22,7 @@ from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import load_arrays as jax_load
 from ict_backends.networks.adm import adm_layers, adm_spec
-from ict_backends.networks.layers import BlockSpec, array_shapes
+from ict_backends.networks.layers import BlockSpec, ImageSize, array_shapes
 from ict_backends.torch import adm as torch_adm
 from ict_backends.torch import layers as torch_layers
 from ict_core import ADMConfig, Config, ConfigError, consistency_output, karras_sigmas, multistep_sample, scalings
@@ -187,7 +187,7 @@ def run_module(
 def test_a_block_without_scale_shift_is_theirs(backend: str) -> None:
     blocks = arrays("adm_blocks_open.npz")
     assert not blocks["resblock/use_scale_shift_norm"]
-    spec = BlockSpec(32, 64, 4)
+    spec = BlockSpec(32, 64, ImageSize(4, 4))
     weights = {
         f"{ours}.{leaf}": blocks[f"resblock/params/{theirs}.{leaf}"]
         for ours, theirs in openai_adm.BLOCK.items()
@@ -257,7 +257,7 @@ def test_features_are_their_cosines_then_sines(backend: str, channels: int) -> N
 
 def test_dropout_acts_at_low_resolutions_only() -> None:
     config = ADMConfig(channels=32, channel_mult=(1, 1, 1), blocks=1, head_channels=32, dropout_resolution=16)
-    heights = {block.height: block.dropout for _, block in adm_spec(config, (3, 64, 64)).blocks()}
+    heights = {block.size.height: block.dropout for _, block in adm_spec(config, (3, 64, 64)).blocks()}
     assert heights == {64: False, 32: False, 16: True}
     network = torch_adm.ADM(config, (3, 64, 64))
     assert {shape[1] for shape in network.mask_shapes} == {16}
