@@ -74,7 +74,7 @@ def presets() -> str:
     for name in preset_names():
         text = (Path(ict_core.__file__).parent / "presets" / f"{name}.toml").read_text(encoding="utf-8")
         about = [line[2:] for line in takewhile(lambda line: line.startswith("#"), text.splitlines())]
-        lines.append(f"| `{name}` | {' '.join(line for line in about if not line.startswith('(c):'))} |")
+        lines.append(f"| `{name}` | {' '.join(line for line in about if not line.startswith(('(c):', '(b):')))} |")
     return "\n".join(lines)
 
 

@@ -100,6 +100,8 @@ def test_the_imagenet_preset_is_the_papers() -> None:
     assert (train.total_steps, train.batch_size, train.learning_rate) == (800_000, 4096, 1e-4)
     assert (train.ema_decay, config.sample.second_sigma, config.data.flip) == (0.99997, 1.526, True)
     assert deep == replace(config, network={"blocks": 6})
+    changed = {"attention_resolutions": (16, 8), "normalize_qkv": True}
+    assert load_preset("imagenet64-stable") == replace(config, network=changed)
 
 
 def test_the_cifar10_presets_are_the_defaults() -> None:
@@ -385,7 +387,12 @@ def test_every_setting_that_is_one_of_several_words_lists_them() -> None:
         ("network", "channel_mult", [1] * 15, "network.channel_mult must be a list of 14 integers at most"),
         ("network", "num_classes", 10**6 + 1, "network.num_classes must be >= 0 and <= 1000000 .0: unconditional."),
         ("data", "shape", [3, 16385, 16385], "each >= 1 and <= 16384, not .3, 16385, 16385."),
-        ("data", "size", 4097, "data.size must be >= 2 and <= 4096 .or 0: as they are., or .height, width., .*, not 4097"),
+        (
+            "data",
+            "size",
+            4097,
+            "data.size must be >= 2 and <= 4096 .or 0: as they are., or .height, width., .*, not 4097",
+        ),
         ("curriculum", "s1", 100_001, "curriculum.s1 must be >= curriculum.s0 = 10 and <= 100000, not 100001"),
         ("train", "batch_size", 10**6 + 1, "train.batch_size must be >= 1 and <= 1000000"),
         ("train", "total_steps", 2**31, "train.total_steps must be >= 1 and <= 2147483647, not 2147483648"),
