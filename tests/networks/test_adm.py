@@ -25,7 +25,16 @@ from ict_backends.networks.adm import adm_layers, adm_spec
 from ict_backends.networks.layers import BlockSpec, ImageSize, array_shapes
 from ict_backends.torch import adm as torch_adm
 from ict_backends.torch import layers as torch_layers
-from ict_core import ADMConfig, Config, ConfigError, consistency_output, karras_sigmas, multistep_sample, scalings
+from ict_core import (
+    ADMConfig,
+    Config,
+    ConfigError,
+    consistency_output,
+    karras_sigmas,
+    load_preset,
+    multistep_sample,
+    scalings,
+)
 from ict_core.settings import build_config
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
@@ -71,6 +80,13 @@ def test_the_imagenet_64_network_keeps_its_size(scale_shift: bool, expected: int
     """With 1000 classes: another count breaks checkpoints, the authors' among them (which scale and shift)."""
     config = ADMConfig(num_classes=1000, scale_shift=scale_shift)
     assert sum(math.prod(s) for s in array_shapes(adm_layers(config, (3, 64, 64))).values()) == expected
+
+
+def test_the_stable_preset_keeps_its_size() -> None:
+    """That of imagenet64 without the seven attention layers at 32x32, of 384 channels each."""
+    attention = 7 * (2 * 384 + 384 * 3 * 384 + 3 * 384 + 384 * 384 + 384)
+    found = array_shapes(adm_layers(load_preset("imagenet64-stable").network, (3, 64, 64)))
+    assert sum(map(math.prod, found.values())) == 282_168_003 - attention == 278_023_107
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
