@@ -156,11 +156,11 @@ def block(report: Report, *, compiled: bool) -> dict[str, Any]:
     """Milliseconds of a residual block of the paper's network in bf16, forward and backward, and of its first call."""
     import torch
 
-    from ict_backends.networks.layers import BlockSpec
+    from ict_backends.networks.layers import BlockSpec, ImageSize
     from ict_backends.torch.layers import ResidualBlock
 
     b, c, h = (2, 16, 8) if report.rehearse else (128, 256, 32)
-    module = ResidualBlock(BlockSpec(c, c, h), 512, taps=(1, 3, 3, 1), dropout=0.3, skip_rescale=True)
+    module = ResidualBlock(BlockSpec(c, c, ImageSize(h, h)), 512, taps=(1, 3, 3, 1), dropout=0.3, skip_rescale=True)
     module.to(device=report.device, memory_format=torch.channels_last)
     if compiled:
         module.compile(dynamic=False)

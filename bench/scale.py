@@ -12,7 +12,7 @@ from ict_core import Config, load_preset
 from ict_core.settings import replace
 
 # The presets of the paper's runs, and how many images a device computes at a time.
-MICRO_BATCHES = {"cifar10": 128, "cifar10-deep": 128, "imagenet64": 32, "imagenet64-deep": 32}
+MICRO_BATCHES = {"cifar10": 128, "cifar10-deep": 128, "imagenet64": 32, "imagenet64-deep": 32, "imagenet64-stable": 32}
 DEVICES = (1, 8)
 COLUMNS = (
     "roofline, computed",

@@ -185,7 +185,7 @@ def ablate_command(
     seeds: int,
     preset: str | None,
     data: str | None,
-    size: int | None,
+    size: int | tuple[int, ...] | None,
     crop: str | None,
     settings: tuple[str, ...],
     steps: int | None,

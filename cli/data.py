@@ -41,7 +41,12 @@ _SHEET = "contact-sheet"
 )
 @debug_option
 def data_command(
-    source: str, size: int | None, crop: str | None, sheet: Path | None, pack: Path | None, skip_unreadable: bool
+    source: str,
+    size: int | tuple[int, ...] | None,
+    crop: str | None,
+    sheet: Path | None,
+    pack: Path | None,
+    skip_unreadable: bool,
 ) -> None:
     """Describe a data set, or pack it into one .npz file.
 

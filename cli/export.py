@@ -60,4 +60,8 @@ def diffusers_command(run: Path, out: Path, weights: str) -> None:
     write_diffusers(arrays, config, out)
     second = nearest_timestep(config, config.sample.second_sigma)
     click.echo(f'{out}: pipe = diffusers.ConsistencyModelPipeline.from_pretrained("{out}")')
+    _, height, width = config.data.shape
+    if height != width:
+        click.echo(f"the pipeline draws squares only; pipe.unet is of images of {height}x{width}")
+        return
     click.echo(f"one step: pipe(); two steps: pipe(num_inference_steps=None, timesteps=[{second}, 0])")

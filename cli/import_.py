@@ -15,8 +15,8 @@ from ict_cli.options import (
     debug_option,
     examples,
 )
-from ict_core import Config
-from ict_core.settings import build_config, merge, read_toml
+from ict_core import ADMConfig, Config
+from ict_core.settings import Tree, build_config, merge, preset_tree, read_toml
 
 
 @click.group(
@@ -40,30 +40,57 @@ _config = click.option("--config", "config_file", type=PATH, help="TOML file wit
     "openai-adm",
     epilog=examples(
         "ict import openai-adm cd_imagenet64_l2.pt --out runs/imagenet64",
+        "ict import openai-adm ema_0.99997_800000.pt --preset imagenet64-stable --out runs/stable",
         "ict import openai-adm mine.pt --config network.toml --out runs/mine",
     ),
 )
 @_file
 @_out
 @_config
+@click.option(
+    "--preset",
+    help="The preset that a file is of, such as imagenet64-stable. It gives what a file does not show.",
+)
 @debug_option
-def openai_adm_command(file: Path, out: Path, config_file: Path | None) -> None:
+def openai_adm_command(file: Path, out: Path, config_file: Path | None, preset: str | None) -> None:
     """Import a PyTorch state dict that OpenAI released, or that their code or another trainer has saved.
 
     There are consistency models of ImageNet-64, LSUN bedroom and LSUN cat. The released files are recognised by their
-    names, such as cd_imagenet64_l2.pt; other files need --config. Of a whole training state, the average of the weights
-    is taken ("ema" and the like), or else the weights; the prefixes of wrappers ("module.") are taken off.
+    names, such as cd_imagenet64_l2.pt; other files, such as ema_0.99997_800000.pt, need --preset or --config. Widths,
+    blocks, attention, classes and scale_shift are seen in the file. No file shows the size of the images
+    (data.shape), network.head_channels and network.normalize_qkv: they are those of --config, or of the preset. Of a
+    whole training state, the average of the weights is taken ("ema" and the like), or else the weights; the prefixes
+    of wrappers ("module.") are taken off.
     """
     from ict_backends import load_backend
-    from ict_backends.exchange.importing import import_openai_adm, released_config
+    from ict_backends.exchange.importing import described_config, import_openai_adm, released_config
+    from ict_backends.exchange.openai_adm import seen_network
     from ict_backends.exchange.state_dict import find_state_dict
 
     _check_file(file)
-    config = _read_config(config_file) if config_file else released_config(file)
-    if config is None:
-        raise UsageError(f"{file} has none of the released names; describe its network with --config FILE.toml")
+    base = preset_tree(preset) if preset else {}
+    given = _read_tree(config_file) if config_file else {}
+    config = None if preset or config_file else released_config(file)
+    if config is None and not (preset or config_file):
+        raise UsageError(
+            f"{file} has none of the released names; --preset NAME or --config FILE.toml describes its network"
+        )
     found = find_state_dict(load_backend("torch").read_arrays(file), str(file))
-    _report(import_openai_adm(found.arrays, config, out, str(file)).path, config, _of(found.place, file))
+    described = config is None
+    if config is None:
+        config = described_config(seen_network(found.arrays), base, given, str(file))
+    run = import_openai_adm(found.arrays, config, out, str(file))
+    notes = [_unseen(config.data.shape, config.network)] if described and isinstance(config.network, ADMConfig) else []
+    _report(run.path, config, _of(found.place, file), notes=notes)
+
+
+def _unseen(shape: Sequence[int], network: ADMConfig) -> str:
+    """What had to be taken from a preset or from settings."""
+    levels = ", ".join(map(str, network.attention_resolutions)) or "none but the lowest level"
+    return (
+        f"not seen in the file: images of {shape[1]}x{shape[2]} (so attention at {levels}), network.head_channels = "
+        f"{network.head_channels}, network.normalize_qkv = {str(network.normalize_qkv).lower()}"
+    )
 
 
 @import_command.command(
@@ -195,11 +222,14 @@ def _check_file(file: Path) -> None:
 
 
 def _read_config(path: Path) -> Config:
+    return build_config(merge([{"data": {"source": "unknown"}}, _read_tree(path)]))
+
+
+def _read_tree(path: Path) -> Tree:
     try:
-        tree = read_toml(path)
+        return read_toml(path)
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
-    return build_config(merge([{"data": {"source": "unknown"}}, tree]))
 
 
 def _of(place: str, file: Path) -> str:

@@ -72,11 +72,28 @@ DATA_HELP = (
     'Images: "digits"; a folder, .zip or .tar (.gz, .xz) of image files; .npz, .npy or .parquet; or hf:NAME of a '
     "Hugging Face dataset. See docs/data.md."
 )
-size_option = click.option("--size", type=int, help="Resample all images to this height and width (data.size).")
+
+
+class _Size(click.ParamType):
+    """N, for squares, or HEIGHTxWIDTH: an integer or a tuple of two."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, ...]:
+        parts = str(value).lower().split("x")
+        if len(parts) > 2 or not all(part.isascii() and part.strip("+-").isdigit() for part in parts):
+            self.fail(f"{value!r} is neither a number of pixels nor HEIGHTxWIDTH, such as 32 or 32x48", param, ctx)
+        return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+size_option = click.option(
+    "--size", type=_Size(), metavar="N|HxW", help="Resample all images to N x N, or to a height and width (data.size)."
+)
 crop_option = click.option(
     "--crop",
     type=click.Choice(["none", "center"]),
-    help="First crop each image to its middle square (data.crop).  [default: none]",
+    help="First crop each image to its middle part of the proportions of --size, a square without it (data.crop).  "
+    "[default: none]",
 )
 # `ict_cli.main.run` reads --debug from the arguments; this declares it, so that every command takes and documents it.
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")

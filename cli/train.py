@@ -95,7 +95,7 @@ def train_command(
     preset: str | None,
     config_file: Path | None,
     data: str | None,
-    size: int | None,
+    size: int | tuple[int, ...] | None,
     crop: str | None,
     conditional: bool,
     out: Path | None,
@@ -242,11 +242,15 @@ def _begin(
     from ict_backends.runs.folder import RunDir, open_run
     from ict_backends.training.estimate import estimate
     from ict_backends.training.resolve import averaged_weights, check_alike
+    from ict_backends.training.split import describe_split
 
     run, config, dataset = RunDir(plan.out), plan.config, plan.dataset
     weights, replaced = averaged_weights(open_run(init), config, dataset) if init else (None, "")
     if processes.rank == 0:
         left = config.train.total_steps - (run.steps_done() if resume else 0)
+        if processes.world > 1:
+            train = config.train
+            plan.notes.append(describe_split(train.batch_size, train.micro_batch, processes.world, "processes"))
         plan.notes.extend([replaced, f"{left:,} steps: {estimate(engine, config, device, left, processes.world)}"])
     if not dry_run:
         check_alike(processes, config, dataset, resume=resume, init=weights is not None)

@@ -116,7 +116,7 @@ def check_ranges(name: str, section: object) -> None:
 
 
 # More than anyone has, and less than would fill a machine before the first image: classes, images a step, levels of
-# noise, blocks a level, and pixels of an image's height.
+# noise, blocks a level, and pixels of an image's height or width.
 _MOST_CLASSES, _MOST_BATCH, _MOST_INTERVALS, _MOST_BLOCKS, _MOST_PIXELS = 10**6, 10**6, 10**5, 1000, 2**14
 # Steps are counted in 32 bits.
 _MOST_STEPS = 2**31 - 1
@@ -125,6 +125,15 @@ _MOST_LEVELS = 14
 IMAGE_SHAPE = Rule(
     f"[channels, height, width], each >= 1 and <= {_MOST_PIXELS}",
     lambda shape: len(shape) == 3 and all(1 <= s <= _MOST_PIXELS for s in shape),
+)
+_MOST_RESAMPLED = 4096
+IMAGE_SIZE = Rule(
+    f">= 2 and <= {_MOST_RESAMPLED} (or 0: as they are), or [height, width], each in this range",
+    lambda size: (
+        size == 0 or 2 <= size <= _MOST_RESAMPLED
+        if isinstance(size, int)
+        else len(size) == 2 and all(2 <= s <= _MOST_RESAMPLED for s in size)
+    ),
 )
 FIR_KERNEL = Rule(
     "empty, or of even length with a positive sum",
@@ -139,10 +148,12 @@ class DataConfig:
 
     Attributes:
         source: "digits" (embedded), "hf:NAME" for a Hugging Face dataset, or a path.
-        shape: [channels, height, width] of an image: square, and divisible by 2 once for each level of
+        shape: [channels, height, width] of an image; height and width divide by 2 once for each level of
             `network.channel_mult` after the first.
-        size: the height and width to which images are resampled when they are read; 0 leaves them as they are.
-        crop: "center" cuts each image to its middle square before it is resampled; "none" does not.
+        size: the size to which images are resampled when they are read: a number for squares, or [height, width]; 0
+            leaves them as they are.
+        crop: "center" first cuts each image to the largest part in its middle that has the proportions of `size`, a
+            square without it; "none" does not.
         flip: mirror each image left to right with probability 1/2.
         hold: where the images are kept while training: on the "device"; on the "host", from which the images of a step
             are copied while the step before is computed; "auto" takes the device if they fill at most a third of its
@@ -151,7 +162,7 @@ class DataConfig:
 
     source: Annotated[str, Rule('"digits" or a path', lambda source: source != "")] = "digits"
     shape: Annotated[tuple[int, ...], IMAGE_SHAPE] = (1, 8, 8)
-    size: Annotated[int, at_least(2, zero="as they are", most=4096)] = 0
+    size: Annotated[int | tuple[int, ...], IMAGE_SIZE] = 0
     crop: Annotated[str, one_of(("none", "center"))] = "none"
     flip: bool = False
     hold: Annotated[str, one_of(("auto", "device", "host"))] = "auto"
@@ -174,7 +185,7 @@ class NCSNppConfig:
         channels: nf, the width that `channel_mult` multiplies.
         channel_mult: the width of each level in units of `channels`; from each level to the next, the image halves.
         blocks: residual blocks a level on the way down; there is one more on the way up.
-        attention_resolutions: the image heights at which self-attention follows each block.
+        attention_resolutions: the image heights at which self-attention follows each block, whatever the width.
         dropout: the share of activations that is dropped between the two convolutions of a block.
         embedding: the features of c_noise = log(sigma) / 4 that the network is given.
         embedding_scale: with "fourier", the standard deviation of the frequencies; with "positional", the factor on
@@ -193,6 +204,7 @@ class NCSNppConfig:
         the authors' CIFAR-10 networks: family, channels, channel_mult, blocks, attention_resolutions, embedding,
             fir_kernel, input_pyramid, skip_rescale, num_classes
         iCT sec. 3.1: dropout, embedding_scale
+        EDM: labels_at
     """
 
     family: Annotated[str, one_of(("ncsnpp",))] = "ncsnpp"
@@ -226,8 +238,10 @@ class ADMConfig:
         min_group_channels: the fewest channels in a group of a norm: a width has min(32, width / this) groups, so that
             1 always makes 32; EDM's networks have 4. Above 1, widths may be other multiples of it, too.
         blocks: residual blocks a level on the way down; there is one more on the way up.
-        attention_resolutions: the image heights at which self-attention follows each block.
+        attention_resolutions: the image heights at which self-attention follows each block, whatever the width.
         head_channels: the channels of an attention head; divides the width of each level with attention.
+        normalize_qkv: divide the queries, keys and values of each head and pixel by 1e-4 + the root mean square of
+            their channels, which keeps the training of the large networks from diverging (docs/scale.md).
         dropout: the share of activations that is dropped before the second convolution of a block.
         dropout_resolution: only blocks whose output is at most this high have dropout; 0 gives it to all blocks.
         scale_shift: scale and shift the normalised activations by the embedding (AdaGN), instead of adding it before
@@ -244,6 +258,8 @@ class ADMConfig:
             head_channels, resblock_updown, embedding_scale
         iCT app.: dropout, dropout_resolution
         iCT sec. 3.1: scale_shift
+        EDM: min_group_channels
+        Li et al. 2024 (arXiv 2403.18035): normalize_qkv
     """
 
     family: Annotated[str, one_of(("adm",))] = "adm"
@@ -253,6 +269,7 @@ class ADMConfig:
     blocks: Annotated[int, at_least(1, most=_MOST_BLOCKS)] = 3
     attention_resolutions: Annotated[tuple[int, ...], integers(empty=True)] = (32, 16, 8)
     head_channels: Annotated[int, at_least(1)] = 64
+    normalize_qkv: bool = False
     dropout: Annotated[float, below_one()] = 0.2
     dropout_resolution: Annotated[int, at_least(0)] = 16
     scale_shift: bool = False
@@ -526,6 +543,7 @@ class TrainConfig:
     Sources:
         iCT app.: total_steps, batch_size, learning_rate, betas, ema_decay
         iCT app., not confirmed: precision
+        EDM: label_dropout
     """
 
     seed: Annotated[int, Rule("in [0, 2^63)", lambda seed: 0 <= seed < 2**63)] = 0
@@ -611,13 +629,13 @@ class Config:
 
     def __post_init__(self) -> None:
         _, height, width = self.data.shape
-        require(height == width, "data.shape", self.data.shape, "square")
         levels = len(self.network.channel_mult)
         allowed = f"a list of {_MOST_LEVELS} integers at most"
         require(levels <= _MOST_LEVELS, "network.channel_mult", self.network.channel_mult, allowed)
         factor = 2 ** (levels - 1)
-        allowed = f"of a size that divides by {factor}, since network.channel_mult has {levels} levels"
-        require(height % factor == 0, "data.shape", self.data.shape, allowed)
+        for name, pixels in (("height", height), ("width", width)):
+            allowed = f"of a {name} that divides by {factor}, since network.channel_mult has {levels} levels"
+            require(pixels % factor == 0, "data.shape", self.data.shape, allowed)
         alone = not self.curriculum.has_teacher
         allowed = '0 with curriculum.schedule = "diffusion", which has no teacher'
         require(not (alone and self.teacher.averaged), "teacher.decay", self.teacher.decay, allowed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -148,6 +149,9 @@ def _build_section(section: str, kind: type[Any], values: Mapping[str, Any]) -> 
 
 def _coerce(name: str, kind: Any, value: Any) -> Any:
     """`value` as `kind`; integers become floats and lists become tuples, nothing else is converted."""
+    if typing.get_origin(kind) is types.UnionType:  # an integer, or a list of integers
+        one, several = typing.get_args(kind)
+        return _coerce(name, several if isinstance(value, (list, tuple)) else one, value)
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         require(isinstance(value, (list, tuple)), name, value, f"a list of {_KINDS[item]}s")

@@ -65,34 +65,37 @@ def small_adm_config() -> Config:
 def adm_configs(draw: st.DrawFn) -> Config:
     """Small ADM networks, conditional and not, without dropout."""
     levels = draw(st.integers(1, 2))
-    size = 2 ** (levels - 1) * draw(st.integers(3, 4))  # few pixels of one channel a group make an ill-conditioned norm
+    height, width = (
+        2 ** (levels - 1) * draw(st.integers(3, 4)) for _ in "hw"
+    )  # few pixels of one channel a group make an ill-conditioned norm
     network = {
         "family": "adm",
         "channels": 16,
         "channel_mult": draw(st.lists(st.sampled_from([2, 4]), min_size=levels, max_size=levels)),
         "blocks": 1,
-        "attention_resolutions": [size >> i for i in draw(st.sets(st.integers(0, 1), max_size=2)) if size >> i],
+        "attention_resolutions": [height >> i for i in draw(st.sets(st.integers(0, 1), max_size=2)) if height >> i],
         "head_channels": draw(st.sampled_from([16, 32])),
         "dropout": 0.0,
+        "normalize_qkv": draw(st.booleans()),
         "scale_shift": draw(st.booleans()),
         "resblock_updown": draw(st.booleans()),
         "embedding_scale": draw(st.sampled_from([1.0, 1000.0])),
         "num_classes": draw(st.sampled_from([0, 3])),
         "min_group_channels": draw(st.sampled_from([1, 4])),
     }
-    return build_config({"data": {"shape": [draw(st.sampled_from([1, 3])), size, size]}, "network": network})
+    return build_config({"data": {"shape": [draw(st.sampled_from([1, 3])), height, width]}, "network": network})
 
 
 @st.composite
 def ncsnpp_configs(draw: st.DrawFn) -> Config:
     """Small NCSN++ networks of every kind, conditional and not, without dropout."""
     levels = draw(st.integers(1, 3))
-    size = 2 ** (levels - 1) * draw(st.integers(1, 3))
+    height, width = (2 ** (levels - 1) * draw(st.integers(1, 3)) for _ in "hw")
     network = {
         "channels": 4 * draw(st.integers(1, 3)),
         "channel_mult": draw(st.lists(st.integers(1, 2), min_size=levels, max_size=levels)),
         "blocks": draw(st.integers(1, 2)) if levels == 1 else 1,  # each has to be compiled
-        "attention_resolutions": [size >> i for i in draw(st.sets(st.integers(0, 2), max_size=2)) if size >> i],
+        "attention_resolutions": [height >> i for i in draw(st.sets(st.integers(0, 2), max_size=2)) if height >> i],
         "dropout": 0.0,
         "embedding": draw(st.sampled_from(["fourier", "positional"])),
         "embedding_scale": draw(st.sampled_from([0.02, 1.0, 16.0])),
@@ -102,7 +105,7 @@ def ncsnpp_configs(draw: st.DrawFn) -> Config:
         "num_classes": draw(st.sampled_from([0, 3])),
         "labels_at": draw(st.sampled_from(["embedding", "features"])),
     }
-    return build_config({"data": {"shape": [draw(st.sampled_from([1, 3])), size, size]}, "network": network})
+    return build_config({"data": {"shape": [draw(st.sampled_from([1, 3])), height, width]}, "network": network})
 
 
 configs = st.one_of(ncsnpp_configs(), adm_configs())

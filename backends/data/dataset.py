@@ -61,14 +61,19 @@ Fit = Callable[[np.ndarray], np.ndarray]
 
 
 def load_data(
-    source: str, *, size: int = 0, crop: str = "none", unreadable: list[str] | None = None, fit: Fit | None = None
+    source: str,
+    *,
+    size: int | tuple[int, ...] = 0,
+    crop: str = "none",
+    unreadable: list[str] | None = None,
+    fit: Fit | None = None,
 ) -> Dataset:
     """Read a data set.
 
     Args:
         source: "digits" for those of scikit-learn; "hf:NAME" or "hf:NAME:SPLIT"; or a path to a format of docs/data.md.
-        size: height and width in pixels to resample all images to; 0 to keep theirs.
-        crop: "center" to take the middle square of each first, or "none".
+        size: (height, width) in pixels to resample all images to, or a number for squares; 0 to keep theirs.
+        crop: "center" to take first the middle of each that has the proportions of `size`, or "none".
         unreadable: a list that the names of unreadable images are added to, which are then left out; without it, an
             unreadable image is an error.
         fit: turns each image, [c, h, w] uint8, into one of the wanted shape; without it, all must have the same size.
@@ -314,5 +319,5 @@ def _mixed(source: str, one: tuple[str, Sequence[int]], other: tuple[str, Sequen
     (a, shape_a), (b, shape_b) = one, other
     return DataError(
         f"data {source}: all images must be alike, but {a} is {describe_shape(shape_a)} and {b} is "
-        f"{describe_shape(shape_b)}; --size N resamples all (with --crop center where they are not square)"
+        f"{describe_shape(shape_b)}; --size N resamples all (with --crop center where their proportions differ)"
     )

@@ -193,11 +193,18 @@ def to_picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(rearrange(image, "c h w -> h w c")))
 
 
-def middle_square(image: np.ndarray) -> np.ndarray:
-    """The largest square in the middle of an image: [c, h, w] to [c, s, s] with s = min(h, w), a view."""
-    side = min(image.shape[1:])
-    top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
-    return image[:, top : top + side, left : left + side]
+def middle(image: np.ndarray, height: int = 1, width: int = 1) -> np.ndarray:
+    """The largest part in the middle of an image that has the proportions height : width, by default a square.
+
+    It is a view, [c, h, w] to [c, h', w'], with h' = h or w' = w; the other one is rounded, and >= 1.
+    """
+    _, h, w = image.shape
+    if h * width > w * height:
+        h = max(1, round(w * height / width))
+    else:
+        w = max(1, round(h * width / height))
+    top, left = (image.shape[1] - h) // 2, (image.shape[2] - w) // 2
+    return image[:, top : top + h, left : left + w]
 
 
 def resample(picture: Image.Image, height: int, width: int) -> Image.Image:
@@ -208,42 +215,45 @@ def resample(picture: Image.Image, height: int, width: int) -> Image.Image:
 class Preparation(NamedTuple):
     """The arguments of `prepare` for all images of a set."""
 
-    size: int = 0
+    size: int | tuple[int, ...] = 0
     crop: str = "none"
 
 
-def prepare(image: np.ndarray, name: str, *, size: int = 0, crop: str = "none") -> np.ndarray:
-    """Crop an image, then resample it: [c, h, w] uint8 to [c, size, size], or to its own size where `size` is 0.
+def prepare(image: np.ndarray, name: str, *, size: int | tuple[int, ...] = 0, crop: str = "none") -> np.ndarray:
+    """Crop an image, then resample it: [c, h, w] uint8 to the wanted size, or to its own where `size` is 0.
 
     Args:
         image: [c, h, w] uint8.
         name: names the image in the error.
-        size: the wanted height and width in pixels; 0 keeps those of the image.
-        crop: "center" takes the middle square first, "none" does not crop.
+        size: the wanted (height, width) in pixels, or a number for both; 0 keeps those of the image.
+        crop: "center" first takes the middle part of the wanted proportions, a square where `size` is 0; "none" does
+            not crop.
 
     Raises:
-        DataError: the image is only one pixel high or wide, or is no square where a size is wanted.
+        DataError: the image is only one pixel high or wide, or has other proportions than the size that is wanted.
     """
     if min(image.shape[1:]) < 2:
         raise DataError(
             f"image {name} is {describe_shape(image.shape)}; a network needs at least 2x2, and a size that divides "
             "by 2 for each of its levels but one"
         )
+    wanted = size if isinstance(size, tuple) else (size or 1, size or 1)
     if crop == "center":
-        image = middle_square(image)
-    if not size or image.shape[1:] == (size, size):
+        image = middle(image, *wanted)
+    if not size or image.shape[1:] == wanted:
         return image
-    if image.shape[1] != image.shape[2]:
+    if crop != "center" and image.shape[1] * wanted[1] != image.shape[2] * wanted[0]:
+        kind = "no square" if wanted[0] == wanted[1] else f"not of the proportions of {wanted[0]}x{wanted[1]}"
         raise DataError(
-            f"image {name} is {describe_shape(image.shape)}, which is no square; --crop center takes the middle one"
+            f"image {name} is {describe_shape(image.shape)}, which is {kind}; --crop center takes the middle one"
         )
-    return from_picture(resample(to_picture(image), size, size))
+    return from_picture(resample(to_picture(image), *wanted))
 
 
 def fit_image(image: np.ndarray, shape: Sequence[int], *, resize: bool, what: str) -> np.ndarray:
     """Make an image, [c, h, w] uint8, one of `shape`.
 
-    With `resize`, the middle square is resampled, grey is repeated and RGB becomes luma.
+    With `resize`, the middle part of the wanted proportions is resampled, grey is repeated and RGB becomes luma.
 
     Args:
         image: [c, h, w] uint8.
@@ -261,7 +271,7 @@ def fit_image(image: np.ndarray, shape: Sequence[int], *, resize: bool, what: st
             f"{what} is {describe_shape(image.shape)}, but {describe_shape(shape)} is needed; --resize makes it fit"
         )
     channels, height, width = shape
-    picture = to_picture(middle_square(image)).convert("L" if channels == 1 else "RGB")
+    picture = to_picture(middle(image, height, width)).convert("L" if channels == 1 else "RGB")
     return from_picture(resample(picture, height, width))
 
 
@@ -273,6 +283,6 @@ def to_grey_pixels(image: np.ndarray) -> np.ndarray:
 
 
 def describe_shape(shape: Sequence[int]) -> str:
-    """Describe a shape [channels, height, width] in words (width first), such as "32x32 RGB"."""
+    """Describe a shape [channels, height, width] in words, height first as everywhere: "64x48 RGB"."""
     channels, height, width = shape
-    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+    return f"{height}x{width} {'grey' if channels == 1 else 'RGB'}"

@@ -84,9 +84,7 @@ class Inspection:
         if len({shape[0] for shape in self.shapes}) > 1:
             yield "  grey and RGB are mixed: training takes all of them as RGB"
         if len({shape[1:] for shape in self.shapes}) > 1:
-            yield "  training needs equal sizes: --size N resamples, with --crop center where images are not square"
-        elif common[0][0][1] != common[0][0][2]:
-            yield "  training needs squares: --crop center takes the middle ones"
+            yield "  training needs equal sizes: --size N or HxW resamples, with --crop center where proportions differ"
         if any(min(shape[1:]) < 2 for shape in self.shapes):
             yield "  images of one pixel's height or width are refused in training"
 
@@ -111,7 +109,7 @@ def _first(lines: Iterator[str] | list[str], most: int = _NAMED) -> list[str]:
     return [f"  {line}" for line in texts[:most]] + more
 
 
-def inspect(source: str, *, size: int = 0, crop: str = "none") -> Inspection:
+def inspect(source: str, *, size: int | tuple[int, ...] = 0, crop: str = "none") -> Inspection:
     """Inspect a data set in one pass over its images, keeping only the results in memory.
 
     Args:

@@ -90,6 +90,11 @@ def check_exportable(config: Config) -> ADMConfig:
             f"network.channel_mult = {list(network.channel_mult)} cannot be exported: in diffusers, the features of a "
             "noise level are as many as the first level's channels, so the first number must be 1"
         )
+    if network.normalize_qkv:
+        raise UsageError(
+            "network.normalize_qkv = true cannot be exported: the attention of diffusers' UNet2DModel does not "
+            "normalise queries, keys and values"
+        )
     if network.embedding_scale != 1000:
         raise UsageError(
             f"network.embedding_scale = {network.embedding_scale:g} cannot be exported: diffusers has 1000 always"
@@ -105,7 +110,7 @@ def check_exportable(config: Config) -> ADMConfig:
 
 def unet_settings(config: Config) -> dict[str, Any]:
     """The settings of the `UNet2DModel` that is a configuration's network. Raises UsageError as `check_exportable`."""
-    network, (channels, height, _) = check_exportable(config), config.data.shape
+    network, (channels, height, width) = check_exportable(config), config.data.shape
     kinds = [_kind(height >> i in network.attention_resolutions, network) for i in range(len(network.channel_mult))]
     resampling = "resnet" if network.resblock_updown else "conv"
     return {
@@ -121,7 +126,7 @@ def unet_settings(config: Config) -> dict[str, Any]:
         "num_class_embeds": network.num_classes or None,
         "out_channels": channels,
         "resnet_time_scale_shift": "scale_shift" if network.scale_shift else "default",
-        "sample_size": height,
+        "sample_size": height if height == width else [height, width],
         "up_block_types": [up for _, up in reversed(kinds)],
         "upsample_type": resampling,
     }
@@ -201,8 +206,9 @@ def _read_sections(unet: Mapping[str, Any], scheduler: Mapping[str, Any], what: 
 
 def _read_network(unet: Mapping[str, Any], what: str) -> tuple[dict[str, Any], list[int]]:
     widths, size, channels = list(unet["block_out_channels"]), unet["sample_size"], unet["in_channels"]
-    size = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
-    _demand(isinstance(size, int), what, "unet", "sample_size", size, "one size")
+    sides = size if isinstance(size, list) else [size, size]
+    ok = len(sides) == 2 and all(isinstance(side, int) for side in sides)
+    _demand(ok, what, "unet", "sample_size", size, "one size, or height and width")
     _demand(unet["out_channels"] == channels, what, "unet", "out_channels", unet["out_channels"], str(channels))
     ok = all(width % widths[0] == 0 for width in widths)
     _demand(ok, what, "unet", "block_out_channels", widths, "multiples of the first")
@@ -220,7 +226,7 @@ def _read_network(unet: Mapping[str, Any], what: str) -> tuple[dict[str, Any], l
         "channels": widths[0],
         "channel_mult": [width // widths[0] for width in widths],
         "blocks": unet["layers_per_block"],
-        "attention_resolutions": [size >> i for i, has in enumerate(attention) if has],
+        "attention_resolutions": [sides[0] >> i for i, has in enumerate(attention) if has],
         "head_channels": head,
         "dropout": float(unet["dropout"]),
         "dropout_resolution": 0,
@@ -228,7 +234,7 @@ def _read_network(unet: Mapping[str, Any], what: str) -> tuple[dict[str, Any], l
         "resblock_updown": updown,
         "num_classes": unet["num_class_embeds"] or 0,
     }
-    return network, [channels, size, size]
+    return network, [channels, *sides]
 
 
 def _read_levels(unet: Mapping[str, Any], what: str) -> tuple[list[bool], bool]:

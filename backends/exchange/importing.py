@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ict_backends.errors import CheckpointError
+from ict_backends.errors import CheckpointError, UsageError
 from ict_backends.exchange import edm, jcm
+from ict_backends.exchange.openai_adm import SeenNetwork
 from ict_backends.exchange.openai_adm import official_names as adm_names
 from ict_backends.networks.families import parameter_shapes, trained_shapes
 from ict_backends.protocols import Arrays
 from ict_backends.runs.checkpoint import Checkpoint, check_arrays, check_finite, save_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
 from ict_core import ADMConfig, Config, NCSNppConfig, karras_sigmas
-from ict_core.settings import Tree, build_config
+from ict_core.settings import Tree, build_config, merge
 
 # The settings in the authors' command lines (scripts/launch.sh of openai/consistency_models) for the models that they
 # released; all other settings are the defaults of their code.
@@ -65,6 +66,35 @@ def released_config(path: Path) -> Config | None:
     number, levels = _SECOND_LEVEL[model]
     second = float(karras_sigmas(levels)[::-1][number])
     return build_config({**_RELEASED[model.split("_")[1]], "sample": {"second_sigma": second}})
+
+
+def described_config(seen: SeenNetwork | None, preset: Tree, given: Tree, what: str) -> Config:
+    """The configuration of ADM weights: what is given, over what their file shows, over a preset.
+
+    Args:
+        seen: what the file shows; None where its names are not those of an ADM.
+        preset: the settings of a preset, or empty.
+        given: the user's settings.
+        what: names the file in the error.
+
+    Raises:
+        UsageError: the size of the images is neither given nor the preset's.
+        CheckpointError: the settings are of another family of networks.
+        ConfigError: the settings are not allowed.
+    """
+    family = merge([{"network": {"family": "adm"}}, preset, given])["network"]["family"]
+    if family != "adm":
+        raise CheckpointError(f'{what} holds an ADM network, but network.family is "{family}"')
+    plain: Tree = {"data": {"source": "unknown", "size": 0, "crop": "none"}, "network": {"family": "adm"}}
+    tree = merge([preset, plain, given])
+    shape = tree["data"].get("shape")
+    if shape is None:
+        raise UsageError(f"{what} does not show the size of its images: give data.shape in --config, or a --preset")
+    if seen is None or not isinstance(shape, (list, tuple)) or len(shape) != 3:  # the others are refused by themselves
+        return build_config(tree)
+    network = {**seen.settings, "attention_resolutions": seen.attention_resolutions(shape[1])}
+    data = {"shape": [seen.image_channels, *shape[1:]]}
+    return build_config(merge([preset, plain, {"network": network, "data": data}, given]))
 
 
 def import_openai_adm(state_dict: Arrays, config: Config, out: Path, what: str) -> RunDir:

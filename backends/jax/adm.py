@@ -23,8 +23,9 @@ from ict_backends.jax.layers import (
     downsample,
     dropped,
     upsample,
+    widened,
 )
-from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_groups, adm_spec
+from ict_backends.networks.adm import QKV_EPSILON, ADMLevelSpec, adm_frequencies, adm_groups, adm_spec
 from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_core import ADMConfig
 
@@ -116,30 +117,53 @@ class ADMBlock(nnx.Module):
 class ADMAttention(nnx.Module):
     """Self-attention over the pixels with several heads and the residual connection: [b, h, w, c] -> the same shape."""
 
-    def __init__(self, channels: int, *, head_channels: int, min_group_channels: int = 1, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_channels: int,
+        min_group_channels: int = 1,
+        normalize: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.norm = group_norm(channels, min_group_channels, rngs=rngs)
         self.qkv = conv(channels, 3 * channels, 1, rngs=rngs)
         self.out = conv(channels, channels, 1, zero=True, rngs=rngs)
-        self.heads = channels // head_channels
+        self.heads, self.normalize = channels // head_channels, normalize
 
     def __call__(self, x: Array) -> Array:
         """The sum of x and its attention, in the shape of x."""
-        return x + self.out(attend(self.qkv(self.norm(x).astype(x.dtype)), self.heads))
+        return x + self.out(attend(self.qkv(self.norm(x).astype(x.dtype)), self.heads, normalize=self.normalize))
 
 
-def attend(qkv: Array, heads: int) -> Array:
+def attend(qkv: Array, heads: int, *, normalize: bool = False) -> Array:
     """Attention over the pixels in several heads.
 
     Args:
         qkv: [b, h, w, 3 heads d], queries, then keys, then values.
         heads: number of heads.
+        normalize: normalise each query, key and value first (`network.normalize_qkv`).
 
     Returns:
         [b, h, w, heads d].
     """
     q, k, v = rearrange(qkv, "b h w (three heads d) -> three b heads (h w) d", three=3, heads=heads)
+    if normalize:
+        q, k, v = (normalized(x) for x in (q, k, v))
     h = dot_product_attention(q, k, v)
     return rearrange(h, "b heads (h w) d -> b h w (heads d)", h=qkv.shape[1])
+
+
+def normalized(x: Array) -> Array:
+    """The vectors x, [..., d], each divided by `QKV_EPSILON` + its root mean square, rounded once.
+
+    At a vector of zeros, the gradient of the root mean square counts as 0.
+    """
+    wide = widened(x)
+    mean = (wide**2).mean(axis=-1, keepdims=True)
+    zero = mean == 0  # where the root has no gradient
+    rms = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, mean)))
+    return (wide / (QKV_EPSILON + rms)).astype(x.dtype)
 
 
 class Resample(nnx.Module):
@@ -204,7 +228,7 @@ class ADM(nnx.Module):
 
     Args:
         config: the network's settings.
-        shape: [channels, height, width] of an image, square, divisible by 2^(levels - 1).
+        shape: [channels, height, width] of an image, each divisible by 2^(levels - 1).
         rngs: the random streams of the initial weights.
 
     Attributes:
@@ -224,7 +248,11 @@ class ADM(nnx.Module):
             rngs=rngs,
         )
         attention = partial(
-            ADMAttention, head_channels=config.head_channels, min_group_channels=config.min_group_channels, rngs=rngs
+            ADMAttention,
+            head_channels=config.head_channels,
+            min_group_channels=config.min_group_channels,
+            normalize=config.normalize_qkv,
+            rngs=rngs,
         )
         self.embedding = PositionalEmbedding(
             config.channels, scale=config.embedding_scale, num_classes=config.num_classes, rngs=rngs

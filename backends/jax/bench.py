@@ -147,13 +147,13 @@ def make_convolution(shape: Convolution, batch: int, precision: str, device: str
     """A function that does a convolution of the network `times` times, forward only, and waits for the result.
 
     Args:
-        shape: kernel size, channels and height of the convolution, which has stride 1 and is NHWC.
+        shape: kernel size, channels and image size of the convolution, which has stride 1 and is NHWC.
         batch: number of images.
         precision: a value of `train.precision`.
         device: name of the device, as for `check_device`.
     """
     kernel = (shape.kernel, shape.kernel, shape.in_channels, shape.out_channels)
-    size = (batch, shape.height, shape.height, shape.in_channels)
+    size = (batch, *shape.size, shape.in_channels)
     x, weight = _random([size, kernel], precision, device)
     layouts = ("NHWC", "HWIO", "NHWC")
 

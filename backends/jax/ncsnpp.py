@@ -58,7 +58,7 @@ class NCSNpp(nnx.Module):
 
     Args:
         config: the network's settings.
-        shape: [channels, height, width] of an image, square, divisible by 2^(levels - 1).
+        shape: [channels, height, width] of an image, each divisible by 2^(levels - 1).
         rngs: the random streams of the initial weights.
 
     Attributes:

@@ -8,8 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ict_backends.networks.layers import BlockSpec, Kind, Layer, attention_layers, block_layers, embedding_layers
+from ict_backends.networks.layers import (
+    BlockSpec,
+    ImageSize,
+    Kind,
+    Layer,
+    attention_layers,
+    block_layers,
+    embedding_layers,
+)
 from ict_core import ADMConfig, ConfigError
+
+# What is added to the root mean square of a query, key or value where they are normalised.
+QKV_EPSILON = 1e-4
 
 
 class ADMLevelSpec(NamedTuple):
@@ -71,34 +82,37 @@ def adm_spec(config: ADMConfig, shape: Sequence[int]) -> ADMSpec:
     Raises:
         ConfigError: a width does not divide into the groups of its norm or, where there is attention, into heads.
     """
-    image_channels, height, _ = shape
+    image_channels, whole = shape[0], ImageSize(*shape[1:])
     widths = [mult * config.channels for mult in config.channel_mult]
 
-    def block(in_channels: int, out_channels: int, size: int, *, up: bool = False, down: bool = False) -> BlockSpec:
-        dropout = config.dropout_resolution == 0 or size <= config.dropout_resolution
+    def block(
+        in_channels: int, out_channels: int, size: ImageSize, *, up: bool = False, down: bool = False
+    ) -> BlockSpec:
+        dropout = config.dropout_resolution == 0 or size.height <= config.dropout_resolution
         return BlockSpec(in_channels, out_channels, size, up, down, project=False, dropout=dropout)
 
-    def step(width: int, size: int, **way: bool) -> BlockSpec | int:
+    def step(width: int, size: ImageSize, **way: bool) -> BlockSpec | int:
         return block(width, width, size, **way) if config.resblock_updown else width
 
     channels, skips, down = widths[0], [widths[0]], []
     for i, width in enumerate(widths):
-        size, last = height >> i, i + 1 == len(widths)
+        size, last = whole.halved(i), i + 1 == len(widths)
         blocks = tuple(block(channels if j == 0 else width, width, size) for j in range(config.blocks))
-        attention = size in config.attention_resolutions
-        down.append(ADMLevelSpec(blocks, attention, None if last else step(width, size // 2, down=True)))
+        attention = size.height in config.attention_resolutions
+        down.append(ADMLevelSpec(blocks, attention, None if last else step(width, size.halved(), down=True)))
         channels = width
         skips += [width] * (config.blocks + (not last))
-    bottom = block(channels, channels, height >> (len(widths) - 1))
+    bottom = block(channels, channels, whole.halved(len(widths) - 1))
     up = []
     for i, width in reversed(list(enumerate(widths))):
-        size, rising = height >> i, list[BlockSpec]()
+        size, rising = whole.halved(i), list[BlockSpec]()
         for _ in range(config.blocks + 1):
             rising.append(block(channels + skips.pop(), width, size))
             channels = width
-        attention = size in config.attention_resolutions
-        up.append(ADMLevelSpec(tuple(rising), attention, step(width, 2 * size, up=True) if i > 0 else None))
-    _check_heads(config, [w for i, w in enumerate(widths) if height >> i in config.attention_resolutions] + widths[-1:])
+        attention = size.height in config.attention_resolutions
+        up.append(ADMLevelSpec(tuple(rising), attention, step(width, size.doubled(), up=True) if i > 0 else None))
+    attended = [w for w, level in zip(widths, down, strict=True) if level.attention]
+    _check_heads(config, attended + widths[-1:])
     spec = ADMSpec(image_channels, widths[0], tuple(down), (bottom, bottom), tuple(up))
     _check_groups(config, spec)
     return spec
@@ -134,9 +148,9 @@ def adm_layers(config: ADMConfig, shape: Sequence[int]) -> Iterator[Layer]:
 
     Raises ConfigError as `adm_spec` does.
     """
-    spec, width, height = adm_spec(config, shape), 4 * config.channels, shape[1]
+    spec, width, size = adm_spec(config, shape), 4 * config.channels, ImageSize(*shape[1:])
     yield from embedding_layers(config.channels, width, config.num_classes)
-    yield Layer("conv_in", Kind.CONVOLUTION, spec.image_channels, spec.in_channels, 3, height)
+    yield Layer("conv_in", Kind.CONVOLUTION, spec.image_channels, spec.in_channels, 3, size)
     for name, block in spec.blocks():
         embed_channels = block.out_channels * (2 if config.scale_shift else 1)
         yield from block_layers(name, block, width, embed_channels=embed_channels)
@@ -146,14 +160,15 @@ def adm_layers(config: ADMConfig, shape: Sequence[int]) -> Iterator[Layer]:
                 for j, block in enumerate(level.blocks):
                     yield from _attention(f"{way}.{i}.attention.{j}", block)
             if isinstance(level.step, int):
-                size = level.blocks[0].height * 2 if way == "up" else level.blocks[0].height // 2
-                yield Layer(f"{way}.{i}.{way}.conv", Kind.CONVOLUTION, level.step, level.step, 3, size)
+                leaving = level.blocks[0].size
+                after = leaving.doubled() if way == "up" else leaving.halved()
+                yield Layer(f"{way}.{i}.{way}.conv", Kind.CONVOLUTION, level.step, level.step, 3, after)
     yield from _attention("middle.attention", spec.middle[0])
-    yield Layer("norm_out", Kind.NORM, spec.in_channels, spec.in_channels, height=height)
-    yield Layer("conv_out", Kind.CONVOLUTION, spec.in_channels, spec.image_channels, 3, height)
+    yield Layer("norm_out", Kind.NORM, spec.in_channels, spec.in_channels, size=size)
+    yield Layer("conv_out", Kind.CONVOLUTION, spec.in_channels, spec.image_channels, 3, size)
 
 
 def _attention(name: str, block: BlockSpec) -> Iterator[Layer]:
     """The layers of attention after a block."""
     channels = block.out_channels
-    return attention_layers(name, [("qkv", 3 * channels), ("out", channels)], channels, block.height)
+    return attention_layers(name, [("qkv", 3 * channels), ("out", channels)], channels, block.size)

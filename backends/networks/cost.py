@@ -7,7 +7,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from ict_backends.networks.families import count_parameters, mask_shapes, network_layers, trained_shapes
-from ict_backends.networks.layers import Kind
+from ict_backends.networks.layers import ImageSize, Kind
 from ict_core import Config
 
 # The numbers of parameters of the authors' networks at the sizes of each preset, counted from the shapes of their
@@ -38,30 +38,30 @@ class Convolution(NamedTuple):
     Attributes:
         in_channels, out_channels: channels of the input and of the result.
         kernel: height and width of the kernel in pixels.
-        height: height and width of the result in pixels.
+        size: of the images in the result.
         number: how many such convolutions one evaluation of the network has.
     """
 
     in_channels: int
     out_channels: int
     kernel: int
-    height: int
+    size: ImageSize
     number: int
 
     @property
     def flops(self) -> int:
         """The operations of one such convolution for one image."""
-        return 2 * self.in_channels * self.out_channels * self.kernel**2 * self.height**2
+        return 2 * self.in_channels * self.out_channels * self.kernel**2 * self.size.pixels
 
     def __str__(self) -> str:
-        size = f"{self.kernel}x{self.kernel}"
-        return f"convolution {size}, {self.in_channels} to {self.out_channels} channels, {self.height}x{self.height}"
+        kernel = f"{self.kernel}x{self.kernel}"
+        return f"convolution {kernel}, {self.in_channels} to {self.out_channels} channels, {self.size}"
 
 
 def heaviest_convolutions(config: Config, count: int) -> list[Convolution]:
     """The `count` shapes of convolutions that make up most of a forward pass's operations, the heaviest first."""
     counts = Counter(
-        (layer.in_size, layer.out_size, layer.kernel, layer.height)
+        (layer.in_size, layer.out_size, layer.kernel, layer.size)
         for layer in network_layers(config)
         if layer.kind in (Kind.CONVOLUTION, Kind.PROJECTION)
     )

@@ -13,6 +13,29 @@ from typing import NamedTuple
 Shapes = dict[str, tuple[int, ...]]
 
 
+class ImageSize(NamedTuple):
+    """The size of images at a level of a network, in pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """The number of pixels."""
+        return self.height * self.width
+
+    def halved(self, times: int = 1) -> ImageSize:
+        """The size `times` levels further down."""
+        return ImageSize(self.height >> times, self.width >> times)
+
+    def doubled(self) -> ImageSize:
+        """The size of the level above."""
+        return ImageSize(2 * self.height, 2 * self.width)
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
 class Kind(Enum):
     """The kind of a layer."""
 
@@ -33,7 +56,7 @@ class Layer(NamedTuple):
         kind: determines which arrays the layer has, and what it computes with them.
         in_size, out_size: channels or features of its input and of its result; for a table, classes and features.
         kernel: height and width of a convolution's kernel in pixels; 1 for all other layers.
-        height: height and width of the images in its result, in pixels; 1 where the result is vectors.
+        size: of the images in its result; 1x1 where the result is vectors.
         trained: True if its arrays have a gradient.
     """
 
@@ -42,7 +65,7 @@ class Layer(NamedTuple):
     in_size: int
     out_size: int
     kernel: int = 1
-    height: int = 1
+    size: ImageSize = ImageSize(1, 1)
     trained: bool = True
 
     @property
@@ -71,11 +94,11 @@ class Layer(NamedTuple):
         """The operations for one image, as `forward_flops` counts them: norms, which memory limits, have none."""
         match self.kind:
             case Kind.CONVOLUTION | Kind.PROJECTION:
-                return 2 * self.in_size * self.out_size * self.kernel**2 * self.height**2
+                return 2 * self.in_size * self.out_size * self.kernel**2 * self.size.pixels
             case Kind.DENSE:
                 return 2 * self.in_size * self.out_size
             case Kind.ATTENTION:
-                return 2 * 2 * self.height**4 * self.out_size
+                return 2 * 2 * self.size.pixels**2 * self.out_size
             case _:
                 return 0
 
@@ -90,15 +113,15 @@ class BlockSpec(NamedTuple):
 
     Attributes:
         in_channels, out_channels: channels of its input and of its output.
-        height: height and width of its output in pixels.
-        up, down: True if the block doubles or halves the height.
+        size: of the images in its output.
+        up, down: True if the block doubles or halves height and width.
         project: True if the shortcut of a block that resamples has a convolution even where the channels stay the same.
         dropout: True if the block takes a dropout mask.
     """
 
     in_channels: int
     out_channels: int
-    height: int
+    size: ImageSize
     up: bool = False
     down: bool = False
     project: bool = True
@@ -110,14 +133,14 @@ class BlockSpec(NamedTuple):
         return self.in_channels != self.out_channels or (self.project and (self.up or self.down))
 
     @property
-    def in_height(self) -> int:
-        """The height of the block's input in pixels."""
-        return 2 * self.height if self.down else self.height // 2 if self.up else self.height
+    def entering(self) -> ImageSize:
+        """The size of the images in the block's input."""
+        return self.size.doubled() if self.down else self.size.halved() if self.up else self.size
 
     @property
     def mask_shape(self) -> tuple[int, int, int]:
         """The shape [channels, height, width] of the block's dropout mask."""
-        return (self.out_channels, self.height, self.height)
+        return (self.out_channels, *self.size)
 
 
 def block_layers(name: str, block: BlockSpec, embedding: int, *, embed_channels: int) -> Iterator[Layer]:
@@ -129,29 +152,31 @@ def block_layers(name: str, block: BlockSpec, embedding: int, *, embed_channels:
         embedding: the number of features of the noise embedding.
         embed_channels: the number of channels that the block projects these features to.
     """
-    entering, leaving, height = block.in_channels, block.out_channels, block.height
-    yield Layer(f"{name}.norm_0", Kind.NORM, entering, entering, height=block.in_height)
-    yield Layer(f"{name}.conv_0", Kind.CONVOLUTION, entering, leaving, 3, height)
+    entering, leaving, size = block.in_channels, block.out_channels, block.size
+    yield Layer(f"{name}.norm_0", Kind.NORM, entering, entering, size=block.entering)
+    yield Layer(f"{name}.conv_0", Kind.CONVOLUTION, entering, leaving, 3, size)
     yield Layer(f"{name}.embed", Kind.DENSE, embedding, embed_channels)
-    yield Layer(f"{name}.norm_1", Kind.NORM, leaving, leaving, height=height)
-    yield Layer(f"{name}.conv_1", Kind.CONVOLUTION, leaving, leaving, 3, height)
+    yield Layer(f"{name}.norm_1", Kind.NORM, leaving, leaving, size=size)
+    yield Layer(f"{name}.conv_1", Kind.CONVOLUTION, leaving, leaving, 3, size)
     if block.has_shortcut:
-        yield Layer(f"{name}.shortcut", Kind.CONVOLUTION, entering, leaving, 1, height)
+        yield Layer(f"{name}.shortcut", Kind.CONVOLUTION, entering, leaving, 1, size)
 
 
-def attention_layers(name: str, projections: Iterable[tuple[str, int]], channels: int, height: int) -> Iterator[Layer]:
+def attention_layers(
+    name: str, projections: Iterable[tuple[str, int]], channels: int, size: ImageSize
+) -> Iterator[Layer]:
     """Yield the layers of self-attention over the pixels.
 
     Args:
         name: the name of the attention in checkpoints.
         projections: name and output channels of each 1x1 convolution, the one after the attention last.
         channels: channels of the images.
-        height: height and width of the images in pixels.
+        size: of the images.
     """
-    yield Layer(f"{name}.norm", Kind.NORM, channels, channels, height=height)
+    yield Layer(f"{name}.norm", Kind.NORM, channels, channels, size=size)
     for layer, width in projections:
-        yield Layer(f"{name}.{layer}", Kind.PROJECTION, channels, width, 1, height)
-    yield Layer(name, Kind.ATTENTION, channels, channels, height=height)
+        yield Layer(f"{name}.{layer}", Kind.PROJECTION, channels, width, 1, size)
+    yield Layer(name, Kind.ATTENTION, channels, channels, size=size)
 
 
 def embedding_layers(features: int, width: int, num_classes: int, labels_at: str = "embedding") -> Iterator[Layer]:

@@ -8,7 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ict_backends.networks.layers import BlockSpec, Kind, Layer, attention_layers, block_layers, embedding_layers
+from ict_backends.networks.layers import (
+    BlockSpec,
+    ImageSize,
+    Kind,
+    Layer,
+    attention_layers,
+    block_layers,
+    embedding_layers,
+)
 from ict_core import ConfigError, NCSNppConfig
 
 
@@ -83,26 +91,26 @@ def ncsnpp_spec(config: NCSNppConfig, shape: Sequence[int]) -> NCSNppSpec:
     Raises:
         ConfigError: a block has a number of channels that does not divide into its groups.
     """
-    image_channels, height, _ = shape
+    image_channels, whole = shape[0], ImageSize(*shape[1:])
     widths = [mult * config.channels for mult in config.channel_mult]
     channels, pyramid, skips, down = config.channels, image_channels, [config.channels], []
     for i, width in enumerate(widths):
-        size, last = height >> i, i + 1 == len(widths)
+        size, last = whole.halved(i), i + 1 == len(widths)
         blocks = tuple(BlockSpec(channels if j == 0 else width, width, size) for j in range(config.blocks))
-        step = None if last else BlockSpec(width, width, size // 2, down=True)
+        step = None if last else BlockSpec(width, width, size.halved(), down=True)
         pyramid_step = (pyramid, width) if config.input_pyramid and not last else None
-        down.append(DownSpec(blocks, size in config.attention_resolutions, step, pyramid_step))
+        down.append(DownSpec(blocks, size.height in config.attention_resolutions, step, pyramid_step))
         channels = pyramid = width
         skips += [width] * (config.blocks + (not last))
-    bottom = BlockSpec(channels, channels, height >> (len(widths) - 1))
+    bottom = BlockSpec(channels, channels, whole.halved(len(widths) - 1))
     up = []
     for i, width in reversed(list(enumerate(widths))):
-        size, rising = height >> i, list[BlockSpec]()
+        size, rising = whole.halved(i), list[BlockSpec]()
         for _ in range(config.blocks + 1):
             rising.append(BlockSpec(channels + skips.pop(), width, size))
             channels = width
-        step = BlockSpec(width, width, 2 * size, up=True) if i > 0 else None
-        up.append(UpSpec(tuple(rising), size in config.attention_resolutions, step))
+        step = BlockSpec(width, width, size.doubled(), up=True) if i > 0 else None
+        up.append(UpSpec(tuple(rising), size.height in config.attention_resolutions, step))
     spec = NCSNppSpec(image_channels, tuple(down), (bottom, bottom), tuple(up), channels)
     for name, block in spec.blocks():
         for width in (block.in_channels, block.out_channels):
@@ -125,13 +133,13 @@ def ncsnpp_layers(config: NCSNppConfig, shape: Sequence[int]) -> Iterator[Layer]
 
     Raises ConfigError as `ncsnpp_spec` does.
     """
-    spec, width, height = ncsnpp_spec(config, shape), 4 * config.channels, shape[1]
+    spec, width, size = ncsnpp_spec(config, shape), 4 * config.channels, ImageSize(*shape[1:])
     features = config.channels
     if config.embedding == "fourier":
         yield Layer("embedding.frequencies", Kind.FREQUENCIES, 1, config.channels, trained=False)
         features = 2 * config.channels
     yield from embedding_layers(features, width, config.num_classes, config.labels_at)
-    yield Layer("conv_in", Kind.CONVOLUTION, spec.image_channels, config.channels, 3, height)
+    yield Layer("conv_in", Kind.CONVOLUTION, spec.image_channels, config.channels, 3, size)
     for name, block in spec.blocks():
         yield from block_layers(name, block, width, embed_channels=block.out_channels)
     for i, level in enumerate(spec.down):
@@ -140,17 +148,17 @@ def ncsnpp_layers(config: NCSNppConfig, shape: Sequence[int]) -> Iterator[Layer]
                 yield from _attention(f"down.{i}.attention.{j}", block)
         if level.pyramid is not None and level.down is not None:
             entering, leaving = level.pyramid
-            yield Layer(f"down.{i}.pyramid.conv", Kind.CONVOLUTION, entering, leaving, 3, level.down.height)
+            yield Layer(f"down.{i}.pyramid.conv", Kind.CONVOLUTION, entering, leaving, 3, level.down.size)
     yield from _attention("middle.attention", spec.middle[0])
     for i, up_level in enumerate(spec.up):
         if up_level.attention:
             yield from _attention(f"up.{i}.attention", up_level.blocks[-1])
-    yield Layer("norm_out", Kind.NORM, spec.out_channels, spec.out_channels, height=height)
-    yield Layer("conv_out", Kind.CONVOLUTION, spec.out_channels, spec.image_channels, 3, height)
+    yield Layer("norm_out", Kind.NORM, spec.out_channels, spec.out_channels, size=size)
+    yield Layer("conv_out", Kind.CONVOLUTION, spec.out_channels, spec.image_channels, 3, size)
 
 
 def _attention(name: str, block: BlockSpec) -> Iterator[Layer]:
     """The layers of attention after a block."""
     channels = block.out_channels
     projections = [(layer, channels) for layer in ("query", "key", "value", "out")]
-    return attention_layers(name, projections, channels, block.height)
+    return attention_layers(name, projections, channels, block.size)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from ict_backends.networks.adm import ADMLevelSpec, adm_spec
 from ict_backends.networks.families import mask_shapes, trained_shapes
-from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.layers import BlockSpec, ImageSize
 from ict_backends.networks.ncsnpp import ncsnpp_spec
 from ict_core import ADMConfig, Config, NCSNppConfig
 
@@ -96,9 +96,9 @@ class _Walk:
         self.gradient: list[Work] = []
         self.again: list[Work] = []
 
-    def _array(self, channels: int, height: int) -> int:
+    def _array(self, channels: int, images: ImageSize) -> int:
         """The bytes of one image's activations."""
-        return self.size * channels * height**2
+        return self.size * channels * images.pixels
 
     def _product(
         self, name: str, kind: str, sizes: tuple[int, int], flops: int, weights: int, *, added: int = 0, mask: int = 0
@@ -121,28 +121,28 @@ class _Walk:
         self,
         name: str,
         channels: tuple[int, int],
-        height: int,
+        images: ImageSize,
         kernel: int = 3,
         *,
-        in_height: int | None = None,
+        entering: ImageSize | None = None,
         sizes: tuple[int, int] | None = None,
         added: int = 0,
         mask: int = 0,
     ) -> None:
-        """Add a convolution of (in, out) channels whose result is `height` high.
+        """Add a convolution of (in, out) channels whose result has `images` of this size.
 
         Args:
-            in_height: the height of the input; by default that of the result.
+            entering: the size of the images in the input; by default that of the result.
             sizes: bytes of an element of the input and of the result; by default those of the activations.
             added, mask: as for `_product`.
         """
         sizes = sizes or (self.size, self.size)
-        pixels = ((in_height or height) ** 2, height**2)
+        pixels = ((entering or images).pixels, images.pixels)
         read, written = (s * c * p for s, c, p in zip(sizes, channels, pixels, strict=True))
         weights = math.prod(channels) * kernel**2
         kind = PRODUCTS if kernel == 1 else CONVOLUTIONS
         self._product(
-            name, kind, (read, written), 2 * weights * height**2, weights + channels[1], added=added, mask=mask
+            name, kind, (read, written), 2 * weights * images.pixels, weights + channels[1], added=added, mask=mask
         )
 
     def dense(self, name: str, in_features: int, out_features: int, *, added: int = 0) -> None:
@@ -151,7 +151,7 @@ class _Walk:
         self._product(name, PRODUCTS, sizes, 2 * weights, weights + out_features, added=added)
 
     def norm(
-        self, name: str, channels: int, height: int, written: int, *, mask: int = 0, other_gradient: int = 0
+        self, name: str, channels: int, images: ImageSize, written: int, *, mask: int = 0, other_gradient: int = 0
     ) -> None:
         """Add a group norm and everything that follows up to the next product.
 
@@ -160,7 +160,7 @@ class _Walk:
             mask: bytes of the dropout mask.
             other_gradient: bytes of the gradient that the input has from other operations.
         """
-        read, weights = self._array(channels, height), 2 * channels
+        read, weights = self._array(channels, images), 2 * channels
         self.forward.append(Work(f"{name}, statistics", NORMS, read))
         self.forward.append(Work(name, NORMS, read + written + mask, weights=weights))
         self.gradient.append(Work(f"{name}, weights and sums", NORMS, read + written, weights=weights, adds=True))
@@ -183,61 +183,61 @@ class _Walk:
 
     def block(self, name: str, spec: BlockSpec, embedding: int, embed_channels: int) -> None:
         """Add a residual block, which projects `embedding` features to `embed_channels` channels."""
-        first, height, (entering, leaving) = len(self.forward), spec.height, (spec.in_channels, spec.out_channels)
-        in_height = spec.in_height
-        inside, result = self._array(entering, height), self._array(leaving, height)
-        mask = leaving * height**2 if self.dropout and spec.dropout else 0
-        self.norm(f"{name}.norm_0", entering, in_height, inside, other_gradient=inside)
-        if in_height != height and spec.has_shortcut:
+        first, images, (before, after) = len(self.forward), spec.size, (spec.in_channels, spec.out_channels)
+        inside, result = self._array(before, images), self._array(after, images)
+        mask = after * images.pixels if self.dropout and spec.dropout else 0
+        self.norm(f"{name}.norm_0", before, spec.entering, inside, other_gradient=inside)
+        if spec.entering != images and spec.has_shortcut:
             # The norm's operation, which reads the input anyway, writes this result, too.
             self.forward.append(Work(f"{name}, resampled", RESAMPLING, inside))
-        self.conv(f"{name}.conv_0", (entering, leaving), height)
+        self.conv(f"{name}.conv_0", (before, after), images)
         self.dense(f"{name}.embed", embedding, embed_channels)
-        self.norm(f"{name}.norm_1", leaving, height, result, mask=mask)
+        self.norm(f"{name}.norm_1", after, images, result, mask=mask)
         self.again += self.forward[first:]
         if spec.has_shortcut:
-            self.conv(f"{name}.shortcut", (entering, leaving), height, 1)
-        added = result if spec.has_shortcut else self._array(entering, in_height)
-        self.conv(f"{name}.conv_1", (leaving, leaving), height, added=added, mask=mask)
+            self.conv(f"{name}.shortcut", (before, after), images, 1)
+        added = result if spec.has_shortcut else self._array(before, spec.entering)
+        self.conv(f"{name}.conv_1", (after, after), images, added=added, mask=mask)
 
-    def attention(self, name: str, channels: int, height: int) -> None:
+    def attention(self, name: str, channels: int, images: ImageSize) -> None:
         """Add attention over the pixels, of any number of heads. Queries, keys and values are one product."""
-        first, array, flops = len(self.forward), self._array(channels, height), 4 * height**4 * channels
-        self.norm(f"{name}.norm", channels, height, array, other_gradient=array)
-        self.conv(f"{name}.qkv", (channels, 3 * channels), height, 1)
+        first, array, flops = len(self.forward), self._array(channels, images), 4 * images.pixels**2 * channels
+        self.norm(f"{name}.norm", channels, images, array, other_gradient=array)
+        self.conv(f"{name}.qkv", (channels, 3 * channels), images, 1)
         self.forward.append(Work(name, ATTENTION, 4 * array, flops))
         # It reads queries, keys, values, the result and its gradient, and writes three gradients.
         self.gradient.append(Work(f"{name}, input", ATTENTION, 8 * array, 2 * flops))
         self.again += self.forward[first:]
-        self.conv(f"{name}.out", (channels, channels), height, 1, added=array)
+        self.conv(f"{name}.out", (channels, channels), images, 1, added=array)
 
-    def skip(self, name: str, channels: int, height: int) -> None:
+    def skip(self, name: str, channels: int, images: ImageSize) -> None:
         """Add reading the gradient of a result that is used on the way up, too."""
-        self.gradient.append(Work(f"{name}, skip", SUMS, self._array(channels, height)))
+        self.gradient.append(Work(f"{name}, skip", SUMS, self._array(channels, images)))
 
-    def pyramid(self, name: str, channels: tuple[int, int], height: int, *, filtered: bool) -> None:
-        """Add the input pyramid's step of (in, out) channels to `height`, and its sum with the level's step."""
-        in_height = 2 * height + filtered
-        padded = self._array(channels[0], in_height)
+    def pyramid(self, name: str, channels: tuple[int, int], images: ImageSize, *, filtered: bool) -> None:
+        """Add the input pyramid's step of (in, out) channels to `images` in size, and its sum with the level's."""
+        above = images.doubled()
+        entering = ImageSize(above.height + filtered, above.width + filtered)
+        padded = self._array(channels[0], entering)
         if filtered:
-            self.forward.append(Work(f"{name}.filter", RESAMPLING, self._array(channels[0], 2 * height) + padded))
-        self.conv(f"{name}.conv", channels, height, in_height=in_height, added=self._array(channels[1], height))
+            self.forward.append(Work(f"{name}.filter", RESAMPLING, self._array(channels[0], above) + padded))
+        self.conv(f"{name}.conv", channels, images, entering=entering, added=self._array(channels[1], images))
         self.gradient.append(Work(f"{name}, input", RESAMPLING if filtered else SUMS, padded))
 
-    def resampling_conv(self, name: str, channels: int, height: int, *, up: bool) -> None:
-        """Add a convolution to `height`: a strided one or, with `up`, one of repeated pixels."""
+    def resampling_conv(self, name: str, channels: int, images: ImageSize, *, up: bool) -> None:
+        """Add a convolution to `images` of a size: a strided one or, with `up`, one of repeated pixels."""
         if up:
-            moved = self._array(channels, height // 2) + self._array(channels, height)
+            moved = self._array(channels, images.halved()) + self._array(channels, images)
             for works in (self.forward, self.gradient):
                 works.append(Work(f"{name}.up", RESAMPLING, moved))
-        self.conv(f"{name}.conv", (channels, channels), height, in_height=height if up else 2 * height)
+        self.conv(f"{name}.conv", (channels, channels), images, entering=images if up else images.doubled())
 
-    def ends(self, image: int, first: int, last: int, height: int) -> None:
+    def ends(self, image: int, first: int, last: int, images: ImageSize) -> None:
         """Add the first and the last convolution: `image` to `first` channels, and `last` to `image` channels."""
-        self.conv("conv_in", (image, first), height)
-        self.skip("conv_in", first, height)
-        self.norm("norm_out", last, height, _FLOAT32 * last * height**2)
-        self.conv("conv_out", (last, image), height, sizes=(_FLOAT32, _FLOAT32))
+        self.conv("conv_in", (image, first), images)
+        self.skip("conv_in", first, images)
+        self.norm("norm_out", last, images, _FLOAT32 * last * images.pixels)
+        self.conv("conv_out", (last, image), images, sizes=(_FLOAT32, _FLOAT32))
 
 
 def _activation_bytes(config: Config) -> int:
@@ -267,16 +267,16 @@ def _walk_ncsnpp(walk: _Walk, config: NCSNppConfig, shape: Sequence[int]) -> Non
     spec, width = ncsnpp_spec(config, shape), 4 * config.channels
     features = (2 if config.embedding == "fourier" else 1) * config.channels
     walk.embedding(features, width, config.num_classes, config.labels_at)
-    walk.ends(spec.image_channels, config.channels, spec.out_channels, shape[1])
+    walk.ends(spec.image_channels, config.channels, spec.out_channels, ImageSize(*shape[1:]))
     for name, block in spec.blocks():
         walk.block(name, block, width, block.out_channels)
     for i, level in enumerate(spec.down):
         _leave_blocks(walk, f"down.{i}", level.blocks, attention=level.attention, skips=True)
         if level.down is not None:
-            walk.skip(f"down.{i}.down", level.down.out_channels, level.down.height)
+            walk.skip(f"down.{i}.down", level.down.out_channels, level.down.size)
         if level.down is not None and level.pyramid is not None:
-            walk.pyramid(f"down.{i}.pyramid", level.pyramid, level.down.height, filtered=bool(config.fir_kernel))
-    walk.attention("middle.attention", spec.middle[0].out_channels, spec.middle[0].height)
+            walk.pyramid(f"down.{i}.pyramid", level.pyramid, level.down.size, filtered=bool(config.fir_kernel))
+    walk.attention("middle.attention", spec.middle[0].out_channels, spec.middle[0].size)
     for i, up_level in enumerate(spec.up):
         _leave_blocks(walk, f"up.{i}", up_level.blocks[-1:], attention=up_level.attention, skips=False)
 
@@ -284,13 +284,13 @@ def _walk_ncsnpp(walk: _Walk, config: NCSNppConfig, shape: Sequence[int]) -> Non
 def _walk_adm(walk: _Walk, config: ADMConfig, shape: Sequence[int]) -> None:
     spec, width = adm_spec(config, shape), 4 * config.channels
     walk.embedding(config.channels, width, config.num_classes)
-    walk.ends(spec.image_channels, spec.in_channels, spec.in_channels, shape[1])
+    walk.ends(spec.image_channels, spec.in_channels, spec.in_channels, ImageSize(*shape[1:]))
     for name, block in spec.blocks():
         walk.block(name, block, width, block.out_channels * (2 if config.scale_shift else 1))
     for i, level in enumerate(spec.down):
         _leave_blocks(walk, f"down.{i}", level.blocks, attention=level.attention, skips=True)
         _take_step(walk, f"down.{i}.down", level, up=False)
-    walk.attention("middle.attention", spec.middle[0].out_channels, spec.middle[0].height)
+    walk.attention("middle.attention", spec.middle[0].out_channels, spec.middle[0].size)
     for i, level in enumerate(spec.up):
         _leave_blocks(walk, f"up.{i}", level.blocks, attention=level.attention, skips=False)
         _take_step(walk, f"up.{i}.up", level, up=True)
@@ -300,21 +300,22 @@ def _leave_blocks(walk: _Walk, name: str, blocks: Sequence[BlockSpec], *, attent
     """Add attention and skip connections after each of a level's blocks."""
     for j, block in enumerate(blocks):
         if attention:
-            walk.attention(f"{name}.attention.{j}", block.out_channels, block.height)
+            walk.attention(f"{name}.attention.{j}", block.out_channels, block.size)
         if skips:
-            walk.skip(f"{name}.blocks.{j}", block.out_channels, block.height)
+            walk.skip(f"{name}.blocks.{j}", block.out_channels, block.size)
 
 
 def _take_step(walk: _Walk, name: str, level: ADMLevelSpec, *, up: bool) -> None:
     """Add ADM's step to the next level, except for a residual block, which is added elsewhere."""
     if level.step is None:
         return
-    height = level.blocks[0].height * 2 if up else level.blocks[0].height // 2
+    leaving = level.blocks[0].size
+    images = leaving.doubled() if up else leaving.halved()
     channels = level.step if isinstance(level.step, int) else level.step.out_channels
     if isinstance(level.step, int):
-        walk.resampling_conv(name, channels, height, up=up)
+        walk.resampling_conv(name, channels, images, up=up)
     if not up:
-        walk.skip(name, channels, height)
+        walk.skip(name, channels, images)
 
 
 def _batch(config: Config) -> list[Work]:

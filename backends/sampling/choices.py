@@ -261,10 +261,11 @@ def small_factor(config: Config, size: int, factor: int | None) -> int:
     Raises:
         UsageError: the factor does not divide the size of the model's images.
     """
-    height = config.data.shape[1]
+    _, height, width = config.data.shape
     chosen = max(1, height // size) if factor is None else factor
-    if chosen < 1 or height % chosen:
-        raise UsageError(f"--factor {chosen} must divide the size of the model's images, {height}")
+    if chosen < 1 or height % chosen or width % chosen:
+        sides = height if height == width else f"{height}x{width}"
+        raise UsageError(f"--factor {chosen} must divide the size of the model's images, {sides}")
     return chosen
 
 

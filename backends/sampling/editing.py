@@ -140,10 +140,12 @@ def lower(images: Images, factor: int) -> Images:
     """Shrink images to the means of their factor x factor patches: [b, c, h, w] to [b, c, h / factor, w / factor].
 
     Raises:
-        UsageError: the factor does not divide the height.
+        UsageError: the factor does not divide height and width.
     """
-    if images.shape[2] % factor:
-        raise UsageError(f"--factor {factor} must divide the image's size, {images.shape[2]}")
+    height, width = images.shape[2:]
+    if height % factor or width % factor:
+        sides = height if height == width else f"{height}x{width}"
+        raise UsageError(f"--factor {factor} must divide the image's size, {sides}")
     return editing.patch_means(images, size=factor)
 
 

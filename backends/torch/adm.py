@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ict_backends.networks.adm import ADMLevelSpec, adm_frequencies, adm_groups, adm_spec
+from ict_backends.networks.adm import QKV_EPSILON, ADMLevelSpec, adm_frequencies, adm_groups, adm_spec
 from ict_backends.networks.layers import BlockSpec, kept_share
 from ict_backends.torch.layers import (
     CastConv,
@@ -23,6 +23,7 @@ from ict_backends.torch.layers import (
     downsample,
     sum_of_branches,
     upsample,
+    widened,
 )
 from ict_core import ADMConfig
 
@@ -83,31 +84,46 @@ class ADMBlock(nn.Module):
 class ADMAttention(nn.Module):
     """Self-attention over the pixels with several heads and the residual connection: [b, c, h, w] -> the same shape."""
 
-    def __init__(self, channels: int, *, head_channels: int, min_group_channels: int = 1) -> None:
+    def __init__(
+        self, channels: int, *, head_channels: int, min_group_channels: int = 1, normalize: bool = False
+    ) -> None:
         super().__init__()
         self.norm = group_norm(channels, min_group_channels)
         self.qkv = conv(channels, 3 * channels, 1)
         self.out = conv(channels, channels, 1, zero=True)
-        self.heads = channels // head_channels
+        self.heads, self.normalize = channels // head_channels, normalize
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum of x and its attention, in the shape of x."""
-        return x + self.out(attend(self.qkv(self.norm.rounded(x)), self.heads))
+        return x + self.out(attend(self.qkv(self.norm.rounded(x)), self.heads, normalize=self.normalize))
 
 
-def attend(qkv: Tensor, heads: int) -> Tensor:
+def attend(qkv: Tensor, heads: int, *, normalize: bool = False) -> Tensor:
     """Attention over the pixels in several heads.
 
     Args:
         qkv: [b, 3 heads d, h, w], queries, then keys, then values.
         heads: number of heads.
+        normalize: normalise each query, key and value first (`network.normalize_qkv`).
 
     Returns:
         [b, heads d, h, w].
     """
     q, k, v = rearrange(qkv, "b (three heads d) h w -> three b heads (h w) d", three=3, heads=heads)
+    if normalize:
+        q, k, v = (normalized(x) for x in (q, k, v))
     h = dot_product_attention(q, k, v)
     return rearrange(h, "b heads (h w) d -> b (heads d) h w", h=qkv.shape[2])
+
+
+def normalized(x: Tensor) -> Tensor:
+    """The vectors x, [..., d], each divided by `QKV_EPSILON` + its root mean square, rounded once.
+
+    At a vector of zeros, the gradient of the root mean square counts as 0.
+    """
+    wide = widened(x)
+    rms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+    return (wide / (QKV_EPSILON + rms)).to(x.dtype)
 
 
 class Resample(nn.Module):
@@ -174,7 +190,7 @@ class ADM(nn.Module):
 
     Args:
         config: the network's settings.
-        shape: [channels, height, width] of an image, square, divisible by 2^(levels - 1).
+        shape: [channels, height, width] of an image, each divisible by 2^(levels - 1).
 
     Attributes:
         mask_shapes: [channels, height, width] of each dropout mask, in the order of use.
@@ -193,7 +209,10 @@ class ADM(nn.Module):
             min_group_channels=config.min_group_channels,
         )
         attention = partial(
-            ADMAttention, head_channels=config.head_channels, min_group_channels=config.min_group_channels
+            ADMAttention,
+            head_channels=config.head_channels,
+            min_group_channels=config.min_group_channels,
+            normalize=config.normalize_qkv,
         )
         self.embedding = PositionalEmbedding(
             config.channels, scale=config.embedding_scale, num_classes=config.num_classes

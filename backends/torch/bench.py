@@ -137,13 +137,13 @@ def make_convolution(shape: Convolution, batch: int, precision: str, device: str
     """A function that does a convolution of the network `times` times, forward only, and waits for the result.
 
     Args:
-        shape: kernel size, channels and height of the convolution, which has stride 1 and is channels_last in memory.
+        shape: kernel, channels and image size of the convolution, which has stride 1 and is channels_last in memory.
         batch: number of images.
         precision: a value of `train.precision`.
         device: name of the device, as for `check_device`.
     """
     where, layout = check_device(device), torch.channels_last
-    size = (batch, shape.in_channels, shape.height, shape.height)
+    size = (batch, shape.in_channels, *shape.size)
     kernel = (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)
     x, weight = (
         torch.randn(s, device=where, dtype=PRECISIONS[precision] or torch.float32).contiguous(memory_format=layout)

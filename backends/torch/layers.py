@@ -235,13 +235,13 @@ def fir_kernel(taps: Sequence[float], *, gain: float = 1.0, like: Tensor | None 
 
 def filter2d(x: Tensor, taps: Sequence[float], *, stride: int, padding: int) -> Tensor:
     """Convolve every channel of [b, c, h, w] with the same kernel, the outer product of the taps with sum 1."""
-    wide = widened(x)
+    wide = widened(x)  # torch's depthwise convolutions are slow on the CPU in narrower types
     weight = fir_kernel(taps[::-1], like=wide).expand(x.shape[1], 1, -1, -1)  # turned, since torch only correlates
     return F.conv2d(wide, weight, stride=stride, padding=padding, groups=x.shape[1]).to(x.dtype)
 
 
 def widened(x: Tensor) -> Tensor:
-    """The tensor in float32 at least: torch's depthwise convolutions are slow on the CPU in narrower types."""
+    """The tensor in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -57,7 +57,7 @@ class NCSNpp(nn.Module):
 
     Args:
         config: the network's settings.
-        shape: [channels, height, width] of an image, square, divisible by 2^(levels - 1).
+        shape: [channels, height, width] of an image, each divisible by 2^(levels - 1).
 
     Attributes:
         mask_shapes: [channels, height, width] of each dropout mask, in the order of use.

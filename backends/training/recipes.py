@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
 
 
 def recipe_for(dataset: Dataset, source: str, *, gpu: bool) -> Recipe:
-    """Choose the preset for images of one's own by their size, their number, and the device.
+    """Choose the preset for images of one's own by their larger side, their number, and the device.
 
     Args:
         dataset: the images.
@@ -53,18 +53,16 @@ def recipe_for(dataset: Dataset, source: str, *, gpu: bool) -> Recipe:
     """
     channels, height, width = dataset.shape
     what = f"data {source} has images of {height}x{width}"
-    if height != width:
-        raise UsageError(f"{what}: they must be square; --crop center takes the middle squares")
-    size = next((size for size, most in _SIZES.items() if height <= most), None)
+    size = next((size for size, most in _SIZES.items() if max(height, width) <= most), None)
     if size is None:
-        raise UsageError(f"{what}, which no preset is for: --size 16, 32 or 64 resamples them")
+        ways = "16, 32 or 64" if height == width else _proportional(height, width, 64, 8)
+        raise UsageError(f"{what}, which no preset is for: --size {ways} resamples them")
     preset = f"images{size}" if gpu else f"images{size}-cpu"
     config = load_preset(preset)
     multiple = 2 ** (len(config.network.channel_mult) - 1)
-    if height % multiple:
-        raise UsageError(
-            f"{what}, and the preset {preset} is for multiples of {multiple}: --size {size} resamples them"
-        )
+    if height % multiple or width % multiple:
+        way = size if height == width else _proportional(height, width, size, multiple)
+        raise UsageError(f"{what}, and the preset {preset} is for multiples of {multiple}: --size {way} resamples them")
     network: dict[str, object] = {
         "attention_resolutions": [height * level // size for level in config.network.attention_resolutions]
     }
@@ -75,6 +73,12 @@ def recipe_for(dataset: Dataset, source: str, *, gpu: bool) -> Recipe:
     reason = f"chosen for {count} on a {'GPU' if gpu else 'CPU'}"
     reason += f"; network.dropout is {_DROPOUT}, since there are fewer than {_FEW:,} images" * few
     return Recipe(preset, merge([preset_tree(preset), {"network": network}]), reason)
+
+
+def _proportional(height: int, width: int, largest: int, multiple: int) -> str:
+    """The options that bring images to about their proportions, with sides that are multiples, the larger `largest`."""
+    sides = (max(1, round(side * largest / max(height, width) / multiple)) * multiple for side in (height, width))
+    return "x".join(map(str, sides)) + " --crop center"
 
 
 def chosen_recipe(preset: str | None, init: RunDir | None, source: str | None) -> Recipe | None:
@@ -164,8 +168,13 @@ def moved_attention(old: Config, new: Config) -> str:
     return (
         f"it is of images of {old.data.shape[1]}x{old.data.shape[2]}: at {new.data.shape[1]}x{new.data.shape[2]}, "
         f"attention at {heights} would move from level {_places(had)} to "
-        f"{_places(has)} of the network; --size {old.data.shape[1]} resamples the data"
+        f"{_places(has)} of the network; --size {_option(old)} resamples the data"
     )
+
+
+def _option(config: Config) -> str:
+    _, height, width = config.data.shape
+    return str(height) if height == width else f"{height}x{width}"
 
 
 def _levels_with_attention(config: Config) -> list[int]:

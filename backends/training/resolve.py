@@ -32,7 +32,9 @@ from ict_core.settings import Tree, build_sections, merge, replace
 _MOST_INITIAL = 0.05
 
 
-def given_settings(*, data: str | None, size: int | None, crop: str | None, steps: int | None, **train: Any) -> Tree:
+def given_settings(
+    *, data: str | None, size: int | tuple[int, ...] | None, crop: str | None, steps: int | None, **train: Any
+) -> Tree:
     """The settings that the command line sets by their own options; None stands for an option that is not given.
 
     Args:
@@ -127,7 +129,7 @@ def _check_attention(config: Config) -> None:
     if any(height not in heights for height in network.attention_resolutions):
         raise UsageError(
             f"network.attention_resolutions = {list(network.attention_resolutions)}: the levels of the network have "
-            f"the heights {', '.join(map(str, heights))}, for images of {config.data.shape[1]}"
+            f"the heights {', '.join(map(str, heights))}, for images of {config.data.shape[1]}x{config.data.shape[2]}"
         )
 
 

@@ -31,6 +31,13 @@ def check_split(batch_size: int, micro_batch: int, devices: int, what: str) -> i
     return each // micro_batch if micro_batch else 1
 
 
+def describe_split(batch_size: int, micro_batch: int, devices: int, what: str) -> str:
+    """How a step is shared among several devices or processes, in words; the arguments are those of `check_split`."""
+    each, parts = batch_size // devices, check_split(batch_size, micro_batch, devices, what)
+    at_a_time = f"{each // parts} at a time, in {parts} micro-batches" if parts > 1 else "all at a time"
+    return f"{devices} {what} share each step of {batch_size:,} images: {each:,} for each, {at_a_time}"
+
+
 def describe_shortage(batch_size: int, micro_batch: int) -> str:
     """A message for a training step that does not fit into memory, with advice."""
     return (

@@ -233,7 +233,7 @@ def test_the_plans_that_come_along_are_listed(ict: Ict) -> None:
         (["five-changes", "--jobs=0"], "jobs"),
         (["five-changes", "--backend=numpy"], "unknown backend 'numpy'"),
         (["five-changes", "--set=train.sed=3"], "did you mean train.seed"),
-        (["five-changes", "--set=network.channel_mult=[1,1,1,1,1]", "--dry-run"], "of a size that divides by 16"),
+        (["five-changes", "--set=network.channel_mult=[1,1,1,1,1]", "--dry-run"], "of a height that divides by 16"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -125,7 +125,7 @@ def bad_data(folder: Path, how: str) -> Path:
         case "float.npy":
             np.save(path, PIXELS / 255)
         case "wide.npy":
-            np.save(path, PIXELS[:, :, :4])
+            np.save(path, PIXELS[:, :, :7])
         case "odd.npy":
             np.save(path, PIXELS[:, :7, :7])
         case "unlabelled.npy":
@@ -140,10 +140,10 @@ def bad_data(folder: Path, how: str) -> Path:
     [
         ("missing", 1, "missing does not exist"),
         ("empty", 1, "holds no images"),
-        ("mixed", 1, "a.png is 8x8 RGB and b.png is 8x4 RGB"),
+        ("mixed", 1, "a.png is 8x8 RGB and b.png is 4x8 RGB"),
         ("unreadable", 1, "a.png cannot be read"),
         ("float.npy", 1, "must be uint8.*not float64"),
-        ("wide.npy", 2, "must be square; --crop center"),
+        ("wide.npy", 2, "images of 8x7, and the preset .* is for multiples of 2: --size 16x14 --crop center"),
         ("odd.npy", 2, "is for multiples of 2: --size 16"),
     ],
 )

@@ -59,10 +59,10 @@ def test_an_inspection_counts_what_training_refuses(ict: Ict, tmp_path: Path) ->
     for line in (
         "sizes: 3 different",
         "  8x8 RGB: 3",
-        "  8x6 grey: 1",
+        "  6x8 grey: 1",
         "  1x1 RGB: 1",
         "  grey and RGB are mixed: training takes all of them as RGB",
-        "  training needs equal sizes: --size N resamples, with --crop center where images are not square",
+        "  training needs equal sizes: --size N or HxW resamples, with --crop center where proportions differ",
         "  images of one pixel's height or width are refused in training",
         "unreadable: 1",
         f"  image {tmp_path}/folder/a/0.png cannot be read: it is of no format that is known",
@@ -73,7 +73,7 @@ def test_an_inspection_counts_what_training_refuses(ict: Ict, tmp_path: Path) ->
 def test_an_inspection_with_a_size_is_of_what_training_sees(ict: Ict, refused: Refused, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", png_files() | {"a/1.png": encoded(IMAGES[1, :, :6])})
     assert "size: 4x4 RGB" in ict("data", path, "--size", 4, "--crop", "center").out.splitlines()
-    refused(1, "a/1.png is 8x6 RGB, which is no square; --crop center", "data", path, "--size", 4)
+    refused(1, "a/1.png is 6x8 RGB, which is no square; --crop center", "data", path, "--size", 4)
 
 
 def test_the_sheet_shows_a_row_a_class(ict: Ict, tmp_path: Path) -> None:

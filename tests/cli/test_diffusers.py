@@ -371,6 +371,7 @@ def test_a_folder_that_is_not_there_is_refused(refused: Refused, tmp_path: Path)
         ({"channel_mult": [2, 1]}, r"network.channel_mult = [2, 1] cannot be exported"),
         ({"embedding_scale": 500.0}, "network.embedding_scale = 500 cannot be exported"),
         ({"min_group_channels": 4}, "network.min_group_channels = 4 cannot be exported"),
+        ({"normalize_qkv": True}, "network.normalize_qkv = true cannot be exported"),
     ],
 )
 def test_networks_that_the_library_does_not_have_are_refused(

@@ -170,7 +170,7 @@ def test_resize_makes_images_fit(
     wide = save(tmp_path / "wide.png", np.random.default_rng(2).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     run = digits_run if kind == "grey" else rgb_run
     arguments = ("edit", "inpaint", run, "--image", wide, "--mask", mask, "--out", tmp_path / "x.png", *FAST)
-    refused(1, ["wide.png is 30x20 RGB, but 8x8", "--resize"], *arguments)
+    refused(1, ["wide.png is 20x30 RGB, but 8x8", "--resize"], *arguments)
     assert ict(*arguments, "--resize").code == 0
     assert load(tmp_path / "x.png").shape == shape
 

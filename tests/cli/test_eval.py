@@ -390,7 +390,7 @@ def test_images_of_another_kind_are_refused_or_resized(
         pixels = np.random.default_rng(i).integers(0, 256, (20, 16), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "large" / f"{i}.png")
     options = ("eval", tmp_path / "large", "--data", sets / "a.npz", "--metrics", "kid")
-    refused(1, "16x20 grey, but those of the data 8x8 RGB; --resize makes them fit", *options)
+    refused(1, "20x16 grey, but those of the data 8x8 RGB; --resize makes them fit", *options)
     assert ict(*options, "--resize").code == 0
     # A folder of several sizes, and data of another size than the model's.
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "large" / "z.png")

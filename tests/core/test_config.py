@@ -124,6 +124,8 @@ def test_the_imagenet_preset_is_the_papers() -> None:
     assert (train.total_steps, train.batch_size, train.learning_rate) == (800_000, 4096, 1e-4)
     assert (train.ema_decay, config.sample.second_sigma, config.data.flip) == (0.99997, 1.526, True)
     assert deep == replace(config, network={"blocks": 6})
+    changed = {"attention_resolutions": (16, 8), "normalize_qkv": True}
+    assert load_preset("imagenet64-stable") == replace(config, network=changed)
 
 
 def test_the_cifar10_presets_are_the_defaults() -> None:
@@ -333,7 +335,8 @@ def test_widths_of_adm_are_multiples_of_what_its_norms_need(fewest: int, channel
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"data": {"shape": (1, 8, 4)}}, "data.shape must be square"),
+        ({"data": {"shape": (1, 6, 8)}}, r"data.shape must be of a height that divides by 4, .* not \[1, 6, 8\]"),
+        ({"data": {"shape": (1, 8, 6)}}, r"data.shape must be of a width that divides by 4, .* not \[1, 8, 6\]"),
         ({"data": {"shape": (1, 6, 6)}}, "divides by 4, since network.channel_mult has 3 levels"),
         ({"sample": {"second_sigma": 80.0}}, "sample.second_sigma must be in .0.002, 80.,? ?"),
         ({"noise": {"sigma_min": 1.0}}, "sample.second_sigma must be in"),
@@ -430,7 +433,12 @@ def test_every_setting_that_is_one_of_several_words_lists_them() -> None:
         ("network", "channel_mult", [1] * 15, "network.channel_mult must be a list of 14 integers at most"),
         ("network", "num_classes", 10**6 + 1, "network.num_classes must be >= 0 and <= 1000000 .0: unconditional."),
         ("data", "shape", [3, 16385, 16385], "each >= 1 and <= 16384, not .3, 16385, 16385."),
-        ("data", "size", 4097, "data.size must be >= 2 and <= 4096 .or 0: as they are., not 4097"),
+        (
+            "data",
+            "size",
+            4097,
+            "data.size must be >= 2 and <= 4096 .or 0: as they are., or .height, width., .*, not 4097",
+        ),
         ("curriculum", "s1", 100_001, "curriculum.s1 must be >= curriculum.s0 = 10 and <= 100000, not 100001"),
         ("train", "batch_size", 10**6 + 1, "train.batch_size must be >= 1 and <= 1000000"),
         ("train", "total_steps", 2**31, "train.total_steps must be >= 1 and <= 2147483647, not 2147483648"),

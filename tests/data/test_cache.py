@@ -233,7 +233,7 @@ def test_other_processes_decode_the_same(tmp_path: Path, decodings: list[str]) -
     assert np.array_equal(load_data(path, unreadable=names).images, np.delete(IMAGES, 1, axis=0))
     assert names == ["a/1.png"]
     wide = str(write_zip(tmp_path / "y.zip", {"1.png": encoded(IMAGES[0]), "2.png": encoded(IMAGES[1, :, :4])}))
-    with pytest.raises(DataError, match=r"2.png is 8x4 RGB, which is no square"):
+    with pytest.raises(DataError, match=r"2.png is 4x8 RGB, which is no square"):
         load_data(wide, size=4)
     assert decodings == []  # here
 

@@ -118,7 +118,7 @@ def broken(tmp_path: Path, name: str) -> Path:
     [
         ("missing", "does not exist"),
         ("empty", "holds no images"),
-        ("sizes", "a.png is 4x4 RGB and b.png is 4x3 RGB"),
+        ("sizes", "a.png is 4x4 RGB and b.png is 3x4 RGB"),
         ("truncated", "a.png cannot be read"),
         ("text", "a.png cannot be read"),
         ("float.npy", "must be uint8.*not float64"),

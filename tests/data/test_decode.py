@@ -182,10 +182,10 @@ def test_what_need_not_change_does_not() -> None:
 
 
 def test_images_that_cannot_fit_are_refused() -> None:
-    with pytest.raises(DataError, match="^image x is 9x5 grey, which is no square; --crop center"):
+    with pytest.raises(DataError, match="^image x is 5x9 grey, which is no square; --crop center"):
         prepare(np.zeros((1, 5, 9), np.uint8), "x", size=4)
     for shape in ((3, 1, 1), (3, 1, 7)):
-        with pytest.raises(DataError, match=r"^image x is \dx1 RGB; a network needs at least 2x2"):
+        with pytest.raises(DataError, match=r"^image x is 1x\d RGB; a network needs at least 2x2"):
             prepare(np.zeros(shape, np.uint8), "x", size=4, crop="center")
 
 

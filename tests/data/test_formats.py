@@ -281,8 +281,8 @@ def test_grey_images_among_rgb_ones_become_rgb(tmp_path: Path) -> None:
 def test_sizes_are_made_alike(tmp_path: Path) -> None:
     files = {"a.png": encoded(IMAGES[0]), "b.png": encoded(IMAGES[1, :, :6]), "c.png": encoded(IMAGES[2, :, :4, :4])}
     folder = write_folder(tmp_path / "folder", files)
-    check_refused(folder, "a.png is 8x8 RGB and .*b.png is 8x6 RGB; --size N resamples")
-    with pytest.raises(DataError, match="b.png is 8x6 RGB, which is no square; --crop center"):
+    check_refused(folder, "a.png is 8x8 RGB and .*b.png is 6x8 RGB; --size N resamples")
+    with pytest.raises(DataError, match="b.png is 6x8 RGB, which is no square; --crop center"):
         load_data(str(folder), size=4)
     found = load_data(str(folder), size=4, crop="center")
     assert found.shape == (3, 4, 4)
@@ -296,7 +296,7 @@ def test_arrays_are_resampled_too(tmp_path: Path) -> None:
     found = load_data(path, size=4, crop="center")
     assert found.images.shape == (6, 3, 4, 4)
     assert np.array_equal(found.labels, LABELS)
-    with pytest.raises(DataError, match="number 0 is 6x8 RGB, which is no square"):
+    with pytest.raises(DataError, match="number 0 is 8x6 RGB, which is no square"):
         load_data(path, size=4)
 
 

@@ -23,10 +23,19 @@ from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.weights import load_arrays as jax_load
 from ict_backends.networks.adm import adm_groups, adm_layers, adm_spec
-from ict_backends.networks.layers import BlockSpec, array_shapes
+from ict_backends.networks.layers import BlockSpec, ImageSize, array_shapes
 from ict_backends.torch import adm as torch_adm
 from ict_backends.torch import layers as torch_layers
-from ict_core import ADMConfig, Config, ConfigError, consistency_output, karras_sigmas, multistep_sample, scalings
+from ict_core import (
+    ADMConfig,
+    Config,
+    ConfigError,
+    consistency_output,
+    karras_sigmas,
+    load_preset,
+    multistep_sample,
+    scalings,
+)
 from ict_core.settings import build_config
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
@@ -72,6 +81,13 @@ def test_the_imagenet_64_network_keeps_its_size(scale_shift: bool, expected: int
     """With 1000 classes: another count breaks checkpoints, the authors' among them (which scale and shift)."""
     config = ADMConfig(num_classes=1000, scale_shift=scale_shift)
     assert sum(math.prod(s) for s in array_shapes(adm_layers(config, (3, 64, 64))).values()) == expected
+
+
+def test_the_stable_preset_keeps_its_size() -> None:
+    """That of imagenet64 without the seven attention layers at 32x32, of 384 channels each."""
+    attention = 7 * (2 * 384 + 384 * 3 * 384 + 3 * 384 + 384 * 384 + 384)
+    found = array_shapes(adm_layers(load_preset("imagenet64-stable").network, (3, 64, 64)))
+    assert sum(map(math.prod, found.values())) == 282_168_003 - attention == 278_023_107
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -188,7 +204,7 @@ def run_module(
 def test_a_block_without_scale_shift_is_theirs(backend: str) -> None:
     blocks = arrays("adm_blocks_open.npz")
     assert not blocks["resblock/use_scale_shift_norm"]
-    spec = BlockSpec(32, 64, 4)
+    spec = BlockSpec(32, 64, ImageSize(4, 4))
     weights = {
         f"{ours}.{leaf}": blocks[f"resblock/params/{theirs}.{leaf}"]
         for ours, theirs in openai_adm.BLOCK.items()
@@ -258,7 +274,7 @@ def test_features_are_their_cosines_then_sines(backend: str, channels: int) -> N
 
 def test_dropout_acts_at_low_resolutions_only() -> None:
     config = ADMConfig(channels=32, channel_mult=(1, 1, 1), blocks=1, head_channels=32, dropout_resolution=16)
-    heights = {block.height: block.dropout for _, block in adm_spec(config, (3, 64, 64)).blocks()}
+    heights = {block.size.height: block.dropout for _, block in adm_spec(config, (3, 64, 64)).blocks()}
     assert heights == {64: False, 32: False, 16: True}
     network = torch_adm.ADM(config, (3, 64, 64))
     assert {shape[1] for shape in network.mask_shapes} == {16}

@@ -33,7 +33,7 @@ from ict_backends.networks.cost import (
     update_memory,
 )
 from ict_backends.networks.families import count_parameters, parameter_shapes
-from ict_backends.networks.layers import array_shapes
+from ict_backends.networks.layers import ImageSize, array_shapes
 from ict_backends.networks.ncsnpp import ncsnpp_layers
 from ict_backends.torch.batch import draw_noise
 from ict_backends.torch.networks import make_network
@@ -201,11 +201,11 @@ def test_the_heaviest_convolutions_of_a_known_network() -> None:
         for (a, b), count in found.items()
     }
     found = heaviest_convolutions(config, 5)
-    assert found[0] == Convolution(16, 16, 3, 8, 2)
-    assert found[1] == Convolution(16, 16, 3, 4, 7)
+    assert found[0] == Convolution(16, 16, 3, ImageSize(8, 8), 2)
+    assert found[1] == Convolution(16, 16, 3, ImageSize(4, 4), 7)
     assert [c.number * c.flops for c in found] == sorted(operations.values(), reverse=True)[:5]
     for c in found:
-        assert c.number * c.flops == operations[c.in_channels, c.out_channels, c.height]
+        assert c.number * c.flops == operations[c.in_channels, c.out_channels, c.size.height]
 
 
 @pytest.mark.parametrize("name", preset_names())

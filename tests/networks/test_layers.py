@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from twins import adm_configs, ncsnpp_configs, small_adm_config, small_config
 
 from ict_backends.networks.families import network_layers, parameter_shapes, trained_shapes
-from ict_backends.networks.layers import Kind, Layer
+from ict_backends.networks.layers import ImageSize, Kind, Layer
 from ict_backends.torch.networks import make_network
 from ict_core import Config
 
 SHAPED = [
-    small_config(data={"shape": [3, 8, 8]}, network={"channel_mult": [1, 2], "attention_resolutions": [8, 4]}),
-    small_config(data={"shape": [1, 8, 8]}, network={"channel_mult": [2, 2, 1], "fir_kernel": [], "num_classes": 0}),
+    small_config(data={"shape": [3, 8, 12]}, network={"channel_mult": [1, 2], "attention_resolutions": [8, 4]}),
+    small_config(data={"shape": [1, 16, 8]}, network={"channel_mult": [2, 2, 1], "fir_kernel": [], "num_classes": 0}),
     small_adm_config(),
 ]
 
@@ -32,15 +32,15 @@ def test_every_array_of_a_network_is_in_the_records(configs: object) -> None:
     check()
 
 
-def given_sizes(config: Config, layers: list[Layer]) -> dict[str, tuple[int, int]]:
-    """The channels and the height of what each layer gives in an evaluation, by name; height 1 of vectors."""
+def given_sizes(config: Config, layers: list[Layer]) -> dict[str, tuple[int, ImageSize]]:
+    """The channels and the size of what each layer gives in an evaluation, by name; 1x1 of vectors."""
     network, sizes = make_network(config), {}
     for layer in layers:
         if layer.kind in (Kind.FREQUENCIES, Kind.ATTENTION):
             continue
 
         def record(module: object, given: object, result: torch.Tensor, name: str = layer.name) -> None:
-            sizes[name] = (result.shape[1], result.shape[2] if result.ndim == 4 else 1)
+            sizes[name] = (result.shape[1], ImageSize(*(result.shape[2:] or (1, 1))))
 
         module = network.get_submodule(layer.name)
         module.register_forward_hook(record)
@@ -59,16 +59,16 @@ def given_sizes(config: Config, layers: list[Layer]) -> dict[str, tuple[int, int
 
 
 @pytest.mark.parametrize("config", SHAPED, ids=["ncsnpp", "ncsnpp-plain", "adm"])
-def test_channels_and_heights_are_those_of_the_activations(config: Config) -> None:
+def test_channels_and_sizes_are_those_of_the_activations(config: Config) -> None:
     layers = network_layers(config)
     sizes = given_sizes(config, layers)
-    assert sizes == {layer.name: (layer.out_size, layer.height) for layer in layers if layer.name in sizes}
+    assert sizes == {layer.name: (layer.out_size, layer.size) for layer in layers if layer.name in sizes}
     assert len(sizes) >= len([layer for layer in layers if layer.kind in (Kind.CONVOLUTION, Kind.DENSE, Kind.NORM)])
 
 
-def test_the_check_of_heights_can_fail() -> None:
+def test_the_check_of_sizes_can_fail() -> None:
     config = SHAPED[0]
     layers = network_layers(config)
-    wrong = [layer._replace(height=2 * layer.height) for layer in layers]
+    wrong = [layer._replace(size=layer.size.doubled()) for layer in layers]
     sizes = given_sizes(config, layers)
-    assert sizes != {layer.name: (layer.out_size, layer.height) for layer in wrong if layer.name in sizes}
+    assert sizes != {layer.name: (layer.out_size, layer.size) for layer in wrong if layer.name in sizes}

@@ -21,7 +21,7 @@ from ict_backends.jax import layers as jax_layers
 from ict_backends.jax.device import check_device as jax_devices
 from ict_backends.jax.state import merge_network
 from ict_backends.jax.weights import load_arrays as jax_load
-from ict_backends.networks.layers import BlockSpec
+from ict_backends.networks.layers import BlockSpec, ImageSize
 from ict_backends.torch import layers as torch_layers
 from ict_backends.torch.networks import UNet
 from ict_core import Config, consistency_output
@@ -188,11 +188,11 @@ def test_the_pyramids_step_is_theirs(backend: str) -> None:
 
 
 BLOCKS = {
-    "resblock_same": ("resblock", BlockSpec(8, 8, 6)),
-    "resblock_out": ("resblock", BlockSpec(8, 12, 6)),
-    "resblock_down": ("resblock", BlockSpec(8, 8, 3, down=True)),
-    "resblock_up": ("resblock", BlockSpec(8, 8, 12, up=True)),
-    "resblock_cap": ("resblock_cap", BlockSpec(160, 4, 4)),
+    "resblock_same": ("resblock", BlockSpec(8, 8, ImageSize(6, 6))),
+    "resblock_out": ("resblock", BlockSpec(8, 12, ImageSize(6, 6))),
+    "resblock_down": ("resblock", BlockSpec(8, 8, ImageSize(3, 3), down=True)),
+    "resblock_up": ("resblock", BlockSpec(8, 8, ImageSize(12, 12), up=True)),
+    "resblock_cap": ("resblock_cap", BlockSpec(160, 4, ImageSize(4, 4))),
 }
 
 

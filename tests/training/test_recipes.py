@@ -58,7 +58,12 @@ def test_few_images_on_a_gpu_get_the_papers_dropout() -> None:
 
 @pytest.mark.parametrize(
     ("height", "width", "says"),
-    [(97, 97, "which no preset is for: --size"), (8, 10, "must be square"), (34, 34, "multiples of 4: --size 32")],
+    [
+        (97, 97, "which no preset is for: --size"),
+        (33, 64, "multiples of 8: --size 64x32 --crop center"),
+        (97, 60, "no preset is for: --size 64x40 --crop"),
+        (34, 34, "multiples of 4: --size 32"),
+    ],
 )
 def test_other_sizes_are_refused(height: int, width: int, says: str) -> None:
     with pytest.raises(UsageError, match=says):
