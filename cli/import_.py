@@ -77,9 +77,9 @@ def openai_adm_command(file: Path, out: Path, config_file: Path | None, preset: 
     if config is None:
         config = described_config(seen_network(found.arrays), base, given, str(file))
     run = import_openai_adm(found.arrays, config, out, str(file))
+    _report(run.path, config, _of(found.place, file))
     if described and isinstance(config.network, ADMConfig):
         click.echo(f"# {_unseen(config.data.shape, config.network)}")
-    _report(run.path, config, _of(found.place, file))
 
 
 def _unseen(shape: Sequence[int], network: ADMConfig) -> str:
