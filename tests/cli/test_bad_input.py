@@ -74,7 +74,7 @@ def newest(run: Path) -> Path:
         (["--set", "data.shape=[1,8,4]"], ["images of .1, 8, 8.", "data.shape is set to .1, 8, 4."]),
         (
             ["--set", "network.attention_resolutions=[16,4]"],
-            [r"network.attention_resolutions = \[16, 4\]: .*the heights 8, 4, for images of 8$"],
+            [r"network.attention_resolutions = \[16, 4\]: .*the heights 8, 4, for images of 8x8$"],
         ),
         (["--device", "warp"], ["--device warp", "allowed"]),
         (["--device", "cuda:77"], ["--device cuda:77"]),

@@ -60,7 +60,7 @@ def test_few_images_on_a_gpu_get_the_papers_dropout() -> None:
     ("height", "width", "says"),
     [
         (97, 97, "which no preset is for: --size"),
-        (33, 64, "multiples of 8: --size 64x32 --crop center"),
+        (33, 64, "multiples of 8: --size 32x64 --crop center"),
         (97, 60, "no preset is for: --size 64x40 --crop"),
         (34, 34, "multiples of 4: --size 32"),
     ],
