@@ -9,6 +9,7 @@ loss               pseudo_huber, huber_constant, loss_weight, consistency_loss; 
 objective          batch_loss: from a network and a Batch to the loss; consistency_function, distance_of
 teacher            adaptive_decay: of a teacher with a moving average, to compare with
 loss_scale         LossScale, next_loss_scale: for float16
+learning_rate      learning_rate_factor: warm-up and decay, to compare with
 threefry           normal_noise, dropout_bytes: a function of keys, the same in every library; key_words, threefry
 sampling           multistep_sample
 editing            linear_edit, inpaint, colorize, super_resolve, denoise, stroke, interpolate_noise; transforms
@@ -46,6 +47,7 @@ from ict_core.editing import (
     to_grey,
 )
 from ict_core.grid import Grid, Levels, make_grid
+from ict_core.learning_rate import learning_rate_factor
 from ict_core.loss import (
     ConsistencyLoss,
     consistency_loss,
@@ -104,6 +106,7 @@ __all__ = [
     "karras_sigmas",
     "key_words",
     "l1",
+    "learning_rate_factor",
     "linear_edit",
     "load_config",
     "load_preset",

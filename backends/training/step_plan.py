@@ -18,6 +18,7 @@ from ict_core import (
     Stage,
     adaptive_decay,
     discretization_steps,
+    learning_rate_factor,
     make_grid,
     stages,
 )
@@ -33,6 +34,7 @@ class StepPlan(NamedTuple):
         levels: the drawn levels and weights, [b] float64 each.
         row_seeds: [b] uint64, the seed of each image's noise and dropout masks (`ict_core.key_words`). These depend
             neither on the backend nor on how a batch is split over devices, processes and micro-batches.
+        learning_rate: the learning rate of the step.
         teacher_decay: mu, the decay of the teacher's average after the step.
     """
 
@@ -41,6 +43,7 @@ class StepPlan(NamedTuple):
     flips: np.ndarray
     levels: Levels
     row_seeds: np.ndarray
+    learning_rate: float
     teacher_decay: float = 0.0
 
     def rows(self, chosen: slice) -> StepPlan:
@@ -114,6 +117,18 @@ def teacher_decay(config: Config, n: int) -> float:
     return adaptive_decay(n, mu0=config.teacher.decay, s0=config.curriculum.s0)
 
 
+def learning_rate(config: Config, step: int) -> float:
+    """The learning rate of step number `step`, in 0..total_steps-1."""
+    train = config.train
+    return train.learning_rate * learning_rate_factor(
+        step,
+        train.total_steps,
+        warmup_steps=train.warmup_steps,
+        decay=train.rate_decay,
+        decay_from=train.rate_decay_from,
+    )
+
+
 def is_due(step: int, every: int, total_steps: int) -> bool:
     """True if `step` is a multiple of `every`, or the last step; with `every` = 0 only for the last step."""
     return step == total_steps or (every > 0 and step % every == 0)
@@ -128,4 +143,4 @@ def plan_step(config: Config, step: int, count: int) -> StepPlan:
     flips = rng.random(train.batch_size) < (0.5 if config.data.flip else 0.0)
     indices = batch_indices(train.seed, step, train.batch_size, count)
     row_seeds = rng.integers(2**63, size=train.batch_size, dtype=np.uint64)
-    return StepPlan(n, indices, flips, levels, row_seeds, teacher_decay(config, n))
+    return StepPlan(n, indices, flips, levels, row_seeds, learning_rate(config, step), teacher_decay(config, n))
