@@ -438,7 +438,10 @@ class TrainConfig:
         """Raise ConfigError where a setting of the optimiser or the rate would change nothing, or not what it says."""
         kind, decay, first = self.optimizer, self.rate_decay, self.rate_decay_from
         if kind != "radam":
-            ok, allowed = (self.weight_decay > 0) == (kind == "adamw"), "> 0" if kind == "adamw" else '0 ("adamw" has it)'
+            ok, allowed = (
+                (self.weight_decay > 0) == (kind == "adamw"),
+                "> 0" if kind == "adamw" else '0 ("adamw" has it)',
+            )
             require(ok, "train.weight_decay", self.weight_decay, f'{allowed} with train.optimizer = "{kind}"')
         require(first == 0 or decay != "none", "train.rate_decay_from", first, '0 with train.rate_decay = "none"')
         allowed = f">= train.warmup_steps = {self.warmup_steps} (or 0: the end of the warm-up)"
