@@ -10,6 +10,7 @@ objective          batch_loss: from a network and a Batch to the loss; consisten
 teacher            teacher_of: the student as its own teacher; update_average; adaptive_decay, to compare with
 ema                power_exponent, power_decay, power_profile, mixing_weights: averages of a length relative to the run
 loss_scale         LossScale, next_loss_scale: for float16
+learning_rate      learning_rate_factor: warm-up and decay, to compare with
 threefry           normal_noise, dropout_bytes: a function of keys, the same in every library; key_words, threefry
 gap                Gap, gap_share, gap_stages, teacher_level: the gap rule of consistency tuning, in place of a grid
 sampling           multistep_sample
@@ -53,6 +54,7 @@ from ict_core.ema import mixing_weights, power_decay, power_exponent, power_prof
 from ict_core.gap import Gap, gap_share, gap_stages, teacher_level
 from ict_core.grid import Grid, Levels, make_grid
 from ict_core.guidance import NO_CLASS, guided
+from ict_core.learning_rate import learning_rate_factor
 from ict_core.loss import (
     ConsistencyLoss,
     consistency_loss,
@@ -121,6 +123,7 @@ __all__ = [
     "karras_sigmas",
     "key_words",
     "l1",
+    "learning_rate_factor",
     "linear_edit",
     "load_config",
     "load_preset",

@@ -19,6 +19,7 @@ from ict_core._arrays import Array, Namespace
 from ict_core.curriculum import SCHEDULES
 from ict_core.gap import Gap
 from ict_core.grid import Grid, make_grid
+from ict_core.learning_rate import DECAYS
 from ict_core.loss import DISTANCES, WEIGHTINGS, ConsistencyFunction
 from ict_core.noise_law import LAWS
 from ict_core.ode import heun_sample, heun_sigmas
@@ -139,6 +140,7 @@ FIR_KERNEL = Rule(
     "empty, or of even length with a positive sum",
     lambda taps: len(taps) == 0 or (len(taps) % 2 == 0 and sum(taps) > 0),
 )
+NOT_NEGATIVE = Rule(">= 0 (0: none)", lambda value: 0 <= value < math.inf)
 BETAS = Rule("two numbers in [0, 1)", lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas))
 
 
@@ -526,8 +528,20 @@ class TrainConfig:
             with `shard_weights`.
         shard_weights: divide the weights, their average and the optimiser's moments among the devices, instead of
             giving each a copy.
-        learning_rate: the learning rate of RAdam, the same in every step.
-        betas: the decays of RAdam's two moments.
+        learning_rate: the learning rate, the same in every step unless `warmup_steps` or `rate_decay` change it.
+        warmup_steps: the number of steps in which the rate first rises from 0 in proportion (Goyal et al. 2017).
+        rate_decay: how the rate falls (`learning_rate_factor`): "linear" or "cosine" (Loshchilov & Hutter 2017), to 0
+            after `total_steps`, which moves if a run is made longer; "inverse_sqrt" like one over the root of the steps
+            done (EDM2).
+        rate_decay_from: the number of steps after which the rate falls, >= `warmup_steps`; 0 for `warmup_steps`. With
+            "inverse_sqrt", it is EDM2's t_ref.
+        optimizer: "radam" (Liu et al. 2020) is the recipe's; "adam" (Kingma & Ba 2015); "adamw" is Adam with
+            `weight_decay` (Loshchilov & Hutter 2019).
+        betas: the decays of the optimiser's two moments.
+        weight_decay: each step first multiplies all weights by 1 - rate * `weight_decay`, apart from the gradient
+            (decoupled, as torch's AdamW and its RAdam with `decoupled_weight_decay`); > 0 with "adamw", 0 with "adam".
+        clip_norm: the norm of all gradients together that a larger one is scaled down to (Pascanu et al. 2013; torch's
+            `clip_grad_norm_`). The log has the norm before that.
         ema_decay: the decay of the average of the weights that samples are made from; the teacher's is `teacher.decay`.
         on_nonfinite: what happens where a loss or the gradient is NaN or infinite: "stop" ends the run; "skip" leaves
             the weights as they are and counts the step.
@@ -537,6 +551,7 @@ class TrainConfig:
         keep_checkpoints: how many of the newest checkpoints are kept.
         keep_every: keep, beside the newest checkpoints, each whose step is a multiple of this.
         tensorboard: write scalars and sample pictures for TensorBoard, too.
+        wandb: log scalars and sample pictures to Weights & Biases, too.
         label_dropout: the probability with which an image is trained on without its class, for guidance at sampling
             (docs/sampling.md); only for a network with classes.
 
@@ -556,7 +571,13 @@ class TrainConfig:
     compile: bool = False
     shard_weights: bool = False
     learning_rate: Annotated[float, above(0)] = 1e-4
+    warmup_steps: Annotated[int, at_least(0, zero="none", most=_MOST_STEPS)] = 0
+    rate_decay: Annotated[str, one_of(DECAYS)] = "none"
+    rate_decay_from: Annotated[int, at_least(0, zero="the end of the warm-up", most=_MOST_STEPS)] = 0
+    optimizer: Annotated[str, one_of(("radam", "adam", "adamw"))] = "radam"
     betas: Annotated[tuple[float, ...], BETAS] = (0.9, 0.999)
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    clip_norm: Annotated[float, NOT_NEGATIVE] = 0.0
     ema_decay: Annotated[float, below_one()] = 0.99993
     on_nonfinite: Annotated[str, one_of(("stop", "skip"))] = "stop"
     log_every: Annotated[int, at_least(1)] = 50
@@ -565,6 +586,7 @@ class TrainConfig:
     keep_checkpoints: Annotated[int, at_least(0, zero="all")] = 2
     keep_every: Annotated[int, at_least(0, zero="none")] = 0
     tensorboard: bool = False
+    wandb: bool = False
     label_dropout: Annotated[float, below_one()] = 0.0
 
     def __post_init__(self) -> None:
@@ -574,6 +596,23 @@ class TrainConfig:
         require(ok, "train.micro_batch", self.micro_batch, allowed)
         allowed = "false with train.shard_weights = true"
         require(not (self.compile and self.shard_weights), "train.compile", self.compile, allowed)
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """Raise ConfigError where a setting of the optimiser or the rate would change nothing, or not what it says."""
+        kind, decay, first = self.optimizer, self.rate_decay, self.rate_decay_from
+        if kind != "radam":
+            ok, allowed = (
+                (self.weight_decay > 0) == (kind == "adamw"),
+                "> 0" if kind == "adamw" else '0 ("adamw" has it)',
+            )
+            require(ok, "train.weight_decay", self.weight_decay, f'{allowed} with train.optimizer = "{kind}"')
+        require(first == 0 or decay != "none", "train.rate_decay_from", first, '0 with train.rate_decay = "none"')
+        allowed = f">= train.warmup_steps = {self.warmup_steps} (or 0: the end of the warm-up)"
+        require(first == 0 or first >= self.warmup_steps, "train.rate_decay_from", first, allowed)
+        if decay == "inverse_sqrt":
+            allowed = '> 0 with train.rate_decay = "inverse_sqrt", unless train.warmup_steps is'
+            require(max(first, self.warmup_steps) > 0, "train.rate_decay_from", first, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ class Draw(NamedTuple):
         keys: [b, 2] int32, the words of each image's random key (`ict_core.key_words`).
         teacher_rate: [] float32, 1 - the decay of the teacher's average after the step. It is computed in float64: in
             float32, the difference of nearly equal numbers would have few digits.
+        learning_rate: [] float32, the learning rate of the step.
         unlabelled: [b] bool, True for the images whose label is dropped.
     """
 
@@ -40,6 +41,7 @@ class Draw(NamedTuple):
     weight: Array
     keys: Array
     teacher_rate: Array
+    learning_rate: Array
     unlabelled: Array
 
 
@@ -52,7 +54,7 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
         parts: number of micro-batches of a step; divides b.
 
     Returns:
-        A `Draw` of arrays [steps, parts, b / parts, ...]; `teacher_rate` is [steps, parts].
+        A `Draw` of arrays [steps, parts, b / parts, ...]; `teacher_rate` and `learning_rate` are [steps, parts].
     """
     columns = [
         (
@@ -68,8 +70,11 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
     indices, flips, sigma_lo, sigma_hi, weight, keys, unlabelled = (
         put(a.reshape(len(plans), parts, -1, *a.shape[2:]), split(mesh, axis=2)) for a in arrays
     )
-    rates = np.array([[1.0 - plan.teacher_decay] * parts for plan in plans], np.float32)
-    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys, put(rates, replicated(mesh)), unlabelled)
+    teacher_rate, learning_rate = (
+        put(np.repeat(np.array(values, np.float32)[:, None], parts, axis=1), replicated(mesh))
+        for values in ([1.0 - plan.teacher_decay for plan in plans], [plan.learning_rate for plan in plans])
+    )
+    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys, teacher_rate, learning_rate, unlabelled)
 
 
 def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) -> Batch:

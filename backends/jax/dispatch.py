@@ -78,9 +78,10 @@ def train_steps(
 
         if parts == 1:
             only = _first(draw)
-            return train_step(state, config, make_batch(config, only, images, labels), only.teacher_rate)
+            batch = make_batch(config, only, images, labels)
+            return train_step(state, config, batch, only.teacher_rate, only.learning_rate)
         gradient, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), draw)
-        return apply_gradient(state, config, gradient, losses.reshape(-1), draw.teacher_rate[0])
+        return apply_gradient(state, config, gradient, losses.reshape(-1), draw.teacher_rate[0], draw.learning_rate[0])
 
     if len(draws.indices) > 1:
         state, results = jax.lax.scan(one, state, draws)
@@ -104,7 +105,7 @@ def train_step_in_parts(
         draw = jax.tree.map(lambda array, part=i: array[0, part], draws)
         total, part_losses = _add_part(total, state, config, draw, images, labels, parts)
         losses.append(part_losses)
-    return _finish_step(state, config, total, losses, draws.teacher_rate[0, 0], mesh)
+    return _finish_step(state, config, total, losses, draws.teacher_rate[0, 0], draws.learning_rate[0, 0], mesh)
 
 
 @partial(jax.jit, static_argnames=("config", "parts"), donate_argnames="total")
@@ -116,9 +117,15 @@ def _add_part(
 
 @partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="state")
 def _finish_step(
-    state: TrainState, config: Config, gradient: nnx.State, losses: Sequence[Array], rate: Array, mesh: Mesh
+    state: TrainState,
+    config: Config,
+    gradient: nnx.State,
+    losses: Sequence[Array],
+    teacher_rate: Array,
+    learning_rate: Array,
+    mesh: Mesh,
 ) -> tuple[TrainState, StepResult]:
-    state, result = apply_gradient(state, config, gradient, jnp.concatenate(losses), rate)
+    state, result = apply_gradient(state, config, gradient, jnp.concatenate(losses), teacher_rate, learning_rate)
     return _constrain(state, jax.tree.map(lambda array: array[None], result), config, mesh)
 
 

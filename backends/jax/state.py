@@ -19,7 +19,7 @@ from ict_backends.jax.networks import UNet, make_network
 from ict_core import Config, LossScale
 from ict_core.loss_scale import FIRST_FACTOR
 
-# Added to the root of the second moment, before its bias is corrected, as torch does.
+# Added to the root of the second moment: by RAdam before its bias is corrected and by Adam after, as torch does.
 _EPS = 1e-8
 # B_2k / (2k)! of Bernoulli's numbers, k = 1, 2, ...: the series of u / (exp(u) - 1). Up to u = 0.5, five are exact.
 _BERNOULLI = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)
@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
         step: [] int32 number of steps done, which is also the number of the next step, counted from 0.
         params: the weights in training.
         ema: the moving average of the weights, used only for sampling.
-        optimizer: the state of RAdam over `params`.
+        optimizer: the state of the optimiser over `params`.
         constants: the arrays that are stored with the weights and not trained.
         loss_scale: the scale of the loss if the network computes in float16, else None.
         teacher: the teacher's weights; None if they are the student's own.
@@ -69,34 +69,45 @@ def merge_network(config: Config, params: nnx.State, constants: nnx.State) -> UN
     return nnx.merge(abstract_network(config)[0], params, constants)
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """RAdam with the configuration's learning rate and betas, as torch computes it, without clipping or weight decay.
+def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+    """The configuration's optimiser, as torch computes it. Its update takes the weights and the `learning_rate`.
 
     optax's own RAdam subtracts nearly equal numbers in float32, which makes its steps up to 0.6% too long or short, and
     adds epsilon after the bias correction instead of before it.
     """
-    b1, b2 = config.train.betas
+    (b1, b2), decay = config.train.betas, config.train.weight_decay
 
     def init(params: optax.Params) -> optax.ScaleByAdamState:
         zeros = partial(jax.tree.map, jnp.zeros_like)
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
 
     def update(
-        gradient: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+        gradient: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        learning_rate: float | Array,
+        **others: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         assert isinstance(state, optax.ScaleByAdamState)
         mu = optax.tree_utils.tree_update_moment(gradient, state.mu, b1, 1)
         nu = optax.tree_utils.tree_update_moment_per_elem_norm(gradient, state.nu, b2, 2)
         steps = state.count + 1
         first, second, rectified = radam_factors(steps, b1, b2)
-        scale = -config.train.learning_rate / first
+        scale = -learning_rate / first
 
-        def step(m: Array, v: Array) -> Array:
+        def radam(m: Array, v: Array) -> Array:
             return scale * m * jnp.where(rectified > 0, rectified * second / (jnp.sqrt(v) + _EPS), 1.0)
 
-        return jax.tree.map(step, mu, nu), optax.ScaleByAdamState(steps, mu, nu)
+        def adam(m: Array, v: Array) -> Array:
+            return scale * m / (jnp.sqrt(v) / second + _EPS)
 
-    return optax.GradientTransformation(init, update)
+        updates = jax.tree.map(radam if config.train.optimizer == "radam" else adam, mu, nu)
+        if decay:
+            updates = jax.tree.map(lambda u, p: u - learning_rate * decay * p, updates, params)
+        return updates, optax.ScaleByAdamState(steps, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def radam_factors(steps: Array, b1: float, b2: float) -> tuple[Array, Array, Array]:

@@ -16,6 +16,9 @@ from ict_backends.jax.state import TrainState, make_optimizer, merge_network
 from ict_core import Batch, Config, ConsistencyLoss, next_loss_scale, objective
 from ict_core.loss import ConsistencyFunction
 
+# Added to a gradient's norm before it divides, as torch's `clip_grad_norm_` does.
+_CLIP_EPS = 1e-6
+
 
 class StepResult(NamedTuple):
     """The results of a step for the log; those of several steps have one axis more, [steps, ...], in front.
@@ -65,15 +68,20 @@ def _without_gradient(f: ConsistencyFunction) -> ConsistencyFunction:
 
 
 def train_step(
-    state: TrainState, config: Config, batch: Batch, teacher_rate: float | Array = 1.0
+    state: TrainState,
+    config: Config,
+    batch: Batch,
+    teacher_rate: float | Array = 1.0,
+    learning_rate: float | Array | None = None,
 ) -> tuple[TrainState, StepResult]:
     """The state after one more step over a batch, and the step's results.
 
     Args:
         batch: images [b, h, w, c] and what belongs to them.
         teacher_rate: 1 - the decay of the teacher's weights as an average of the student's, if it has its own weights.
+        learning_rate: the learning rate of this step; None for `train.learning_rate`.
     """
-    return apply_gradient(state, config, *loss_gradient(state, config, batch), teacher_rate)
+    return apply_gradient(state, config, *loss_gradient(state, config, batch), teacher_rate, learning_rate)
 
 
 def loss_gradient(state: TrainState, config: Config, batch: Batch, parts: int = 1) -> tuple[nnx.State, Array]:
@@ -93,20 +101,30 @@ def loss_gradient(state: TrainState, config: Config, batch: Batch, parts: int = 
 
 
 def apply_gradient(
-    state: TrainState, config: Config, gradient: nnx.State, losses: Array, teacher_rate: float | Array
+    state: TrainState,
+    config: Config,
+    gradient: nnx.State,
+    losses: Array,
+    teacher_rate: float | Array,
+    learning_rate: float | Array | None = None,
 ) -> tuple[TrainState, StepResult]:
     """The state after a step with this gradient, and the step's results.
 
     If the gradient is not finite, the weights stay as they are, provided that `train.on_nonfinite` is "skip" or the
-    loss is scaled.
+    loss is scaled. A gradient whose norm is larger than `train.clip_norm`, unless that is 0, is scaled down to it; the
+    norm of the results is that before.
 
     Args:
         gradient: in the shapes of the weights.
         losses: [b], passed through to the results.
-        teacher_rate: as for `train_step`.
+        teacher_rate, learning_rate: as for `train_step`.
     """
     norm, scale = optax.tree_utils.tree_norm(gradient), state.loss_scale
-    updates, optimizer = make_optimizer(config).update(gradient, state.optimizer)
+    if config.train.clip_norm:
+        share = jnp.minimum(config.train.clip_norm / (norm + _CLIP_EPS), 1.0)
+        gradient = jax.tree.map(lambda g: share * g, gradient)
+    rate = config.train.learning_rate if learning_rate is None else learning_rate
+    updates, optimizer = make_optimizer(config).update(gradient, state.optimizer, state.params, learning_rate=rate)
     params = optax.apply_updates(state.params, updates)
     ema = update_ema(state.ema, params, 1.0 - config.train.ema_decay)
     teacher = None if state.teacher is None else update_ema(state.teacher, params, teacher_rate)

@@ -57,7 +57,14 @@ class TimedTrainer:
         plan = plan_step(self.config, self.state.step % self.config.train.total_steps, len(self.images))
         draws = to_device(plan, self.images.device).parts(self.parts)
         batches = (make_batch(self.config, draw, self.images, self.labels) for draw in draws)
-        return train_step(self.state, self.config, batches, parts=self.parts, teacher_decay=plan.teacher_decay).losses
+        return train_step(
+            self.state,
+            self.config,
+            batches,
+            parts=self.parts,
+            teacher_decay=plan.teacher_decay,
+            learning_rate=plan.learning_rate,
+        ).losses
 
 
 def make_trainer(config: Config, images: np.ndarray, labels: np.ndarray | None, device: str) -> TimedTrainer:

@@ -44,7 +44,7 @@ class TrainState:
         forward: the network that a step evaluates: that of `params`, or its DDP or FSDP wrapper.
         ema: the moving average of the weights, used only for sampling.
         teacher: the teacher's weights; None if they are the student's own.
-        optimizer: RAdam over the arrays of `params`.
+        optimizer: the optimiser over the arrays of `params`.
         loss_scale: the scale of the loss, on the host, if the network computes in float16, else None.
     """
 
@@ -53,7 +53,7 @@ class TrainState:
     forward: nn.Module
     ema: Weights[Tensor]
     teacher: Weights[Tensor] | None
-    optimizer: torch.optim.RAdam
+    optimizer: torch.optim.Optimizer
     loss_scale: LossScale | None
 
     def optimizer_moments(self, key: str) -> Mapping[str, Tensor]:
@@ -123,10 +123,17 @@ def _following(network: UNet, processes: Processes, *, shard: bool) -> Weights[T
     return Weights(network, [local(p) for p in network.parameters()])
 
 
-def _make_optimizer(config: Config, step: int, arrays: list[nn.Parameter]) -> torch.optim.RAdam:
-    """RAdam after `step` steps, with all moments zero."""
-    beta_1, beta_2 = config.train.betas
-    optimizer = torch.optim.RAdam(arrays, lr=config.train.learning_rate, betas=(beta_1, beta_2), foreach=True)
+def _make_optimizer(config: Config, step: int, arrays: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """RAdam or Adam after `step` steps, with all moments zero."""
+    train, (beta_1, beta_2) = config.train, config.train.betas
+    optimizer = (torch.optim.RAdam if train.optimizer == "radam" else torch.optim.Adam)(
+        arrays,
+        lr=train.learning_rate,
+        betas=(beta_1, beta_2),
+        weight_decay=train.weight_decay,
+        decoupled_weight_decay=True,
+        foreach=True,
+    )
     for parameter in arrays:
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step)),

@@ -62,7 +62,13 @@ def batch_loss(network: nn.Module, config: Config, batch: Batch, teacher: nn.Mod
 
 
 def train_step(
-    state: TrainState, config: Config, batches: Iterable[Batch], *, parts: int = 1, teacher_decay: float = 0.0
+    state: TrainState,
+    config: Config,
+    batches: Iterable[Batch],
+    *,
+    parts: int = 1,
+    teacher_decay: float = 0.0,
+    learning_rate: float | None = None,
 ) -> StepResult:
     """Advance `state` in place by one step over batches whose gradients add up.
 
@@ -73,6 +79,7 @@ def train_step(
         batches: the micro-batches of the step, of equal size; their images are [b / parts, c, h, w].
         parts: number of `batches`.
         teacher_decay: the decay of the teacher's weights as an average of the student's, if it has weights of its own.
+        learning_rate: the learning rate of this step; None for `train.learning_rate`.
     """
     losses, scale = [], state.loss_scale
     factor = 1.0 if scale is None else float(scale.factor)
@@ -82,9 +89,11 @@ def train_step(
             loss = batch_loss(state.forward, config, batch, teacher)
             (loss.mean * (factor / parts)).backward()
         losses.append(loss.per_sample.detach())
-    result = StepResult(torch.cat(losses), take_gradient(state.params, factor))
+    result = StepResult(torch.cat(losses), take_gradient(state.params, factor, config.train.clip_norm))
     finite = (config.train.on_nonfinite == "stop" and scale is None) or bool(result.grad_norm.isfinite())
     if finite:
+        for group in state.optimizer.param_groups:
+            group["lr"] = config.train.learning_rate if learning_rate is None else learning_rate
         state.optimizer.step()
         update_ema(state.ema, state.params, config.train.ema_decay)
         if state.teacher is not None:
@@ -99,10 +108,11 @@ def train_step(
     return result
 
 
-def take_gradient(params: Weights[nn.Parameter], factor: float) -> Tensor:
+def take_gradient(params: Weights[nn.Parameter], factor: float, most: float = 0.0) -> Tensor:
     """Hand the gradient, divided by the loss's factor, to the optimiser, and return the gradient's norm, [].
 
-    If a loss is not finite, neither is the norm.
+    If a loss is not finite, neither is the norm. A gradient whose norm is larger than `most`, unless that is 0, is
+    scaled down to it; the norm that is returned is that before.
     """
     if not isinstance(params.arrays[0], DTensor):
         params.arrays[0].grad = _as_vector(params.network)
@@ -110,7 +120,10 @@ def take_gradient(params: Weights[nn.Parameter], factor: float) -> Tensor:
     gradients = [p.grad for p in params.arrays if p.grad is not None]
     if factor != 1.0:
         torch._foreach_div_(gradients, factor)
-    return full(nn.utils.get_total_norm(gradients))
+    norm = nn.utils.get_total_norm(gradients)
+    if most:
+        nn.utils.clip_grads_with_norm_(params.arrays, most, norm)
+    return full(norm)
 
 
 def _as_vector(network: nn.Module) -> Tensor:

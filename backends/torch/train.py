@@ -87,7 +87,14 @@ def train(
                     break
                 stage = config.in_stage(plan.n)
                 with float32_as(stage.train.precision):
-                    result = train_step(state, stage, batches, parts=parts, teacher_decay=plan.teacher_decay)
+                    result = train_step(
+                        state,
+                        stage,
+                        batches,
+                        parts=parts,
+                        teacher_decay=plan.teacher_decay,
+                        learning_rate=plan.learning_rate,
+                    )
                 stopping = processes.agree(interruption.number is not None)
                 stopping = recorder.after([(state.step - 1, plan, result)], model, checkpoint, stopping=stopping)
         leave(processes.part)

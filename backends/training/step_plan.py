@@ -20,6 +20,7 @@ from ict_core import (
     discretization_steps,
     gap_share,
     gap_stages,
+    learning_rate_factor,
     stages,
 )
 
@@ -34,6 +35,7 @@ class StepPlan(NamedTuple):
         levels: the drawn levels and weights, [b] float64 each.
         row_seeds: [b] uint64, the seed of each image's noise and dropout masks (`ict_core.key_words`). These depend
             neither on the backend nor on how a batch is split over devices, processes and micro-batches.
+        learning_rate: the learning rate of the step.
         teacher_decay: mu, the decay of the teacher's average after the step.
         unlabelled: [b] bool, True for the images whose label is dropped (`train.label_dropout`).
     """
@@ -43,6 +45,7 @@ class StepPlan(NamedTuple):
     flips: np.ndarray
     levels: Levels
     row_seeds: np.ndarray
+    learning_rate: float
     teacher_decay: float
     unlabelled: np.ndarray
 
@@ -149,6 +152,18 @@ def teacher_decay(config: Config, n: int) -> float:
     return adaptive_decay(n, mu0=config.teacher.decay, s0=config.curriculum.s0)
 
 
+def learning_rate(config: Config, step: int) -> float:
+    """The learning rate of step number `step`, in 0..total_steps-1."""
+    train = config.train
+    return train.learning_rate * learning_rate_factor(
+        step,
+        train.total_steps,
+        warmup_steps=train.warmup_steps,
+        decay=train.rate_decay,
+        decay_from=train.rate_decay_from,
+    )
+
+
 def is_due(step: int, every: int, total_steps: int) -> bool:
     """True if `step` is a multiple of `every`, or the last step; with `every` = 0 only for the last step."""
     return step == total_steps or (every > 0 and step % every == 0)
@@ -167,4 +182,6 @@ def plan_step(config: Config, step: int, count: int) -> StepPlan:
     unlabelled = np.zeros(train.batch_size, bool)
     if train.label_dropout:
         unlabelled = rng.random(train.batch_size) < train.label_dropout
-    return StepPlan(n, indices, flips, levels, row_seeds, teacher_decay(config, n), unlabelled)
+    return StepPlan(
+        n, indices, flips, levels, row_seeds, learning_rate(config, step), teacher_decay(config, n), unlabelled
+    )

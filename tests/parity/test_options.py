@@ -1,4 +1,4 @@
-"""What the recipe is compared with is the same in both backends: distances, weights, laws, curricula, teachers."""
+"""What the recipe is compared with is the same in both backends, from distances and teachers to the optimiser."""
 
 from __future__ import annotations
 
@@ -60,6 +60,24 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "teacher": {"decay": 0.9, "schedule": "adaptive"},
         "network": {"embedding_scale": 16.0},
     },
+    "warm-up": {"train": {"warmup_steps": 16}},
+    "linear": {"train": {"rate_decay": "linear"}},
+    "cosine": {"train": {"rate_decay": "cosine", "rate_decay_from": 10}},
+    "inverse_sqrt": {"train": {"rate_decay": "inverse_sqrt", "rate_decay_from": 8}},
+    "adam": {"train": {"optimizer": "adam"}},
+    "adamw": {"train": {"optimizer": "adamw", "weight_decay": 0.5}},
+    "weight decay": {"train": {"weight_decay": 0.5}},
+    "clipping": {"train": {"clip_norm": 0.1}},
+    "another optimiser": {
+        "train": {
+            "optimizer": "adamw",
+            "weight_decay": 0.1,
+            "clip_norm": 1.0,
+            "warmup_steps": 14,
+            "rate_decay": "cosine",
+            "betas": [0.9, 0.99],
+        }
+    },
 }
 
 
@@ -72,43 +90,51 @@ def compiled_for(config: Config) -> Config:
         loss=dataclasses.replace(config.loss, weighting=recipe.loss.weighting),
         curriculum=recipe.curriculum if config.curriculum.has_teacher else config.curriculum,
         teacher=dataclasses.replace(config.teacher, schedule=recipe.teacher.schedule),
-        train=dataclasses.replace(config.train, label_dropout=recipe.train.label_dropout),
+        train=dataclasses.replace(
+            config.train, warmup_steps=0, rate_decay="none", rate_decay_from=0, label_dropout=0.0
+        ),
     )
 
 
 def do_steps(both: Twins, config: Config, steps: range) -> tuple[Twins, list[tuple[np.ndarray, np.ndarray]]]:
-    """The same steps in both, and the losses of each."""
+    """The same steps in both, and the losses and norm of each."""
     ours, theirs = both
-    losses = []
+    results = []
     for step in steps:
-        arrays, decay = numpy_batch(config, step, "float64"), plan_step(config, step, 10).teacher_decay
-        result = torch_step.train_step(ours, config, [torch_batch(arrays)], teacher_decay=decay)
-        theirs, theirs_result = advance(theirs, compiled_for(config), jax_batch(arrays), 1.0 - decay)
-        losses.append((np.asarray(theirs_result.losses), result.losses.numpy()))
-    return Twins(ours, theirs), losses
+        arrays, plan = numpy_batch(config, step, "float64"), plan_step(config, step, 10)
+        decay, rate = plan.teacher_decay, plan.learning_rate
+        result = torch_step.train_step(ours, config, [torch_batch(arrays)], teacher_decay=decay, learning_rate=rate)
+        theirs, theirs_result = advance(theirs, compiled_for(config), jax_batch(arrays), 1.0 - decay, rate)
+        results.append((numbers(theirs_result), numbers(result)))
+    return Twins(ours, theirs), results
+
+
+def numbers(result: Any) -> np.ndarray:
+    """The losses and the norm of a step's gradient, [b + 1]."""
+    return np.append(np.asarray(result.losses), np.asarray(result.grad_norm))
 
 
 class End(NamedTuple):
-    """What the steps of an option led to in each backend, and the losses on the way."""
+    """What the steps of an option led to in each backend, and the losses and norms on the way."""
 
     torch: Checkpoint
     jax: Checkpoint
-    losses: list[tuple[np.ndarray, np.ndarray]]
+    results: list[tuple[np.ndarray, np.ndarray]]
 
 
 @lru_cache
 def end_of(name: str) -> End:
     config = small_config(**OPTIONS[name])
     with jax.enable_x64(True):
-        both, losses = do_steps(twins(config, "float64"), config, range(12, 12 + STEPS))
-        return End(torch_to_checkpoint(both.torch), jax_to_checkpoint(config, both.jax, jax_devices("cpu")), losses)
+        both, results = do_steps(twins(config, "float64"), config, range(12, 12 + STEPS))
+        return End(torch_to_checkpoint(both.torch), jax_to_checkpoint(config, both.jax, jax_devices("cpu")), results)
 
 
 # The last ones first: a stage with a few levels has a network for a teacher.
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_same_steps_lead_to_the_same_weights(name: str) -> None:
     end = end_of(name)
-    for theirs, ours in end.losses:
+    for theirs, ours in end.results:
         assert_close(theirs, ours, 1e-8)
     for group in ("params", "ema", "teacher"):
         assert_all_close(getattr(end.jax, group), getattr(end.torch, group), 1e-9)
@@ -121,6 +147,12 @@ def test_each_option_changes_what_is_learnt() -> None:
     names = list(flat)
     same = [(a, b) for i, a in enumerate(names) for b in names[:i] if np.allclose(flat[a], flat[b], rtol=0, atol=1e-9)]
     assert same == []
+
+
+def test_the_norm_that_is_logged_is_that_before_clipping() -> None:
+    first = [end_of(name).results[0][1] for name in ("recipe", "clipping")]
+    np.testing.assert_array_equal(*first)
+    assert first[0][-1] > small_config(**OPTIONS["clipping"]).train.clip_norm
 
 
 @pytest.mark.parametrize("first", ["torch", "jax"])
