@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     "step, which then changes no weights.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files (train.tensorboard).")
+@click.option("--wandb", is_flag=True, help="Also log to Weights & Biases (train.wandb).")
 @device_option
 @click.option(
     "--resume",
@@ -94,6 +95,7 @@ def train_command(
     seed: int | None,
     on_nonfinite: str | None,
     tensorboard: bool,
+    wandb: bool,
     device: str,
     resume: bool,
     init: Path | None,
@@ -114,7 +116,7 @@ def train_command(
 
     if resume and (init or conditional):
         raise UsageError(f"--resume and {'--init' if init else '--conditional'} exclude each other")
-    flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
+    flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None, "wandb": wandb or None}
     given = given_settings(data=data, size=size, crop=crop, steps=steps, **flags)
     asked = _asked(config_file, assignments, given)
     engine = open_backend(backend, device, joins=share_of_work()[1] > 1)

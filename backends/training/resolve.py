@@ -24,6 +24,7 @@ from ict_backends.training.evaluator import evaluation_size
 from ict_backends.training.recipes import moved_attention
 from ict_backends.training.step_plan import check_levels
 from ict_backends.training.tensorboard import check_tensorboard
+from ict_backends.training.wandb import check_wandb
 from ict_core import Config
 from ict_core.config import DataConfig
 from ict_core.settings import Tree, build_sections, merge, replace
@@ -252,7 +253,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
     Raises:
         DataError: the network needs labels and the data have none or too large ones, or there are too few images for
             the evaluations.
-        UsageError: TensorBoard is asked for and not installed.
+        UsageError: TensorBoard or Weights & Biases is asked for and not installed.
         OutOfMemoryError: the weights are more than the memory of this machine.
         ConfigError: there are no such noise levels.
     """
@@ -260,6 +261,8 @@ def check_data(config: Config, dataset: Dataset) -> None:
     check_levels(config)
     if config.train.tensorboard:
         check_tensorboard()
+    if config.train.wandb:
+        check_wandb()
     if config.eval.every:
         evaluation_size(config, len(dataset.images))
     classes, labels = config.network.num_classes, dataset.labels
