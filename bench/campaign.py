@@ -23,7 +23,7 @@ reference = "a"
 loss = { distance = "l2" }
 """
 # What records say of time and machine, which no two runs have alike.
-_TIMES = ("images_per_second", "seconds", "date", "commit", "machine", "platform")
+_TIMES = ("images_per_second", "peak_memory_bytes", "seconds", "date", "commit", "machine", "platform")
 
 
 def start(words: list[str], folder: Path) -> subprocess.Popen[str]:

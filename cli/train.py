@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _GROUPS = {
     "What to train on": ("data", "size", "crop", "conditional", "init"),
     "Settings": ("preset", "config_file", "assignments", "steps", "batch_size", "lr", "seed", "on_nonfinite"),
-    "The run": ("out", "resume", "tensorboard", "backend", "device", "dry_run"),
+    "The run": ("out", "resume", "tensorboard", "wandb", "backend", "device", "dry_run"),
 }
 
 
@@ -76,6 +76,7 @@ _GROUPS = {
     "step, which then changes no weights.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files (train.tensorboard).")
+@click.option("--wandb", is_flag=True, help="Also log to Weights & Biases (train.wandb).")
 @device_option
 @click.option(
     "--resume",
@@ -106,6 +107,7 @@ def train_command(
     seed: int | None,
     on_nonfinite: str | None,
     tensorboard: bool,
+    wandb: bool,
     device: str,
     resume: bool,
     init: Path | None,
@@ -126,7 +128,7 @@ def train_command(
 
     if resume and (init or conditional):
         raise UsageError(f"--resume and {'--init' if init else '--conditional'} exclude each other")
-    flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None}
+    flags = {"seed": seed, "on_nonfinite": on_nonfinite, "tensorboard": tensorboard or None, "wandb": wandb or None}
     given = given_settings(
         data=data, size=size, crop=crop, steps=steps, batch_size=batch_size, learning_rate=lr, **flags
     )

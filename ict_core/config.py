@@ -558,6 +558,11 @@ class TrainConfig:
     Sources:
         iCT app.: total_steps, batch_size, learning_rate, betas, ema_decay
         iCT app., not confirmed: precision
+        Liu et al. 2020: optimizer
+        Goyal et al. 2017: warmup_steps
+        Karras et al. 2024 (EDM2): rate_decay, rate_decay_from
+        Loshchilov & Hutter 2019: weight_decay
+        Pascanu et al. 2013: clip_norm
         EDM: label_dropout
     """
 

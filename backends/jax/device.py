@@ -126,6 +126,12 @@ def free_bytes(mesh: Mesh) -> int | None:
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
 
 
+def peak_bytes(mesh: Mesh) -> int | None:
+    """The most bytes that arrays have held at once on one device; None on the CPU, and where JAX does not know."""
+    stats = None if on_cpu(mesh) else jax.local_devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else None
+
+
 def float32_as(precision: str) -> contextlib.AbstractContextManager[object]:
     """A context that computes products and convolutions of float32 arrays in TF32 for "tf32", else in float32.
 

@@ -15,7 +15,7 @@ from ict_backends.console import say, warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.environment import leave
 from ict_backends.jax.batch import to_device
-from ict_backends.jax.device import free_bytes, out_of_memory, put, replicated
+from ict_backends.jax.device import free_bytes, out_of_memory, peak_bytes, put, replicated
 from ict_backends.jax.dispatch import steps_for, steps_per_dispatch
 from ict_backends.jax.parallel import Processes, joined
 from ict_backends.jax.sample import LoadedModel
@@ -80,6 +80,7 @@ def train(
             dataset.images,
             first=done,
             to_numpy=_to_numpy,
+            peak_memory=partial(peak_bytes, mesh),
             writes=processes.rank == 0,
             stopping=lambda: processes.world == 1 and interruption.number is not None,
             on_record=on_record,

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ict_backends.environment import process_memory
 from ict_backends.errors import UserError
 from ict_backends.images import to_uint8
 from ict_backends.networks.cost import forward_flops, heaviest_convolutions, model_flops
@@ -30,7 +31,7 @@ from ict_backends.networks.families import network_layers
 from ict_backends.networks.layers import Kind
 from ict_backends.networks.roofline import least_seconds, operations, shares
 from ict_backends.protocols import Backend, Model, Repeat, Trainer
-from ict_backends.reports.host import describe_commit, describe_machine, describe_versions, process_memory
+from ict_backends.reports.host import describe_commit, describe_machine, describe_versions
 from ict_backends.reports.plain_version import PlainVersion
 from ict_backends.sampling.batches import sample_batches
 from ict_backends.sampling.files import draw_into, open_sink
@@ -208,7 +209,7 @@ def measure(
         trainer = engine.make_trainer(config, images, labels, request.device)
         training, first = _start_training(trainer, request, last)
     # The peak memory of training is read now, before the other stretches add to it.
-    size, what = engine.peak_memory(request.device) or process_memory()
+    size, what = engine.peak_memory(request.device) or (process_memory() or 0, "resident set of the process")
     limits, copy = _limits(engine, request, trainer.devices), _copy(engine, request)
     with tempfile.TemporaryDirectory(prefix="ict-bench-") as folder, contextlib.ExitStack() as stack:
         sampling = _start_sampling(engine, request, Path(folder), last)

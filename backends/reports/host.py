@@ -73,10 +73,3 @@ def describe_commit(folder: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain", "-uno") != ""}
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def process_memory() -> tuple[int, str]:
-    """The most bytes that this process has held so far, and a description of what these bytes are."""
-    import resource  # does not exist on Windows
-
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "resident set of the process"

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,10 @@ from ict_backends.images import encode_png, tile, to_float
 from ict_backends.networks.families import count_parameters
 from ict_backends.reports.charts import Mark, Series, line_chart
 from ict_backends.runs.folder import RunDir, class_counts, class_names, read_history
-from ict_backends.runs.lines import is_log, read_lines
+from ict_backends.runs.lines import band_losses, is_log, read_lines
 from ict_backends.runs.state import read_json
 from ict_backends.training.evaluator import read_evaluations
-from ict_backends.training.metrics_log import band_edges
+from ict_backends.training.metrics_log import BANDS, band_names
 from ict_backends.training.step_plan import some_stages
 from ict_core import Config
 
@@ -99,7 +98,7 @@ def _differences(first: RunDir, second: RunDir) -> list[str]:
 
 def _section(run: RunDir, images: np.ndarray | None, samples: np.ndarray) -> list[str]:
     config = run.load_config()
-    metrics, evals = _read_metrics(run, config), read_evaluations(run)
+    metrics, evals = _read_metrics(run), read_evaluations(run)
     done = metrics[-1]["step"] if metrics else 0
     facts = [
         f"{done:,} of {config.train.total_steps:,} steps",
@@ -166,12 +165,9 @@ def _classes(run: RunDir, config: Config) -> str:
     return f"{total:,}: {', '.join(words)}{', ...' if total > _MOST_CLASSES else ''}"
 
 
-def _read_metrics(run: RunDir, config: Config) -> list[dict[str, Any]]:
-    """The records of a run's log, with as many bands as the settings have. Raises CheckpointError."""
-    bands = len(band_edges(config)) - 1
-    return read_lines(
-        run.metrics_file, lambda record: is_log(record) and len(record.get("loss_bands") or []) in (0, bands)
-    )
+def _read_metrics(run: RunDir) -> list[dict[str, Any]]:
+    """The records of a run's log, with all bands or none. Raises CheckpointError."""
+    return read_lines(run.metrics_file, lambda record: is_log(record) and len(band_losses(record)) in (0, BANDS))
 
 
 def _samples(run: RunDir) -> list[str]:
@@ -224,16 +220,13 @@ def _curves(config: Config, metrics: Sequence[Mapping[str, Any]], evals: Sequenc
 
 
 def _band_chart(config: Config, metrics: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> str:
-    edges = band_edges(config)
     lines = []
-    for i, (low, high) in enumerate(pairwise(edges)):
-        color = f"hsl({240 - 240 * i / (len(edges) - 2):.0f} 70% 45%)"
+    for i, name in enumerate(band_names(config)):
+        color = f"hsl({240 - 240 * i / (BANDS - 1):.0f} 70% 45%)"
         points = [
-            (line["step"], line["loss_bands"][i])
-            for line in metrics
-            if len(line.get("loss_bands", [])) > i and line["loss_bands"][i] is not None
+            (line["step"], losses[i]) for line in metrics if (losses := band_losses(line)) and losses[i] is not None
         ]
-        lines.append(Series(f"{low:.2g} to {high:.2g}", points, color))
+        lines.append(Series(name.replace("_", " "), points, color))
     return line_chart(lines, x_label="step", y_label="loss", marks=marks, log_y=True)
 
 

@@ -6,6 +6,7 @@ RUN/data.json                       count and sha256 of the images; the names of
 RUN/images.npz                      the images and labels, where training was given arrays in Python
 RUN/metrics.jsonl                   one JSON object a logged step
 RUN/tensorboard/                    the same for TensorBoard, on request
+RUN/wandb-id.txt                    the id of the run of Weights & Biases, on request; RUN/wandb/ has its files
 RUN/changes.jsonl                   one JSON object for each time that resuming changed settings
 RUN/history.jsonl                   one JSON object for each start (date, command, versions), and for the end
 RUN/evals.jsonl                     one JSON object an evaluation, where training evaluates
@@ -39,7 +40,8 @@ from ict_core import Config, ConfigError
 from ict_core.settings import Tree, build_config, current_name, read_toml
 
 # The settings that may change when a run is resumed. Most decide what is written or held in memory, not what is
-# computed. A run that has met NaN, or is finished, goes on with another rate, a seed for what follows, or more steps.
+# computed. A run that has met NaN, or is finished, goes on with another rate, clipped gradients, a seed for what
+# follows, or more steps.
 FREE_ON_RESUME = {
     "data.hold",
     "data.source",
@@ -48,6 +50,7 @@ FREE_ON_RESUME = {
     "eval.num",
     "network.checkpoint",
     "train.checkpoint_every",
+    "train.clip_norm",
     "train.compile",
     "train.keep_checkpoints",
     "train.keep_every",
@@ -55,11 +58,15 @@ FREE_ON_RESUME = {
     "train.log_every",
     "train.micro_batch",
     "train.on_nonfinite",
+    "train.rate_decay",
+    "train.rate_decay_from",
     "train.sample_every",
     "train.seed",
     "train.shard_weights",
     "train.tensorboard",
     "train.total_steps",
+    "train.wandb",
+    "train.warmup_steps",
 }
 # The settings that a run's file may have otherwise than its checkpoints.
 _FREE = FREE_ON_RESUME | {"curriculum.steps"}
@@ -124,6 +131,11 @@ class RunDir:
     def tensorboard_folder(self) -> Path:
         """RUN/tensorboard."""
         return self.path / "tensorboard"
+
+    @property
+    def wandb_file(self) -> Path:
+        """RUN/wandb-id.txt."""
+        return self.path / "wandb-id.txt"
 
     @property
     def sigmas_file(self) -> Path:

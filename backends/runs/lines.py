@@ -63,10 +63,21 @@ def is_evaluation(record: Mapping[str, Any]) -> bool:
 
 
 def is_log(record: Mapping[str, Any]) -> bool:
-    """True for a record of RUN/metrics.jsonl: numbers and, as `loss_bands`, a list in which null stands for none."""
-    bands = record.get("loss_bands") or []
+    """True for a record of RUN/metrics.jsonl: numbers and, as `loss_bands`, some by name; null stands for none.
+
+    Earlier versions wrote the bands as a list.
+    """
+    bands = record.get("loss_bands") or {}
     numbers = all(_is_number(value) for name, value in record.items() if name != "loss_bands")
-    return numbers and isinstance(bands, list) and all(mean is None or _is_number(mean) for mean in bands)
+    if not (numbers and isinstance(bands, dict | list)):
+        return False
+    return all(mean is None or _is_number(mean) for mean in band_losses(record))
+
+
+def band_losses(record: Mapping[str, Any]) -> list[Any]:
+    """The `loss_bands` of a record of the log, from the lowest noise levels to the highest; [] if it has none."""
+    bands = record.get("loss_bands") or []
+    return list(bands.values()) if isinstance(bands, dict) else bands
 
 
 def _is_number(value: object) -> bool:

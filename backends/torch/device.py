@@ -106,6 +106,11 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
+def peak_bytes(device: torch.device) -> int | None:
+    """The most bytes that this process's arrays have held at once on a GPU; None on the CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def describe_device(name: str) -> str:
     """The framework, its version and the device in words, such as "torch 2.13.0 on cpu".
 

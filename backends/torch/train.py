@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from ict_backends.protocols import OnRecord, ignore
 from ict_backends.runs.checkpoint import Checkpoint, load_newest
 from ict_backends.runs.folder import RunDir
 from ict_backends.torch.batch import make_batch, to_device
-from ict_backends.torch.device import float32_as, free_bytes, out_of_memory, upload
+from ict_backends.torch.device import float32_as, free_bytes, out_of_memory, peak_bytes, upload
 from ict_backends.torch.parallel import Processes, joined
 from ict_backends.torch.sample import LoadedModel
 from ict_backends.torch.state import TrainState, init_state
@@ -76,6 +77,7 @@ def train(
             dataset.images,
             first=state.step,
             to_numpy=to_numpy,
+            peak_memory=partial(peak_bytes, processes.device),
             writes=processes.rank == 0,
             stopping=lambda: processes.world == 1 and interruption.number is not None,
             on_record=on_record,

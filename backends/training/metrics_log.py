@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ict_backends.console import progress_bar, say, warn
+from ict_backends.environment import process_memory
 from ict_backends.errors import NonFiniteError
 from ict_backends.files import write_atomically
 from ict_backends.runs.folder import RunDir
@@ -33,6 +35,17 @@ def band_edges(config: Config) -> list[float]:
     return [float(s) for s in np.geomspace(config.noise.sigma_min, config.noise.sigma_max, BANDS + 1)]
 
 
+def band_names(config: Config) -> list[str]:
+    """The names of the 8 bands in the log, by their noise levels, such as "0.002_to_0.00752".
+
+    They have three digits, or as many as tell all levels apart.
+    """
+    edges = band_edges(config)
+    texts = ([f"{edge:.{digits}g}" for edge in edges] for digits in range(3, 18))
+    rounded = next((names for names in texts if len(set(names)) == len(edges)), [repr(edge) for edge in edges])
+    return [f"{low}_to_{high}" for low, high in pairwise(rounded)]
+
+
 class Progress:
     """A context around the training loop that shows and logs its progress.
 
@@ -43,6 +56,7 @@ class Progress:
         config: the run's settings.
         first: the step that training starts from.
         to_numpy: see `ToNumpy`.
+        peak_memory: returns the most bytes that arrays have held on the device so far; None for the process's memory.
         writes: True in the process that shows and writes.
         on_record: called with each line of the log.
         last_good: returns the newest checkpoint's folder, or "none", for the message of a run that fails.
@@ -58,12 +72,13 @@ class Progress:
         *,
         first: int,
         to_numpy: ToNumpy,
+        peak_memory: Callable[[], int | None],
         writes: bool = True,
         on_record: Callable[[dict[str, Any]], object] = lambda record: None,
         last_good: Callable[[], str],
     ) -> None:
         self._run, self._config, self._to_numpy, self._last_good = run, config, to_numpy, last_good
-        self._writes, self._on_record = writes, on_record
+        self._writes, self._on_record, self._peak_memory = writes, on_record, peak_memory
         self._scaled = config.train.precision == "fp16"
         self._pending: list[tuple[int, StepPlan, Any]] = []
         self._unwritten: list[str] = []
@@ -71,7 +86,7 @@ class Progress:
             self._drop_later_metrics(first)
         self._first, self._began = first, time.perf_counter()
         self._since, self.skipped = self._began, 0
-        self._edges = band_edges(config)
+        self._edges, self._bands = band_edges(config), band_names(config)
         # Without a terminal, the bar would fill a file; it is disabled then, and each record of the log is a line.
         self._bar = progress_bar(config.train.total_steps, initial=first, unit="step", disable=not writes)
 
@@ -119,7 +134,7 @@ class Progress:
     def _record(self, losses: np.ndarray, norms: np.ndarray, finite: np.ndarray) -> None:
         step, plan, _ = self._pending[-1]
         speed = losses.size / (time.perf_counter() - self._since)
-        record: dict[str, Any] = {"step": step + 1, "n": plan.n}
+        record: dict[str, Any] = {"step": step + 1, "n": plan.n, "learning_rate": plan.learning_rate}
         if finite.any():
             means = losses[finite].mean(axis=1, dtype=np.float64)
             record["loss"] = float(means.mean())
@@ -134,6 +149,9 @@ class Progress:
             if not expected:
                 warn(f"{record['skipped']} steps up to step {step + 1} are skipped: a loss or gradient is not finite")
         record["images_per_second"] = round(speed, 1)
+        memory = self._peak_memory() or process_memory()
+        if memory is not None:
+            record["peak_memory_bytes"] = memory
         record["loss_bands"] = self._by_level(losses, finite)
         self._write(json.dumps(record) + "\n")
         self._on_record(record)
@@ -156,8 +174,8 @@ class Progress:
         except OSError as error:
             warn(f"{self._run.metrics_file} cannot be written: {error.strerror}; trying again at the next line")
 
-    def _by_level(self, losses: np.ndarray, finite: np.ndarray) -> list[float | None]:
-        """The mean loss in each of the 8 bands of the student's noise level; None for a band without images.
+    def _by_level(self, losses: np.ndarray, finite: np.ndarray) -> dict[str, float | None]:
+        """The mean loss in each of the 8 bands of the student's noise level, by name; None for one without images.
 
         Args:
             losses: [k, b].
@@ -166,7 +184,9 @@ class Progress:
         levels = np.stack([plan.levels.sigma_hi for _, plan, _ in self._pending])[finite]
         bands = np.clip(np.searchsorted(self._edges, levels, side="left") - 1, 0, BANDS - 1)
         chosen = losses[finite]
-        return [float(chosen[bands == i].mean()) if (bands == i).any() else None for i in range(BANDS)]
+        return {
+            name: float(chosen[bands == i].mean()) if (bands == i).any() else None for i, name in enumerate(self._bands)
+        }
 
     def _describe_nonfinite(self, losses: np.ndarray, norms: np.ndarray) -> str:
         if np.isfinite(losses).all():

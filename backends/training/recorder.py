@@ -22,6 +22,7 @@ from ict_backends.training.evaluator import Evaluator
 from ict_backends.training.metrics_log import Progress, ToNumpy
 from ict_backends.training.step_plan import StepPlan, is_due
 from ict_backends.training.tensorboard import TensorBoard
+from ict_backends.training.wandb import WandB
 from ict_core import Config
 
 
@@ -36,7 +37,7 @@ class Recorder:
         config: the run's settings.
         images: [n, c, h, w] uint8, the images that evaluations compare samples with.
         first: the step that training starts from.
-        to_numpy: see `ToNumpy`.
+        to_numpy, peak_memory: as for `Progress`.
         writes: True in the process that shows and writes; the others only take part in calls that every process must
             make.
         stopping: True once training is to stop, which cuts an evaluation short; for a single process, since several
@@ -52,19 +53,21 @@ class Recorder:
         *,
         first: int,
         to_numpy: ToNumpy,
+        peak_memory: Callable[[], int | None],
         writes: bool = True,
         stopping: Callable[[], bool] = lambda: False,
         on_record: OnRecord = ignore,
     ) -> None:
         self._run, self._config, self._writes, self._first = run, config, writes, first
         self._evaluator = Evaluator(run, config, images, first=first, stopping=stopping) if writes else None
-        self._board = TensorBoard(run.tensorboard_folder, first) if writes and config.train.tensorboard else None
+        self._boards = _boards(run, config, first) if writes else []
         self._writer = CheckpointWriter(run, config)
         self._progress = Progress(
             run,
             config,
             first=first,
             to_numpy=to_numpy,
+            peak_memory=peak_memory,
             writes=writes,
             on_record=self._pass_on,
             last_good=self._writer.describe_latest,
@@ -77,8 +80,8 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._contexts.enter_context(self._writer)
-        if self._board:
-            self._contexts.enter_context(self._board)
+        for board in self._boards:
+            self._contexts.enter_context(board)
         self._contexts.enter_context(self._progress)
         return self
 
@@ -149,8 +152,8 @@ class Recorder:
         return stopping or self.cut_short
 
     def _pass_on(self, record: dict[str, Any]) -> None:
-        if self._board:
-            self._board.add_record(record)
+        for board in self._boards:
+            board.add_record(record)
         self._on_record(record)
 
     def _save(self, checkpoint: Callable[[], Checkpoint]) -> None:
@@ -190,8 +193,8 @@ class Recorder:
         try:
             images = preview(model)
             save_grid(self._run.samples_file(step), images)
-            if self._board:
-                self._board.add_picture(step, tile(images))
+            for board in self._boards:
+                board.add_picture(step, tile(images))
         # The libraries raise a RuntimeError for a device that has no memory left.
         except (UserError, OSError, MemoryError, RuntimeError) as error:
             warn(f"no sample picture after step {step}: {error}")
@@ -203,5 +206,16 @@ class Recorder:
             return
         if value is None:
             self._lost.append(f"the evaluation after step {step}")
-        elif self._board:
-            self._board.add_record({"step": step, f"eval/{self._config.eval.metric}": value})
+            return
+        for board in self._boards:
+            board.add_record({"step": step, f"eval/{self._config.eval.metric}": value})
+
+
+def _boards(run: RunDir, config: Config, first: int) -> list[TensorBoard | WandB]:
+    """What shows the log elsewhere, as the settings ask for it; `first` is the step that training starts from."""
+    boards: list[TensorBoard | WandB] = []
+    if config.train.tensorboard:
+        boards.append(TensorBoard(run.tensorboard_folder, first))
+    if config.train.wandb:
+        boards.append(WandB(run, config))
+    return boards

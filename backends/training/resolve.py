@@ -24,6 +24,7 @@ from ict_backends.training.evaluator import evaluation_size
 from ict_backends.training.recipes import moved_attention
 from ict_backends.training.step_plan import check_levels
 from ict_backends.training.tensorboard import check_tensorboard
+from ict_backends.training.wandb import check_wandb
 from ict_core import Config, NCSNppConfig
 from ict_core.config import DataConfig
 from ict_core.settings import Tree, build_sections, merge, replace
@@ -281,7 +282,8 @@ def check_data(config: Config, dataset: Dataset) -> None:
     Raises:
         DataError: the network needs labels and the data have none or too large ones, or there are too few images for
             the evaluations.
-        UsageError: TensorBoard is asked for and not installed, or labels are to be dropped where there are no classes.
+        UsageError: TensorBoard or Weights & Biases is asked for and not installed, or labels are to be dropped where
+            there are no classes.
         OutOfMemoryError: the weights are more than the memory of this machine.
         ConfigError: there are no such noise levels.
     """
@@ -289,6 +291,8 @@ def check_data(config: Config, dataset: Dataset) -> None:
     check_levels(config)
     if config.train.tensorboard:
         check_tensorboard()
+    if config.train.wandb:
+        check_wandb()
     if config.eval.every:
         evaluation_size(config, len(dataset.images))
     classes, labels = config.network.num_classes, dataset.labels

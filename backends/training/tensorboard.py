@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ict_backends.errors import UsageError
+from ict_backends.training.scalars import scalars
 
 
 def check_tensorboard() -> None:
@@ -41,20 +42,12 @@ class TensorBoard:
         self._writer.close()
 
     def add_record(self, record: dict[str, Any]) -> None:
-        """Write the numbers of a record of the log; each element of a list under its index."""
-        step = record["step"]
-        for name, value in record.items():
-            for key, number in _flat(name, value):
-                self._writer.add_scalar(key if key.startswith("eval/") else f"train/{key}", number, step)
+        """Write the numbers of a record of the log."""
+        for name, number in scalars(record).items():
+            self._writer.add_scalar(name, number, record["step"])
 
     def add_picture(self, step: int, picture: np.ndarray) -> None:
         """Write a picture of samples, [h, w, c] uint8."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._writer.add_image("samples", picture, step, dataformats="HWC")
-
-
-def _flat(name: str, value: Any) -> list[tuple[str, float]]:
-    if isinstance(value, list):
-        return [(f"{name}/{i}", v) for i, v in enumerate(value) if v is not None]
-    return [] if name == "step" else [(name, value)]

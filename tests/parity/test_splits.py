@@ -105,10 +105,11 @@ def test_the_log_is_that_of_all_processes(runs: dict[str, RunDir]) -> None:
         ]
         assert [m["step"] for m in logs[0]] == [5, 10, 15, 20]
         for found, expected in zip(*logs, strict=True):
-            for key in ("n", "loss", "loss_max", "grad_norm", "grad_norm_max", "loss_bands"):
-                np.testing.assert_allclose(
-                    np.array(found[key], float), np.array(expected[key], float), rtol=1e-3, err_msg=f"{name} {key}"
-                )
+            for key in ("n", "loss", "loss_max", "grad_norm", "grad_norm_max", "learning_rate"):
+                np.testing.assert_allclose(found[key], expected[key], rtol=1e-3, err_msg=f"{name} {key}")
+            assert found["loss_bands"].keys() == expected["loss_bands"].keys()
+            bands = [np.array(list(m["loss_bands"].values()), float) for m in (found, expected)]
+            np.testing.assert_allclose(*bands, rtol=1e-3, err_msg=f"{name} loss_bands")
 
 
 def test_the_first_process_alone_writes(runs: dict[str, RunDir]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from twins import small_adm_config, small_config
 
+from ict_backends.environment import process_memory
 from ict_backends.errors import UserError
 from ict_backends.networks.families import parameter_shapes
 from ict_backends.reports.benchmark import (
@@ -21,7 +22,7 @@ from ict_backends.reports.benchmark import (
     spread,
     to_json,
 )
-from ict_backends.reports.host import describe_commit, describe_machine, describe_versions, process_memory
+from ict_backends.reports.host import describe_commit, describe_machine, describe_versions
 from ict_backends.timing import times_of_stretch
 from ict_backends.torch import make_model
 from ict_core import Config, load_preset
@@ -96,5 +97,5 @@ def test_the_machine_is_described(tmp_path: Path) -> None:
     assert machine["cpu"]
     assert machine["cores"] >= 1
     assert {"python", "numpy", "torch", "jax", "flax", "optax"} <= versions.keys()
-    assert 2**20 < process_memory()[0] < machine["memory_bytes"]
+    assert 2**20 < process_memory() < machine["memory_bytes"]
     assert describe_commit(tmp_path) is None

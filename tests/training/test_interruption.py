@@ -66,7 +66,10 @@ def everything(run: RunDir) -> dict[str, object]:
 
 def without_settings(path: Path) -> object:
     if path.suffix == ".jsonl":
-        return [json.loads(line) | {"images_per_second": 0} for line in path.read_text().splitlines()]
+        return [
+            json.loads(line) | {"images_per_second": 0, "peak_memory_bytes": 0}
+            for line in path.read_text().splitlines()
+        ]
     if path.name == "state.json":
         return {key: value for key, value in json.loads(path.read_text()).items() if key in ("step", "sha256")}
     return path.read_bytes()
