@@ -414,8 +414,8 @@ def _do(study: Study, run: StudyRun, children: _Children) -> Outcome:
     begin, log, resume = time.perf_counter(), run.file("log"), bool(RunDir(run.folder).checkpoints())
     if run.folder.exists() and not resume:  # it ended before its first checkpoint
         shutil.rmtree(run.folder)
-    if not resume:
-        run.file("npz").unlink(missing_ok=True)  # samples of weights that are gone
+    if not resume or (known is not None and known.steps != study.steps):
+        run.file("npz").unlink(missing_ok=True)  # samples of weights that are gone, or in other steps
     start = ["--resume"] if resume else [] if run.source is None else [f"--init={run.source}"]
     train = [*study.train_words(run), f"--out={run.folder}", *start]
     shown = [study.sample_words(run)] if run.seed == 0 else []

@@ -245,3 +245,24 @@ def test_bad_input_is_one_line(
 
 def test_data_that_is_not_there_is_one_line(refused: Refused, tmp_path: Path) -> None:
     refused(1, [], "ablate", "five-changes", f"--data={tmp_path / 'none'}", f"--out={tmp_path / 'out'}")
+
+
+def test_a_variant_may_start_from_another_ones_run(tmp_path: Path) -> None:
+    """With the weights of the same seed, after it; and two-step samples may be measured, of the same runs."""
+    plan = tmp_path / "tuned.toml"
+    plan.write_text(
+        'title = "Tuned"\npreset = "digits"\nreference = "first"\n'
+        '[variants.first]\n[variants.second]\ninit = "first"\ntrain = { total_steps = 1, learning_rate = 1e-9 }\n'
+    )
+    out = tmp_path / "study"
+    assert ablate(plan, out, "--seeds=1", "--jobs=2", "--steps=2") == 0
+    runs = (RunDir(out / "runs" / f"{name}-0") for name in ("first", "second"))
+    first, second = (load_checkpoint(run.latest_checkpoint()) for run in runs)
+    for name, array in first.ema.items():
+        np.testing.assert_allclose(second.params[name], array, atol=1e-7)
+    assert "--init first train.total_steps=1" in (out / "table.md").read_text()
+    assert json.loads((out / "results.json").read_text())["variants"]["second"]["init"] == "first"
+    before = (out / "runs" / "first-0" / "ablation.json").read_text()
+    assert ablate(plan, out, "--seeds=1", "--jobs=2", "--steps=2", "--sampling-steps=2", "--resume") == 0
+    assert (out / "runs" / "first-0" / "ablation.json").read_text() != before
+    assert "pixel-fd in 2 steps, mean" in (out / "table.md").read_text()

@@ -177,7 +177,11 @@ REFUSALS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (UsageError, "^unknown backend", {"backend": "numpy"}),
     (UsageError, "nowhere", {"device": "nowhere"}),
     (CheckpointError, "^run nowhere does not exist$", {"init": "nowhere"}),
-    (ConfigError, "data.shape", {"images": np.zeros((4, 4, 5), np.uint8)}),
+    (
+        ConfigError,
+        "data.shape",
+        {"images": np.zeros((4, 4, 5), np.uint8), "settings": replace(SETTINGS, network={"channel_mult": [1, 1]})},
+    ),
 ]
 
 

@@ -25,9 +25,9 @@ from ict_backends.reports.charts import Mark, Series, line_chart, number
 from ict_backends.reports.page import nearest_images
 from ict_backends.runs.folder import RunDir
 from ict_backends.training.evaluator import read_evaluations
-from ict_backends.training.metrics_log import BANDS, band_edges
+from ict_backends.training.metrics_log import BANDS, band_edges, band_names
 from ict_backends.training.step_plan import plan_step
-from ict_core import stages
+from ict_core import __version__, stages
 
 VOID = {"meta", "img", "input", "line", "polyline", "br"}
 
@@ -108,10 +108,10 @@ def test_the_page_shows_the_run_and_needs_nothing_else(ict: Ict, run: Path) -> N
     slider = next(attrs for tag, attrs in page.tags if tag == "input")
     assert (slider["min"], slider["max"]) == ("0", "1")
     # The loss, eight bands, the gradient, the evaluation.
-    points = page.points()
+    points, names = page.points(), band_names(RunDir(run).load_config())
     assert (points[0], points[-2:], len(points)) == (4, [4, 2], 1 + BANDS + 2)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert points[1:-2] == [sum(line["loss_bands"][i] is not None for line in lines) for i in range(BANDS)]
+    assert points[1:-2] == [sum(line["loss_bands"][name] is not None for line in lines) for name in names]
     nearest = picture([attrs["src"] for tag, attrs in page.tags if tag == "img"][-1])
     assert nearest.size == (5 * 36, 8 * 36)
 
@@ -139,8 +139,10 @@ def test_losses_by_level_add_up_to_the_loss(ict: Ict, run: Path) -> None:
         levels = plan_step(config, step, 1797).levels.sigma_hi
         counts = np.array([((lo < levels) & (levels <= hi * (1 + 1e-12))).sum() for lo, hi in zip(edges, edges[1:])])  # noqa: B905, RUF007
         assert counts.sum() == config.train.batch_size
-        assert [n > 0 for n in counts] == [value is not None for value in line["loss_bands"]]
-        total = sum(n * value for n, value in zip(counts, line["loss_bands"], strict=True) if n)
+        assert list(line["loss_bands"]) == band_names(config)
+        values = line["loss_bands"].values()
+        assert [n > 0 for n in counts] == [value is not None for value in values]
+        total = sum(n * value for n, value in zip(counts, values, strict=True) if n)
         assert total / counts.sum() == pytest.approx(line["loss"], rel=1e-5)
 
 
@@ -325,7 +327,8 @@ def test_the_page_names_data_classes_dates_command_and_versions(
     date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00"
     assert re.search(rf"started {date}, {date} \(step 2\)", words)
     assert re.search(rf"finished {date}", words)
-    for package in ("ict", "numpy", "torch"):
+    assert f"ict {__version__}" in words
+    for package in ("numpy", "torch"):
         assert f"{package} {version(package)}" in words
     record = json.loads((run / "data.json").read_text()) | {"class_names": ["leaves", "<moss>", "rock"]}
     (run / "data.json").write_text(json.dumps(record))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal, localcontext
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,8 @@ def torch_steps(gradients: np.ndarray, betas: tuple[float, float]) -> np.ndarray
 
 def jax_steps(gradients: np.ndarray, betas: tuple[float, float]) -> np.ndarray:
     optimizer = make_optimizer(build_config(smallest(train={"learning_rate": LEARNING_RATE, "betas": list(betas)})))
-    state, update, found = optimizer.init(jnp.zeros(gradients.shape[1])), jax.jit(optimizer.update), []
+    state, found = optimizer.init(jnp.zeros(gradients.shape[1])), []
+    update = jax.jit(partial(optimizer.update, learning_rate=LEARNING_RATE))
     for g in gradients:
         updates, state = update(jnp.asarray(g), state)
         found.append(np.asarray(updates))

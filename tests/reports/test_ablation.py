@@ -78,7 +78,36 @@ def test_the_plans_that_come_along_are_whole(path: Path) -> None:
 
 def test_the_plans_of_the_papers_claims_come_along() -> None:
     names = {path.stem for path in PLANS.glob("*.toml")}
-    assert names == {"five-changes", "huber-c", "curriculum", "noise-law", "embedding-scale", "dropout", "precision"}
+    assert names == {
+        "five-changes",
+        "huber-c",
+        "curriculum",
+        "noise-law",
+        "embedding-scale",
+        "dropout",
+        "precision",
+        "tuning",
+    }
+
+
+def test_tuning_takes_equal_operations() -> None:
+    """In forward passes: 3 of a diffusion step, 4 of another one; a variant that starts from another has its, too."""
+    plan, totals = read_plan(PLANS / "tuning.toml"), {"": 0}
+    for variant in plan.variants:
+        config = build_config(merge([plan.base({}), variant.changes]))
+        totals[variant.name] = totals[variant.init] + (3 + config.curriculum.has_teacher) * config.train.total_steps
+    del totals[""], totals["diffusion"]
+    assert set(totals.values()) == {9200}
+
+
+def test_a_variant_starts_from_one_before_it(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, GOOD + 'init = "a"\n')
+    assert [v.init for v in plan.variants] == ["", "a"]
+    assert "init" not in plan.variants[1].changes
+    assert describe_changes(plan.variants[1]).startswith("--init a train.batch_size=8")
+    for wrong, says in (('"b, c"', "init = 'b, c' is no variant before it"), ("3", "must be the name of a variant")):
+        with pytest.raises(UserError, match=says):
+            plan_of(tmp_path, GOOD + f"init = {wrong}\n")
 
 
 def test_the_original_method_is_the_preset_of_it() -> None:
@@ -173,6 +202,7 @@ def test_runs_that_failed_are_told_of_and_not_averaged() -> None:
         "num": None,
         "value": None,
         "seconds": 60.0,
+        "steps": None,
         "error": "it broke",
     }
 
@@ -196,7 +226,7 @@ def test_an_outcome_is_kept_with_the_run(tmp_path: Path) -> None:
     assert read_outcome(tmp_path) == Outcome("sw", 200, 0.5, 3.0)
     # Whatever the fields are called, users' files keep these names.
     stored = json.loads((tmp_path / "ablation.json").read_text())
-    assert stored == {"metric": "sw", "num": 200, "value": 0.5, "seconds": 3.0, "error": ""}
+    assert stored == {"metric": "sw", "num": 200, "value": 0.5, "seconds": 3.0, "error": "", "steps": None}
     for damaged in ("{", "[" * 100_000):
         (tmp_path / "ablation.json").write_text(damaged)
         with pytest.raises(CheckpointError, match=r"ablation\.json cannot be read"):
