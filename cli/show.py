@@ -159,7 +159,9 @@ def _describe_disk(run: RunDir | None, config: Config) -> str:
     lines = [f"a checkpoint: {_mebibytes(sum(parts.values()))} ({estimate}){measured}"]
     if run:
         usage, kept = folder_usage(run.path), len([*run.checkpoints(), *run.best_checkpoints()])
-        lines.append(f"on disk: {_mebibytes(usage.size)} in {usage.files} files, {kept} checkpoint{"s" * (kept != 1)} among them")
+        lines.append(
+            f"on disk: {_mebibytes(usage.size)} in {usage.files} files, {kept} checkpoint{'s' * (kept != 1)} among them"
+        )
     return "\n".join(lines)
 
 
