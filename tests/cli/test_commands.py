@@ -268,7 +268,7 @@ def test_show_lists_the_presets_with_a_sentence_each(ict: Ict) -> None:
 
 def test_show_prints_every_setting_with_default_range_meaning_and_source(ict: Ict) -> None:
     text = " ".join(ict("show", "--settings").out.split())
-    assert "train.learning_rate = 0.0001 number, > 0; from iCT app. the learning rate of" in text
+    assert "train.learning_rate = 0.0001 number, > 0; from iCT app. the learning rate, the same" in text
     assert 'network.embedding = "fourier" word, "fourier" or "positional"; from the authors\' CIFAR-10 networks' in text
     assert "data.flip = false true or false; from this software mirror each image" in text
     for section in sections():
