@@ -161,5 +161,5 @@ def test_settings_that_lack_their_end_are_no_defaults(
     run = RunDir(Path(shutil.copytree(digits_run, tmp_path / "run")))
     text = run.config_file.read_text()
     run.config_file.write_text(text[: text.index("learning_rate")])
-    says = "config.toml has other settings than step_00000030 was written with: without train.learning_rate, train.warmup_steps"
+    says = "config.toml has other settings than step_00000030 was written with: without train.learning_rate, train.warm"
     refused(1, says, *words(command, run.path, tmp_path / "x"))
