@@ -78,6 +78,7 @@ def bench_command(
     The limit is the highest rate among a large matrix product and the network's three heaviest convolutions, in the
     same precision and the same run: all are timed in turn, so that they see the same machine. The operations of a
     training step are those of four forward passes: the teacher's, the student's, and the gradient, which counts as two.
+    A diffusion model has no teacher's.
 
     The roofline is the least time that a step could take. Each operation takes the time of its arithmetic, at that
     limit, or of the bytes that it moves, at the rate of a large copy, whichever is longer. The times are printed as a

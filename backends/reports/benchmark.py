@@ -467,7 +467,8 @@ def describe_figures(figures: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            f"a step: {_number(figures['step_flops'] / 1e9)} GFLOP, as 4 forward passes an image{shared}",
+            f"a step: {_number(figures['step_flops'] / 1e9)} GFLOP, as {figures['forward_passes_per_step']} forward "
+            f"passes an image{shared}",
             f"loss: {figures['loss']:.4g}",
             f"peak memory of training: {memory['peak_bytes'] / 2**20:,.0f} MiB, {memory['what']}",
             f"first calls, compilation included: {first}",

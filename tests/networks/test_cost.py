@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
-from twins import configs
+from twins import configs, small_config
 
 from ict_backends.exchange.diffusers_names import unet_settings
 from ict_backends.exchange.jcm import official_arrays
@@ -35,6 +35,7 @@ from ict_backends.networks.cost import (
 from ict_backends.networks.families import count_parameters, parameter_shapes
 from ict_backends.networks.layers import ImageSize, array_shapes
 from ict_backends.networks.ncsnpp import ncsnpp_layers
+from ict_backends.networks.roofline import operations
 from ict_backends.torch.batch import draw_noise
 from ict_backends.torch.networks import make_network
 from ict_backends.torch.parallel import Processes
@@ -294,3 +295,11 @@ def test_a_released_file_has_the_names_and_shapes_that_the_import_asks_for(
     assert theirs.keys() == array_shapes(ncsnpp_layers(config, (3, size, size))).keys()
     asked = {array.name: array.shape for array in theirs.values()}
     assert asked == official_ncsnpp(nf, mult, blocks, attention, size)
+
+
+def test_a_diffusion_model_saves_the_teachers_pass() -> None:
+    plain, diffusion = (small_config(curriculum={"schedule": schedule}) for schedule in ("fixed", "diffusion"))
+    assert step_flops(diffusion) == 3 * step_flops(plain) // 4
+    teachers = [o for o in operations(plain) if o.name.startswith("teacher")]
+    assert teachers
+    assert [o.name for o in operations(diffusion)] == [o.name for o in operations(plain) if o not in teachers]
