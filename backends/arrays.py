@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,23 @@ def read_safetensors(path: Path) -> Arrays:
             arrays = {name: file.get_tensor(name) for name, kind in types.items() if kind != "BF16"}
         wide = [name for name, kind in types.items() if kind == "BF16"]
         return arrays | (_read_bfloat16(path, wide) if wide else {})
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, TypeError, MemoryError) as error:
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def stream_safetensors(path: Path, prefix: str) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """The arrays of a safetensors file whose names begin with `prefix`, with their names, one at a time in memory.
+
+    Raises CheckpointError as `read_safetensors` does; numbers of bfloat16 are not read.
+    """
+    check_no_pointer(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            for name in sorted(file.keys()):
+                if name.startswith(prefix):
+                    yield name, file.get_tensor(name)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, ValueError, TypeError, MemoryError) as error:

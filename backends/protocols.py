@@ -229,7 +229,8 @@ class Backend(Protocol[AnyProcesses, AnyModel]):
 
         Args:
             path: the run's folder.
-            weights: "ema" or "raw" for those of the newest checkpoint, or "best".
+            weights: "ema" or "raw" for those of the newest checkpoint, "best", or the name of an average of
+                `train.ema_sigma_rel`, such as "0.05".
             device: the name of the device.
 
         Raises:

@@ -55,7 +55,7 @@ def diffusers_command(run: Path, out: Path, weights: str) -> None:
     check_new_folder(out)
     folder = place.checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
-    arrays = checkpoint.params if weights == "raw" else checkpoint.ema
+    arrays = checkpoint.weights(weights, f"checkpoint {folder}")
     check_arrays(f"checkpoint {folder}", parameter_shapes(config), arrays)
     write_diffusers(arrays, config, out)
     second = nearest_timestep(config, config.sample.second_sigma)

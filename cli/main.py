@@ -16,6 +16,7 @@ _SECTIONS = {
         "data": "Describe a data set, or pack it into one file.",
         "show": "Print the settings, size and stages of a preset or a run.",
         "runs": "List runs, with how far each has come.",
+        "ema": "Make an average of the weights of another length.",
     },
     "Sample": {
         "sample": "Draw images from a trained model.",

@@ -43,6 +43,18 @@ class _Source(click.ParamType):
         return os.path.expanduser(value)
 
 
+class _Weights(click.ParamType):
+    """A kind of weights, in the form of `weights_name`."""
+
+    name = "weights"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name. Raises UsageError if there cannot be such weights."""
+        from ict_backends.runs.checkpoint import weights_name
+
+        return weights_name(value)
+
+
 # The types of all arguments and options that name a file or a folder; and of those that may name something else.
 PATH, SOURCE = _Path(), _Source()
 
@@ -60,10 +72,12 @@ seed_option = click.option(
 )
 weights_option = click.option(
     "--weights",
-    type=click.Choice(["ema", "raw", "best"]),
+    type=_Weights(),
+    metavar="ema|raw|best|LENGTH",
     default="ema",
     show_default=True,
-    help="Which weights: averaged (ema), not averaged (raw), or averaged at the best evaluation (best).",
+    help="Which weights: averaged (ema), not averaged (raw), averaged at the best evaluation (best), or the average of "
+    "a length that train.ema_sigma_rel keeps, such as 0.05.",
 )
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images to compute at a time."

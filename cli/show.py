@@ -162,7 +162,13 @@ def _describe_disk(run: RunDir | None, config: Config) -> str:
         lines.append(
             f"on disk: {_mebibytes(usage.size)} in {usage.files} files, {kept} checkpoint{'s' * (kept != 1)} among them"
         )
+        lines.append(f"weights, by --weights: {', '.join(_kinds_of_weights(run, config))}")
     return "\n".join(lines)
+
+
+def _kinds_of_weights(run: RunDir, config: Config) -> list[str]:
+    best = ["best"] if run.best_checkpoints() else []
+    return ["ema", "raw", *best, *(f"{name} (average of this length)" for name in config.train.average_exponents)]
 
 
 def _describe_cost(what: str, config: Config) -> str:

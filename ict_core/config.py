@@ -17,6 +17,7 @@ from typing import Annotated, Any, NamedTuple
 
 from ict_core._arrays import Array, Namespace
 from ict_core.curriculum import SCHEDULES
+from ict_core.ema import LENGTHS, is_length, power_exponent
 from ict_core.gap import Gap
 from ict_core.grid import Grid, make_grid
 from ict_core.learning_rate import DECAYS
@@ -141,6 +142,10 @@ FIR_KERNEL = Rule(
     lambda taps: len(taps) == 0 or (len(taps) % 2 == 0 and sum(taps) > 0),
 )
 NOT_NEGATIVE = Rule(">= 0 (0: none)", lambda value: 0 <= value < math.inf)
+AVERAGES = Rule(
+    f"a list of different numbers {LENGTHS}",
+    lambda lengths: len(set(lengths)) == len(lengths) and all(map(is_length, lengths)),
+)
 BETAS = Rule("two numbers in [0, 1)", lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas))
 
 
@@ -543,6 +548,9 @@ class TrainConfig:
         clip_norm: the norm of all gradients together that a larger one is scaled down to (Pascanu et al. 2013; torch's
             `clip_grad_norm_`). The log has the norm before that.
         ema_decay: the decay of the average of the weights that samples are made from; the teacher's is `teacher.decay`.
+        ema_sigma_rel: lengths of further averages, each a share of the steps so far (its standard deviation):
+            `--weights 0.05` takes that of 0.05, and `ict ema` makes other lengths of two. They count from the run's
+            first step, so that the initial weights have no part in them (docs/checkpoints.md).
         on_nonfinite: what happens where a loss or the gradient is NaN or infinite: "stop" ends the run; "skip" leaves
             the weights as they are and counts the step.
         log_every: steps from one line of the log to the next.
@@ -560,7 +568,7 @@ class TrainConfig:
         iCT app., not confirmed: precision
         Liu et al. 2020: optimizer
         Goyal et al. 2017: warmup_steps
-        Karras et al. 2024 (EDM2): rate_decay, rate_decay_from
+        Karras et al. 2024 (EDM2): rate_decay, rate_decay_from, ema_sigma_rel
         Loshchilov & Hutter 2019: weight_decay
         Pascanu et al. 2013: clip_norm
         EDM: label_dropout
@@ -584,6 +592,7 @@ class TrainConfig:
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     clip_norm: Annotated[float, NOT_NEGATIVE] = 0.0
     ema_decay: Annotated[float, below_one()] = 0.99993
+    ema_sigma_rel: Annotated[tuple[float, ...], AVERAGES] = ()
     on_nonfinite: Annotated[str, one_of(("stop", "skip"))] = "stop"
     log_every: Annotated[int, at_least(1)] = 50
     sample_every: Annotated[int, at_least(0, zero="never")] = 1000
@@ -602,6 +611,11 @@ class TrainConfig:
         allowed = "false with train.shard_weights = true"
         require(not (self.compile and self.shard_weights), "train.compile", self.compile, allowed)
         self._check_optimizer()
+
+    @property
+    def average_exponents(self) -> dict[str, float]:
+        """The exponent gamma of each average of `ema_sigma_rel`, by the average's name: its length in digits."""
+        return {str(length): power_exponent(length) for length in self.ema_sigma_rel}
 
     def _check_optimizer(self) -> None:
         """Raise ConfigError where a setting of the optimiser or the rate would change nothing, or not what it says."""

@@ -15,6 +15,14 @@ from ict_core._arrays import check_count, check_number
 
 # That of a uniform profile is 0.289, and nothing is longer; EDM2 takes 0.01 to 0.25.
 _WIDEST = 0.28
+# Shorter ones are hardly averages, and exponents near 1e300 no numbers.
+_SHORTEST = 0.001
+LENGTHS = f">= {_SHORTEST} and < {_WIDEST}"
+
+
+def is_length(sigma_rel: float) -> bool:
+    """True if a setting or an option may be this length: `LENGTHS`, in words."""
+    return _SHORTEST <= sigma_rel < _WIDEST
 
 
 def power_exponent(sigma_rel: float) -> float:

@@ -51,6 +51,7 @@ _ELSEWHERE = {
     "gradientclipping gradientclipval maxgradnorm maxnorm",
     "train.compile": "compilemodel jit torchcompile usecompile",
     "train.ema_decay": "ema emabeta emarate",
+    "train.ema_sigma_rel": "emalengths emarelstd emastd emastds phema powerema posthocema sigmarel",
     "train.keep_checkpoints": "checkpointstotallimit keep keeplast maxcheckpoints maxtokeep savetotallimit",
     "train.label_dropout": "cfgdropout classdropout classdropprob conddropout conddropprob labeldrop labeldropprob "
     "labeldropoutprob puncond uncondprob",

@@ -144,14 +144,16 @@ def twins(config: Config, dtype: str, seed: int = 0) -> Twins:
     """The state before the first step, with random weights."""
     network = torch_network(config, dtype, seed)
     ema, teacher = copy.deepcopy(network), copy.deepcopy(network) if config.teacher.averaged else None
-    ours = torch_state.make_state(config, 0, network, ema, Processes(torch.device("cpu")), teacher)
+    averages = {name: copy.deepcopy(network) for name in config.train.average_exponents}
+    ours = torch_state.make_state(config, 0, network, ema, Processes(torch.device("cpu")), teacher, averages)
     params, constants = jax_weights(config, ours.params.network, dtype)
     optimizer = jax.jit(jax_state.make_optimizer(config).init)(params)
     ema = jax.tree.map(jnp.copy, params)
     scale = jax_state.first_loss_scale(config)
     teacher = jax.tree.map(jnp.copy, params) if config.teacher.averaged else None
+    averages = {name: jax.tree.map(jnp.copy, params) for name in config.train.average_exponents}
     step = jnp.zeros((), jnp.int32)
-    return Twins(ours, jax_state.TrainState(step, params, ema, optimizer, constants, scale, teacher))
+    return Twins(ours, jax_state.TrainState(step, params, ema, optimizer, constants, scale, teacher, averages))
 
 
 def numpy_batch(config: Config, step: int, dtype: str) -> dict[str, np.ndarray | None]:

@@ -32,6 +32,8 @@ class Draw(NamedTuple):
             float32, the difference of nearly equal numbers would have few digits.
         learning_rate: [] float32, the learning rate of the step.
         unlabelled: [b] bool, True for the images whose label is dropped.
+        average_rates: [] float32 each, by name: 1 - the decays of the averages of `train.ema_sigma_rel` after the step,
+            computed in float64.
     """
 
     indices: Array
@@ -43,6 +45,7 @@ class Draw(NamedTuple):
     teacher_rate: Array
     learning_rate: Array
     unlabelled: Array
+    average_rates: dict[str, Array]
 
 
 def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
@@ -54,7 +57,7 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
         parts: number of micro-batches of a step; divides b.
 
     Returns:
-        A `Draw` of arrays [steps, parts, b / parts, ...]; `teacher_rate` and `learning_rate` are [steps, parts].
+        A `Draw` of arrays [steps, parts, b / parts, ...]; all rates are [steps, parts].
     """
     columns = [
         (
@@ -70,11 +73,14 @@ def to_device(plans: Sequence[StepPlan], mesh: Mesh, parts: int = 1) -> Draw:
     indices, flips, sigma_lo, sigma_hi, weight, keys, unlabelled = (
         put(a.reshape(len(plans), parts, -1, *a.shape[2:]), split(mesh, axis=2)) for a in arrays
     )
-    teacher_rate, learning_rate = (
-        put(np.repeat(np.array(values, np.float32)[:, None], parts, axis=1), replicated(mesh))
-        for values in ([1.0 - plan.teacher_decay for plan in plans], [plan.learning_rate for plan in plans])
-    )
-    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys, teacher_rate, learning_rate, unlabelled)
+
+    def a_step(values: Sequence[float]) -> Array:
+        return put(np.repeat(np.array(values, np.float32)[:, None], parts, axis=1), replicated(mesh))
+
+    teacher_rate = a_step([1.0 - plan.teacher_decay for plan in plans])
+    learning_rate = a_step([plan.learning_rate for plan in plans])
+    averages = {name: a_step([1.0 - plan.average_decays[name] for plan in plans]) for name in plans[0].average_decays}
+    return Draw(indices, flips, sigma_lo, sigma_hi, weight, keys, teacher_rate, learning_rate, unlabelled, averages)
 
 
 def make_batch(config: Config, draw: Draw, images: Array, labels: Array | None) -> Batch:

@@ -79,9 +79,9 @@ def train_steps(
         if parts == 1:
             only = _first(draw)
             batch = make_batch(config, only, images, labels)
-            return train_step(state, config, batch, only.teacher_rate, only.learning_rate)
+            return train_step(state, config, batch, *_rates(only))
         gradient, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), draw)
-        return apply_gradient(state, config, gradient, losses.reshape(-1), draw.teacher_rate[0], draw.learning_rate[0])
+        return apply_gradient(state, config, gradient, losses.reshape(-1), *_rates(_first(draw)))
 
     if len(draws.indices) > 1:
         state, results = jax.lax.scan(one, state, draws)
@@ -105,7 +105,7 @@ def train_step_in_parts(
         draw = jax.tree.map(lambda array, part=i: array[0, part], draws)
         total, part_losses = _add_part(total, state, config, draw, images, labels, parts)
         losses.append(part_losses)
-    return _finish_step(state, config, total, losses, draws.teacher_rate[0, 0], draws.learning_rate[0, 0], mesh)
+    return _finish_step(state, config, total, losses, *_rates(_first(_first(draws))), mesh)
 
 
 @partial(jax.jit, static_argnames=("config", "parts"), donate_argnames="total")
@@ -123,9 +123,11 @@ def _finish_step(
     losses: Sequence[Array],
     teacher_rate: Array,
     learning_rate: Array,
+    average_rates: dict[str, Array],
     mesh: Mesh,
 ) -> tuple[TrainState, StepResult]:
-    state, result = apply_gradient(state, config, gradient, jnp.concatenate(losses), teacher_rate, learning_rate)
+    gathered = jnp.concatenate(losses)
+    state, result = apply_gradient(state, config, gradient, gathered, teacher_rate, learning_rate, average_rates)
     return _constrain(state, jax.tree.map(lambda array: array[None], result), config, mesh)
 
 
@@ -135,6 +137,10 @@ def _add_gradient(
     """A sum of gradients plus that of one more of `parts` equally large batches, and the losses of this batch, [b]."""
     gradient, losses = loss_gradient(state, config, batch, parts)
     return jax.tree.map(jnp.add, total, gradient), losses
+
+
+def _rates(draw: Draw) -> tuple[Array, Array, dict[str, Array]]:
+    return draw.teacher_rate, draw.learning_rate, draw.average_rates
 
 
 def _first(draws: Draw) -> Draw:

@@ -194,8 +194,9 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
 
     Args:
         path: the run's folder.
-        weights: "ema" or "raw", for the averaged or the last weights of the newest checkpoint; or "best", for the
-            averaged weights of the best evaluation during training.
+        weights: "ema" or "raw", for the averaged or the last weights of the newest checkpoint; "best", for the
+            averaged weights of the best evaluation during training; or the name of an average of
+            `train.ema_sigma_rel`, such as "0.05".
         device: "auto", or a platform such as "cpu" or "cuda", or one of its devices such as "cuda:1".
 
     Raises:
@@ -206,7 +207,7 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     mesh = worthwhile(check_device(device), config)
     folder = run.checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
-    arrays = checkpoint.params if weights == "raw" else checkpoint.ema
+    arrays = checkpoint.weights(weights, f"checkpoint {folder}")
     check_arrays(f"checkpoint {folder}", parameter_shapes(config), arrays)  # before there is a network of any size
     params, constants = load_arrays(abstract_network(config)[1:], arrays, mesh, f"checkpoint {folder}")
     return LoadedModel(config, params, constants, mesh)

@@ -36,6 +36,7 @@ class TrainState(NamedTuple):
         constants: the arrays that are stored with the weights and not trained.
         loss_scale: the scale of the loss if the network computes in float16, else None.
         teacher: the teacher's weights; None if they are the student's own.
+        averages: the averages of `train.ema_sigma_rel`, by their names.
     """
 
     step: Array
@@ -45,6 +46,7 @@ class TrainState(NamedTuple):
     constants: nnx.State
     loss_scale: LossScale | None = None
     teacher: nnx.State | None = None
+    averages: dict[str, nnx.State] = {}  # noqa: RUF012
 
 
 @lru_cache(maxsize=8)
@@ -144,7 +146,8 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
         optimizer = make_optimizer(config).init(params)
         ema, scale = jax.tree.map(jnp.copy, params), first_loss_scale(config)
         teacher = jax.tree.map(jnp.copy, params) if config.teacher.averaged else None
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, constants, scale, teacher)
+        averages = {name: jax.tree.map(jnp.copy, params) for name in config.train.average_exponents}
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer, constants, scale, teacher, averages)
 
     seed = key_data(config.train.seed)
     return jax.jit(init, out_shardings=state_shardings(config, jax.eval_shape(init, seed), mesh))(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -73,6 +73,7 @@ def train_step(
     batch: Batch,
     teacher_rate: float | Array = 1.0,
     learning_rate: float | Array | None = None,
+    average_rates: Mapping[str, float | Array] | None = None,
 ) -> tuple[TrainState, StepResult]:
     """The state after one more step over a batch, and the step's results.
 
@@ -80,8 +81,10 @@ def train_step(
         batch: images [b, h, w, c] and what belongs to them.
         teacher_rate: 1 - the decay of the teacher's weights as an average of the student's, if it has its own weights.
         learning_rate: the learning rate of this step; None for `train.learning_rate`.
+        average_rates: 1 - the decays of the averages of `train.ema_sigma_rel`, by their names; None if there are none.
     """
-    return apply_gradient(state, config, *loss_gradient(state, config, batch), teacher_rate, learning_rate)
+    gradient, losses = loss_gradient(state, config, batch)
+    return apply_gradient(state, config, gradient, losses, teacher_rate, learning_rate, average_rates)
 
 
 def loss_gradient(state: TrainState, config: Config, batch: Batch, parts: int = 1) -> tuple[nnx.State, Array]:
@@ -107,17 +110,19 @@ def apply_gradient(
     losses: Array,
     teacher_rate: float | Array,
     learning_rate: float | Array | None = None,
+    average_rates: Mapping[str, float | Array] | None = None,
 ) -> tuple[TrainState, StepResult]:
     """The state after a step with this gradient, and the step's results.
 
     If the gradient is not finite, the weights stay as they are, provided that `train.on_nonfinite` is "skip" or the
-    loss is scaled. A gradient whose norm is larger than `train.clip_norm`, unless that is 0, is scaled down to it; the
+    loss is scaled; the averages of `train.ema_sigma_rel`, which are of the weights after every step, count them once
+    more. A gradient whose norm is larger than `train.clip_norm`, unless that is 0, is scaled down to it; the
     norm of the results is that before.
 
     Args:
         gradient: in the shapes of the weights.
         losses: [b], passed through to the results.
-        teacher_rate, learning_rate: as for `train_step`.
+        teacher_rate, learning_rate, average_rates: as for `train_step`.
     """
     norm, scale = optax.tree_utils.tree_norm(gradient), state.loss_scale
     if config.train.clip_norm:
@@ -128,18 +133,27 @@ def apply_gradient(
     params = optax.apply_updates(state.params, updates)
     ema = update_ema(state.ema, params, 1.0 - config.train.ema_decay)
     teacher = None if state.teacher is None else update_ema(state.teacher, params, teacher_rate)
-    after = TrainState(state.step + 1, params, ema, optimizer, state.constants, scale, teacher)
+    after = TrainState(state.step + 1, params, ema, optimizer, state.constants, scale, teacher, state.averages)
     finite = jnp.isfinite(norm)
     if config.train.on_nonfinite == "skip" or scale is not None:
         after = jax.tree.map(lambda new, old: _where_finite(finite, new, old), after, state)
     if scale is not None:
         after = after._replace(loss_scale=next_loss_scale(scale, finite, xp=jnp))
+    rates = average_rates or {}
+    after = after._replace(averages={k: _update_average(state.averages[k], after.params, rates[k]) for k in rates})
     return after, StepResult(losses, norm)
 
 
 def _where_finite(finite: Array, new: Array, old: Array) -> Array:
     """The new value if `finite`, [] bool, else the old one. Integers count steps, and are always the new ones."""
     return jnp.where(finite, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new
+
+
+def _update_average(average: nnx.State, params: nnx.State, rate: float | Array) -> nnx.State:
+    """As `update_ema`, but exactly the params where rate = 1: the first step leaves nothing of the initial weights."""
+    return jax.tree.map(
+        lambda e, p: jnp.where(jnp.asarray(rate) < 0.5, e + rate * (p - e), p - (1.0 - rate) * (p - e)), average, params
+    )
 
 
 def update_ema(ema: nnx.State, params: nnx.State, rate: float | Array) -> nnx.State:

@@ -26,7 +26,7 @@ from ict_backends.jax.state import (
 )
 from ict_backends.networks.families import parameter_shapes
 from ict_backends.protocols import Arrays
-from ict_backends.runs.checkpoint import Checkpoint, check_arrays
+from ict_backends.runs.checkpoint import Checkpoint, average_group, check_arrays
 from ict_core import Config, LossScale
 
 # The name of a layer's array in flax -> its name in checkpoints.
@@ -123,6 +123,7 @@ def to_checkpoint(config: Config, state: TrainState, mesh: Mesh) -> Checkpoint:
         to_arrays(optax.tree_utils.tree_get(state.optimizer, "nu")),
         scale,
         {} if state.teacher is None else to_arrays(state.teacher, state.constants),
+        {name: to_arrays(average, state.constants) for name, average in state.averages.items()},
     )
 
 
@@ -156,13 +157,17 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, mesh: Mesh, what: st
     teacher = None
     if config.teacher.averaged:
         teacher, _ = load_arrays(weights, checkpoint.teacher_or_student(), mesh, f"{what}: teacher")
+    averages: dict[str, nnx.State] = {}
+    for name in config.train.average_exponents:
+        arrays = checkpoint.average_or_student(name, what)
+        averages[name], _ = load_arrays(weights, arrays, mesh, f"{what}: {average_group(name)}")
     step = put(np.int32(checkpoint.step), replicated(mesh))
     optimizer = optax.ScaleByAdamState(jnp.copy(step), mu, nu)  # all buffers are donated: each needs its own
     scale = first_loss_scale(config)
     if scale is not None and checkpoint.loss_scale:
         scale = LossScale(*(checkpoint.loss_scale[name] for name in LossScale._fields))
     scale = jax.tree.map(lambda a: put(a, replicated(mesh)), scale)
-    state = TrainState(step, params, ema, optimizer, constants, scale, teacher)
+    state = TrainState(step, params, ema, optimizer, constants, scale, teacher, averages)
     if not config.train.shard_weights:
         return state
     return jax.jit(lambda s: s, out_shardings=state_shardings(config, state, mesh))(state)

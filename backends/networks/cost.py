@@ -104,11 +104,17 @@ class Memory(NamedTuple):
 def training_memory(config: Config) -> Memory:
     """The memory of the weights, their gradients, RAdam's two moments and the averaged weights.
 
-    The averaged weights are the EMA that is sampled from, and the teacher's where it has an average of its own.
+    The averaged weights are the EMA that is sampled from, those of `train.ema_sigma_rel`, and the teacher's where it
+    has an average of its own.
     """
     stored = _FLOAT32 * count_parameters(config)
     trained = _FLOAT32 * sum(math.prod(shape) for shape in trained_shapes(config).values())
-    return Memory(stored, trained, 2 * trained, stored * (1 + config.teacher.averaged))
+    return Memory(stored, trained, 2 * trained, stored * count_averages(config))
+
+
+def count_averages(config: Config) -> int:
+    """The number of averages of all weights that training keeps, the teacher's included."""
+    return 1 + config.teacher.averaged + len(config.train.ema_sigma_rel)
 
 
 def checkpoint_parts(config: Config) -> dict[str, int]:
@@ -116,7 +122,8 @@ def checkpoint_parts(config: Config) -> dict[str, int]:
     memory = training_memory(config)
     averaged = {"averaged weights": memory.weights}
     teacher = {"teacher": memory.weights} if config.teacher.averaged else {}
-    return {"weights": memory.weights, "optimiser": memory.optimizer} | averaged | teacher
+    lengths = {f"average {name}": memory.weights for name in config.train.average_exponents}
+    return {"weights": memory.weights, "optimiser": memory.optimizer} | averaged | teacher | lengths
 
 
 def update_memory(config: Config) -> int:

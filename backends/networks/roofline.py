@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ict_backends.networks.adm import ADMLevelSpec, adm_spec
+from ict_backends.networks.cost import count_averages
 from ict_backends.networks.families import mask_shapes, trained_shapes
 from ict_backends.networks.layers import BlockSpec, ImageSize
 from ict_backends.networks.ncsnpp import ncsnpp_spec
@@ -338,7 +339,7 @@ def _update(config: Config, devices: int) -> list[Operation]:
     size = _FLOAT32 * sum(map(math.prod, trained_shapes(config).values()))
     if config.train.shard_weights:
         size = -(-size // devices)
-    averages = 1 + config.teacher.averaged
+    averages = count_averages(config)
     return [
         Operation("RAdam", OPTIMISER, 0, _OF_RADAM * size),
         Operation("averages", OPTIMISER, 0, _OF_AVERAGE * averages * size),

@@ -14,13 +14,13 @@ from PIL import Image
 from ict_backends import load_backend
 from ict_backends.data.decode import describe_shape
 from ict_backends.data.npz import to_nchw
-from ict_backends.errors import UsageError
 from ict_backends.images import tile, to_uint8
 from ict_backends.measuring.comparison import measure_model
 from ict_backends.networks.families import count_parameters
 from ict_backends.protocols import Model
 from ict_backends.python.edit import Edits
 from ict_backends.python.words import in_python_words
+from ict_backends.runs.checkpoint import weights_name
 from ict_backends.runs.folder import RunDir, class_counts, class_names, open_run, step_of
 from ict_backends.sampling.batches import sample_images
 from ict_backends.sampling.choices import (
@@ -55,7 +55,7 @@ class TrainedModel:
         step: the training step that the weights are from.
         classes: the names of the classes, by number; None for an unconditional model, or where they are not known.
         backend: "torch" or "jax".
-        weights: "ema", "raw" or "best".
+        weights: "ema", "raw", "best" or the length of an average, such as "0.05".
         device: the name of the device.
         low_level: the same model for float32 images [b, c, h, w] in [-1, 1]: its consistency function and its network.
     """
@@ -73,9 +73,10 @@ class TrainedModel:
         network, noise = self.config.network, self.config.noise
         shape, steps = self.config.data.shape, self.config.train.total_steps
         where = load_backend(self.backend).describe_device(self.device)
+        kind = _WEIGHTS.get(self.weights, f"weights averaged over the length {self.weights}")
         return "\n".join(
             [
-                f"{self.run.path}, step {self.step:,} of {steps:,}: {_WEIGHTS[self.weights]}, {where}",
+                f"{self.run.path}, step {self.step:,} of {steps:,}: {kind}, {where}",
                 f"{_FAMILIES[network.family]} of {count_parameters(self.config):,} parameters, {network.channels} "
                 f"channels times {', '.join(map(str, network.channel_mult))}",
                 f"{describe_shape(shape)} images of {self._describe_data()}, {self._describe_classes()}, "
@@ -247,22 +248,23 @@ class TrainedModel:
 
 
 @in_python_words
-def load(run: str | Path, *, backend: str = "torch", weights: str = "ema", device: str = "auto") -> TrainedModel:
+def load(
+    run: str | Path, *, backend: str = "torch", weights: str | float = "ema", device: str = "auto"
+) -> TrainedModel:
     """Load the model of a run.
 
     Args:
         run: the run's folder, RUN@STEP for one of its checkpoints, or a checkpoint's folder.
         backend: the library to compute with, "torch" or "jax"; a run of one can be loaded in the other.
-        weights: "ema" for the averaged ones, "raw" for those without averaging, or "best" for the averaged ones of the
-            best evaluation.
+        weights: "ema" for the averaged ones, "raw" for those without averaging, "best" for the averaged ones of the
+            best evaluation, or the length of an average that `train.ema_sigma_rel` keeps, such as "0.05" or 0.05.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
     Raises:
         CheckpointError: there is no such run, or it is damaged.
         UsageError: the backend or the device is not available, or there are no such weights.
     """
-    if weights not in _WEIGHTS:
-        raise UsageError(f"--weights {weights} must be one of {', '.join(_WEIGHTS)}")
+    weights = weights_name(str(weights))
     place = open_run(Path(run).expanduser())
     config = place.load_config()
     # Read once: a run that is training has another newest checkpoint a moment later.

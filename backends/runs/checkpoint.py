@@ -4,6 +4,7 @@ params/NAME, ema/NAME               float32; convolutions [out, in, h, w], dense
 first_moment/NAME, second_moment/NAME   RAdam's moments
 loss_scale/factor, loss_scale/good_steps   where the network computes in float16
 teacher/NAME                        where the teacher has a moving average of its own
+ema_0.05/NAME                       the average of this length, for each of `train.ema_sigma_rel`
 
 state.py has the JSON file, whose checksum covers all: the step, the sha256 of the arrays, the settings of the run.
 """
@@ -11,19 +12,20 @@ state.py has the JSON file, whose checksum covers all: the step, the sha256 of t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ict_backends.arrays import read_safetensors, write_safetensors
-from ict_backends.errors import CheckpointError, NonFiniteError
+from ict_backends.arrays import read_safetensors, stream_safetensors, write_safetensors
+from ict_backends.errors import CheckpointError, NonFiniteError, UsageError
 from ict_backends.files import file_sha256, remove_folder, sync, whole_folder
 from ict_backends.protocols import Arrays
 from ict_backends.runs.folder import RunDir, is_step, step_of
 from ict_backends.runs.state import STATE_FILE, State, read_state, state_text
 from ict_core import Config
+from ict_core.ema import LENGTHS, is_length
 
 _TENSORS = "state.safetensors"
 
@@ -38,6 +40,7 @@ class Checkpoint(NamedTuple):
         first_moment, second_moment: the moments of the optimiser, whose own step count is `step`.
         loss_scale: the fields of `ict_core.LossScale`, or empty where the loss is not scaled.
         teacher: the teacher's weights, or empty where they are the student's (`teacher.decay` = 0).
+        averages: the averages of `train.ema_sigma_rel` by their names, such as "0.05".
     """
 
     step: int
@@ -47,10 +50,67 @@ class Checkpoint(NamedTuple):
     second_moment: Arrays
     loss_scale: Arrays = {}  # noqa: RUF012
     teacher: Arrays = {}  # noqa: RUF012
+    averages: dict[str, Arrays] = {}  # noqa: RUF012
 
     def teacher_or_student(self) -> Arrays:
         """The teacher's weights, by name; before the first step, `params`, with which every teacher begins."""
         return self.teacher if self.step else self.params
+
+    def average_or_student(self, name: str, what: str) -> Arrays:
+        """The arrays of an average; before the first step, `params`, with which every average begins.
+
+        Raises CheckpointError, naming `what`, if there is no such average.
+        """
+        if self.step and name not in self.averages:
+            raise CheckpointError(f"{what} has no average of the length {name}, which train.ema_sigma_rel asks for")
+        return self.averages[name] if self.step else self.params
+
+    def weights(self, name: str, what: str) -> Arrays:
+        """The arrays of a kind of weights (`weights_name`): "ema", "raw", "best" or the length of an average.
+
+        Raises CheckpointError, naming `what` and the averages that there are, if there is no such average.
+        """
+        if name in ("ema", "best"):
+            return self.ema
+        if name == "raw":
+            return self.params
+        if name not in self.averages:
+            there = ", ".join(["ema", "raw", *self.averages])
+            raise CheckpointError(f"--weights {name}: {what} has no average of this length; it has {there}")
+        return self.averages[name]
+
+    def groups(self) -> dict[str, Arrays]:
+        """All arrays, by the names of their groups in the file."""
+        own = {group: getattr(self, group) for group in _GROUPS}
+        return own | {average_group(name): arrays for name, arrays in self.averages.items()}
+
+
+_GROUPS = Checkpoint._fields[1:-1]
+_AVERAGE = "ema_"
+
+
+def average_group(name: str) -> str:
+    """The name in the file of the group of an average: "ema_0.05"."""
+    return f"{_AVERAGE}{name}"
+
+
+def weights_name(text: str) -> str:
+    """The name of a kind of weights: "ema", "raw" or "best", or a length in the shortest digits ("0.05" for "0.050").
+
+    Raises UsageError for anything else.
+    """
+    if text in ("ema", "raw", "best"):
+        return text
+    try:
+        length = float(text)
+    except ValueError:
+        length = 0.0
+    if not is_length(length):
+        raise UsageError(
+            f"--weights {text} must be ema, raw or best, or the length of an average that train.ema_sigma_rel keeps, "
+            f"such as 0.05, {LENGTHS}"
+        )
+    return str(length)
 
 
 def save_checkpoint(
@@ -106,11 +166,7 @@ def write_checkpoint(
     Raises:
         NonFiniteError, CheckpointError, OSError: as for `save_checkpoint`.
     """
-    arrays = {
-        f"{group}/{name}": array
-        for group in checkpoint._fields[1:]
-        for name, array in getattr(checkpoint, group).items()
-    }
+    arrays = {f"{group}/{name}": array for group, named in checkpoint.groups().items() for name, array in named.items()}
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
         raise NonFiniteError(f"{bad[0]} is not finite after step {checkpoint.step}; last good checkpoint: {last}")
@@ -162,6 +218,58 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: the checkpoint is truncated or changed, or this package did not write it.
     """
+    state, tensors = _read_checked(folder)
+    groups: dict[str, Arrays] = {group: {} for group in _GROUPS}
+    averages: dict[str, Arrays] = {}
+    for name, array in read_safetensors(tensors).items():
+        group, _, parameter = name.partition("/")
+        if group not in groups and not _is_average(group):
+            raise CheckpointError(f"checkpoint {folder} is not one of ict's: it holds {name}")
+        if array.dtype != np.float32 and group != "loss_scale":
+            raise CheckpointError(f"checkpoint {folder} is not one of ict's: {name} is {array.dtype}, not float32")
+        if group in groups:
+            groups[group][parameter] = array
+        else:
+            averages.setdefault(group.removeprefix(_AVERAGE), {})[parameter] = array
+    return Checkpoint(state.step, **groups, averages=dict(sorted(averages.items(), key=lambda item: float(item[0]))))
+
+
+def _is_average(group: str) -> bool:
+    """True for the group of an average, whose name is a number as Python writes it."""
+    length = group.removeprefix(_AVERAGE)
+    try:
+        return group.startswith(_AVERAGE) and str(float(length)) == length
+    except ValueError:
+        return False
+
+
+def stream_averages(
+    folder: Path, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The arrays of some averages, one at a time in memory: the average's name, the parameter's, and the array.
+
+    Args:
+        folder: the checkpoint's folder.
+        names: the names of the averages.
+        shapes: the shape of each array, by the parameters' names.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, as for `load_checkpoint`; or lacks such an average of these shapes.
+    """
+    _, tensors = _read_checked(folder)
+    for average in names:
+        prefix, left = f"{average_group(average)}/", dict(shapes)
+        for name, array in stream_safetensors(tensors, prefix):
+            parameter = name.removeprefix(prefix)
+            if left.pop(parameter, None) != array.shape or array.dtype != np.float32:
+                raise CheckpointError(f"checkpoint {folder} does not fit the network: {name} is {[*array.shape]}")
+            yield average, parameter, array
+        if left:
+            raise CheckpointError(f"checkpoint {folder} does not fit the network: it has no {prefix}{min(left)}")
+
+
+def _read_checked(folder: Path) -> tuple[State, Path]:
+    """The JSON file of a checkpoint, and the file of its arrays, whose contents have been checked by their sha256."""
     state = _read_state(folder)
     tensors = folder / _TENSORS
     if tensors.exists() and not tensors.is_file():  # a device or a pipe could be read for ever
@@ -174,15 +282,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint {folder} is damaged: the contents of {_TENSORS} are not those that were written"
         )
-    groups: dict[str, Arrays] = {group: {} for group in Checkpoint._fields[1:]}
-    for name, array in read_safetensors(tensors).items():
-        group, _, parameter = name.partition("/")
-        if group not in groups:
-            raise CheckpointError(f"checkpoint {folder} is not one of ict's: it holds {name}")
-        if array.dtype != np.float32 and group != "loss_scale":
-            raise CheckpointError(f"checkpoint {folder} is not one of ict's: {name} is {array.dtype}, not float32")
-        groups[group][parameter] = array
-    return Checkpoint(state.step, **groups)
+    return state, tensors
 
 
 def check_finite(what: str, arrays: Arrays) -> None:

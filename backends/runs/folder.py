@@ -171,7 +171,7 @@ class RunDir:
         return str(folders[-1]) if folders else "none"
 
     def checkpoint_of(self, weights: str) -> Path:
-        """The folder of the checkpoint with the weights "ema" or "raw" (the newest checkpoint), or "best".
+        """The folder of the checkpoint with the weights "best", or any others (the newest checkpoint).
 
         Raises CheckpointError where there is none, or another checkpoint is chosen than the best.
         """

@@ -145,7 +145,7 @@ def save_search(
         steps: the result of `search_sigmas`.
         metric: the name of the metric.
         num: the number of samples.
-        weights: the weights that were sampled from: "ema", "raw" or "best".
+        weights: the weights that were sampled from: "ema", "raw", "best" or the name of an average.
         guidance: the scale of guidance that the samples were drawn with.
     """
     record = {

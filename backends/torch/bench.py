@@ -63,6 +63,7 @@ class TimedTrainer:
             batches,
             parts=self.parts,
             teacher_decay=plan.teacher_decay,
+            average_decays=plan.average_decays,
             learning_rate=plan.learning_rate,
         ).losses
 

@@ -147,8 +147,9 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
 
     Args:
         path: the run's folder.
-        weights: "ema" or "raw", for the averaged or the last weights of the newest checkpoint; or "best", for the
-            averaged weights of the best evaluation during training.
+        weights: "ema" or "raw", for the averaged or the last weights of the newest checkpoint; "best", for the
+            averaged weights of the best evaluation during training; or the name of an average of
+            `train.ema_sigma_rel`, such as "0.05".
         device: "auto" for all GPUs, or the CPU if there are none; or a torch device such as "cpu" or "cuda:1".
 
     Raises:
@@ -158,7 +159,8 @@ def load_model(path: str | Path, *, weights: str = "ema", device: str = "auto") 
     config, where = run.load_config(), check_device(device)
     folder = run.checkpoint_of(weights)
     checkpoint = load_checkpoint(folder)
-    arrays, what = checkpoint.params if weights == "raw" else checkpoint.ema, f"checkpoint {folder}"
+    what = f"checkpoint {folder}"
+    arrays = checkpoint.weights(weights, what)
     check_arrays(what, parameter_shapes(config), arrays)  # before there is a network, which may be of any size
     module = make_network(config)
     load_arrays(module, arrays, what)

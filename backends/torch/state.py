@@ -46,6 +46,7 @@ class TrainState:
         teacher: the teacher's weights; None if they are the student's own.
         optimizer: the optimiser over the arrays of `params`.
         loss_scale: the scale of the loss, on the host, if the network computes in float16, else None.
+        averages: the averages of `train.ema_sigma_rel`, by their names.
     """
 
     step: int
@@ -55,6 +56,7 @@ class TrainState:
     teacher: Weights[Tensor] | None
     optimizer: torch.optim.Optimizer
     loss_scale: LossScale | None
+    averages: dict[str, Weights[Tensor]]
 
     def optimizer_moments(self, key: str) -> Mapping[str, Tensor]:
         """The optimiser's moments, by name and in the shapes of the weights; writing into them changes the optimiser's.
@@ -73,7 +75,8 @@ def init_state(config: Config, processes: Processes) -> TrainState:
     """The state before the first step: weights drawn by `train.seed`, and averages equal to them."""
     network = init_network(config)
     teacher = copy.deepcopy(network) if config.teacher.averaged else None
-    return make_state(config, 0, network, copy.deepcopy(network), processes, teacher)
+    averages = {name: copy.deepcopy(network) for name in config.train.average_exponents}
+    return make_state(config, 0, network, copy.deepcopy(network), processes, teacher, averages)
 
 
 def init_network(config: Config) -> UNet:
@@ -84,7 +87,13 @@ def init_network(config: Config) -> UNet:
 
 
 def make_state(
-    config: Config, step: int, student: UNet, ema: UNet, processes: Processes, teacher: UNet | None = None
+    config: Config,
+    step: int,
+    student: UNet,
+    ema: UNet,
+    processes: Processes,
+    teacher: UNet | None = None,
+    averages: Mapping[str, UNet] | None = None,
 ) -> TrainState:
     """The state after `step` steps that have led to these weights, except that all moments of the optimiser are zero.
 
@@ -93,6 +102,7 @@ def make_state(
         student, ema: networks with the weights and with their average; both are moved to the process's device.
         processes: the processes that train together.
         teacher: a network with the teacher's weights, if they are not the student's (`teacher.decay` > 0).
+        averages: networks with the averages of `train.ema_sigma_rel`, by their names.
     """
     sharded = config.train.shard_weights and processes.world > 1
     student.to(processes.device).requires_grad_(True)
@@ -111,6 +121,7 @@ def make_state(
         None if teacher is None else _following(teacher, processes, shard=sharded),
         _make_optimizer(config, step, params.arrays),
         first_loss_scale(config),
+        {name: _following(average, processes, shard=sharded) for name, average in (averages or {}).items()},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,17 +69,20 @@ def train_step(
     parts: int = 1,
     teacher_decay: float = 0.0,
     learning_rate: float | None = None,
+    average_decays: Mapping[str, float] | None = None,
 ) -> StepResult:
     """Advance `state` in place by one step over batches whose gradients add up.
 
     Nothing waits for the device, unless `train.on_nonfinite` is "skip" or the loss is scaled. In these two cases, the
-    weights stay as they are if a loss or the gradient is not finite.
+    weights stay as they are if a loss or the gradient is not finite; the averages of `train.ema_sigma_rel`, which are
+    of the weights after every step, count them once more.
 
     Args:
         batches: the micro-batches of the step, of equal size; their images are [b / parts, c, h, w].
         parts: number of `batches`.
         teacher_decay: the decay of the teacher's weights as an average of the student's, if it has weights of its own.
         learning_rate: the learning rate of this step; None for `train.learning_rate`.
+        average_decays: the decays of the averages of `train.ema_sigma_rel`, by their names; None if there are none.
     """
     losses, scale = [], state.loss_scale
     factor = 1.0 if scale is None else float(scale.factor)
@@ -101,6 +104,8 @@ def train_step(
     else:
         for moments in state.optimizer.state.values():  # a skipped step counts as a step
             moments["step"] += 1
+    for name, decay in (average_decays or {}).items():
+        update_ema(state.averages[name], state.params, decay)
     state.optimizer.zero_grad()  # the next forward pass needs the memory
     if scale is not None:
         state.loss_scale = next_loss_scale(scale, torch.tensor(finite), xp=xp)

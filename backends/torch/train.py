@@ -95,6 +95,7 @@ def train(
                         batches,
                         parts=parts,
                         teacher_decay=plan.teacher_decay,
+                        average_decays=plan.average_decays,
                         learning_rate=plan.learning_rate,
                     )
                 stopping = processes.agree(interruption.number is not None)

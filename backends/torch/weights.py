@@ -15,7 +15,7 @@ from ict_backends.errors import CheckpointError
 from ict_backends.files import check_no_pointer
 from ict_backends.networks.families import parameter_shapes
 from ict_backends.protocols import Arrays
-from ict_backends.runs.checkpoint import Checkpoint, check_arrays
+from ict_backends.runs.checkpoint import Checkpoint, average_group, check_arrays
 from ict_backends.torch.networks import UNet, make_network
 from ict_backends.torch.parallel import Processes, fill, full
 from ict_backends.torch.state import TrainState, make_state
@@ -102,7 +102,8 @@ def to_checkpoint(state: TrainState) -> Checkpoint:
     scale = {} if state.loss_scale is None else {k: to_numpy(v) for k, v in state.loss_scale._asdict().items()}
     teacher = {} if state.teacher is None else to_arrays(state.teacher.network)
     params, ema = to_arrays(state.params.network), to_arrays(state.ema.network)
-    return Checkpoint(state.step, params, ema, first, second, scale, teacher)
+    averages = {name: to_arrays(average.network) for name, average in state.averages.items()}
+    return Checkpoint(state.step, params, ema, first, second, scale, teacher, averages)
 
 
 def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes, what: str) -> TrainState:
@@ -118,10 +119,13 @@ def from_checkpoint(config: Config, checkpoint: Checkpoint, processes: Processes
     load_arrays(ema, checkpoint.ema, f"{what}: ema")
     if teacher is not None:
         load_arrays(teacher, checkpoint.teacher_or_student(), f"{what}: teacher")
+    averages = {name: make_network(config) for name in config.train.average_exponents}
+    for name, average in averages.items():
+        load_arrays(average, checkpoint.average_or_student(name, what), f"{what}: {average_group(name)}")
     shapes = {name: tuple(p.shape) for name, p in params.named_parameters()}
     check_arrays(f"{what}: first_moment", shapes, checkpoint.first_moment)
     check_arrays(f"{what}: second_moment", shapes, checkpoint.second_moment)
-    state = make_state(config, checkpoint.step, params, ema, processes, teacher)
+    state = make_state(config, checkpoint.step, params, ema, processes, teacher, averages)
     for key, arrays in (("exp_avg", checkpoint.first_moment), ("exp_avg_sq", checkpoint.second_moment)):
         for name, moment in state.optimizer_moments(key).items():
             fill(moment, torch.from_numpy(arrays[name]))

@@ -21,6 +21,7 @@ from ict_core import (
     gap_share,
     gap_stages,
     learning_rate_factor,
+    power_decay,
     stages,
 )
 
@@ -38,6 +39,7 @@ class StepPlan(NamedTuple):
         learning_rate: the learning rate of the step.
         teacher_decay: mu, the decay of the teacher's average after the step.
         unlabelled: [b] bool, True for the images whose label is dropped (`train.label_dropout`).
+        average_decays: the decay of each average of `train.ema_sigma_rel` after the step, by the average's name.
     """
 
     n: int
@@ -48,6 +50,7 @@ class StepPlan(NamedTuple):
     learning_rate: float
     teacher_decay: float
     unlabelled: np.ndarray
+    average_decays: dict[str, float]
 
     def rows(self, chosen: slice) -> StepPlan:
         """The plan of the chosen rows of the batch."""
@@ -152,6 +155,11 @@ def teacher_decay(config: Config, n: int) -> float:
     return adaptive_decay(n, mu0=config.teacher.decay, s0=config.curriculum.s0)
 
 
+def average_decays(config: Config, step: int) -> dict[str, float]:
+    """The decay of each average of `train.ema_sigma_rel` after step number `step`: 0 after step 0, a run's first."""
+    return {name: power_decay(step + 1, gamma) for name, gamma in config.train.average_exponents.items()}
+
+
 def learning_rate(config: Config, step: int) -> float:
     """The learning rate of step number `step`, in 0..total_steps-1."""
     train = config.train
@@ -183,5 +191,13 @@ def plan_step(config: Config, step: int, count: int) -> StepPlan:
     if train.label_dropout:
         unlabelled = rng.random(train.batch_size) < train.label_dropout
     return StepPlan(
-        n, indices, flips, levels, row_seeds, learning_rate(config, step), teacher_decay(config, n), unlabelled
+        n,
+        indices,
+        flips,
+        levels,
+        row_seeds,
+        learning_rate(config, step),
+        teacher_decay(config, n),
+        unlabelled,
+        average_decays(config, step),
     )

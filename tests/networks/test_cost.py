@@ -221,13 +221,14 @@ def test_all_convolutions_are_all_operations_but_those_of_dense_layers_and_atten
     assert len({c[:4] for c in found}) == len(found)
 
 
-@pytest.mark.parametrize("preset", ["digits", "digits-cm"])
-def test_memory_is_what_training_holds(preset: str) -> None:
-    config = load_preset(preset)
+@pytest.mark.parametrize(("preset", "lengths"), [("digits", []), ("digits-cm", []), ("digits", [0.05, 0.1])])
+def test_memory_is_what_training_holds(preset: str, lengths: list[float]) -> None:
+    config = replace(load_preset(preset), train={"ema_sigma_rel": lengths})
     state, memory = init_state(config, Processes(torch.device("cpu"))), training_memory(config)
     assert memory.weights == sum(a.nbytes for a in state.params.network.state_dict().values())
     averages = [state.ema.network] if state.teacher is None else [state.ema.network, state.teacher.network]
     assert len(averages) == (2 if preset == "digits-cm" else 1)
+    averages += [average.network for average in state.averages.values()]
     assert memory.ema == sum(a.nbytes for network in averages for a in network.state_dict().values())
     assert memory.gradients == sum(p.nbytes for p in state.params.network.parameters())
     loss = sum(p.square().sum() for p in state.params.network.parameters())

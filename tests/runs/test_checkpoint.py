@@ -20,11 +20,13 @@ from ict_backends.runs.folder import RunDir, create_run, remember_changes, remov
 from ict_backends.runs.state import state_text
 from ict_core import Config, LossScale
 
+GROUPS = Checkpoint._fields[1:-1]
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}
 
 
 def checkpoint(step: int = 3, **changes: Any) -> Checkpoint:
-    groups = {g: {n: a + i for n, a in ARRAYS.items()} for i, g in enumerate(Checkpoint._fields[1:])}
+    groups: dict[str, Any] = {g: {n: a + i for n, a in ARRAYS.items()} for i, g in enumerate(GROUPS)}
+    groups["averages"] = {name: {n: a + i for n, a in ARRAYS.items()} for i, name in enumerate(("0.1", "0.05"), 10)}
     return Checkpoint(step, **(groups | changes))
 
 
@@ -32,17 +34,20 @@ def test_round_trip(tmp_path: Path) -> None:
     before = checkpoint()
     after = load_checkpoint(save_checkpoint(RunDir(tmp_path), before, keep=0))
     assert after.step == 3
-    for group in Checkpoint._fields[1:]:
-        for name, array in getattr(before, group).items():
-            assert np.array_equal(getattr(after, group)[name], array)
-            assert getattr(after, group)[name].dtype == array.dtype
+    assert [*after.averages] == ["0.05", "0.1"]  # the shorter first
+    for group, arrays in before.groups().items():
+        for name, array in arrays.items():
+            assert np.array_equal(after.groups()[group][name], array)
+            assert after.groups()[group][name].dtype == array.dtype
 
 
 def test_the_names_in_the_file_are_the_formats(tmp_path: Path) -> None:
     """Whatever a field of `Checkpoint` or `LossScale` is called, users' files keep these names."""
     scale = {name: np.asarray(a) for name, a in LossScale(np.float32(2.0), np.int32(1))._asdict().items()}
     only = {"a": np.float32([1.0])}
-    folder = save_checkpoint(RunDir(tmp_path), Checkpoint(3, only, only, only, only, scale, only), keep=0)
+    folder = save_checkpoint(
+        RunDir(tmp_path), Checkpoint(3, only, only, only, only, scale, only, {"0.05": only}), keep=0
+    )
     assert set(load_file(folder / "state.safetensors")) == {
         "params/a",
         "ema/a",
@@ -51,6 +56,7 @@ def test_the_names_in_the_file_are_the_formats(tmp_path: Path) -> None:
         "loss_scale/factor",
         "loss_scale/good_steps",
         "teacher/a",
+        "ema_0.05/a",
     }
     assert json.loads((folder / "state.json").read_text()).keys() == {"format", "step", "sha256", "checksum"}
 
@@ -83,7 +89,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_nothing_half_written
     assert load_checkpoint(run.latest_checkpoint()).step == 1
 
 
-@pytest.mark.parametrize("group", Checkpoint._fields[1:])
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nonfinite_weights_are_not_written(tmp_path: Path, group: str, value: float) -> None:
     bad = checkpoint(2, **{group: {"a": np.float32([1, value])}})
