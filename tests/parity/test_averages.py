@@ -1,4 +1,4 @@
-"""Power-function averages of the weights: the same in both backends, and what their profiles say, however a run goes."""
+"""Power-function averages of the weights: the same in both backends, and what their profiles say of any run."""
 
 from __future__ import annotations
 
