@@ -29,7 +29,8 @@ class Mixture(NamedTuple):
 
     Attributes:
         step: the number of steps after which the average is.
-        parts: the folder of each checkpoint, oldest first, and the factor of each average in it by its name.
+        parts: the folder of each checkpoint, oldest first, and the factor of each average in it by its name. All
+            factors together have the sum 1.
         misfit: how far the profile of the mixture is from that of the average: relative, 0 is exact.
     """
 
@@ -67,7 +68,8 @@ def find_mixture(run: RunDir, config: Config, sigma_rel: float) -> Mixture:
             f"{len(steps)} checkpoints, which leave a misfit of {misfit:.2g}; it must be <= {MOST_MISFIT:g}. Keep more "
             "checkpoints (train.keep_every), or lengths nearer to it (train.ema_sigma_rel)"
         )
-    rows = factors.reshape(len(steps), -1).tolist()
+    # Weights that hardly change over the steps must stay what they are, whatever the misfit.
+    rows = (factors / factors.sum()).reshape(len(steps), -1).tolist()
     parts = [(folders[step], dict(zip(exponents, row, strict=True))) for step, row in zip(steps, rows, strict=True)]
     return Mixture(steps[-1], parts, misfit)
 
