@@ -143,7 +143,7 @@ WORDS = "ema, raw or best, or the length of an average that train.ema_sigma_rel 
     [
         (
             1,
-            r"--weights 0.12: checkpoint .*step_00000120 has no average of this length; it has ema, raw, 0.05, 0.07, 0.1",
+            r"--weights 0.12: checkpoint .*step_00000120 has no average of this length; it has ema, raw, 0.05",
             ["sample", "RUN", "--out", "OUT.png", "--weights", "0.12"],
         ),
         (1, "step_00000060 has no average of this length; it has ema", ["eval", "RUN@60", "--weights", "0.12"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import typing
 from pathlib import Path
@@ -466,3 +467,20 @@ def test_every_file_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> Non
 def test_an_error_is_one_line_whatever_the_names() -> None:
     with pytest.raises(ConfigError, match="^unknown key train.a b;"):
         build_config({"train": {"a\nb": 1}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"optimizer": "adamw"}, 'train.weight_decay must be > 0 with train.optimizer = "adamw", not 0.0'),
+        ({"optimizer": "adam", "weight_decay": 0.1}, 'train.weight_decay must be 0 ("adamw" has it) with'),
+        ({"rate_decay_from": 5}, 'train.rate_decay_from must be 0 with train.rate_decay = "none", not 5'),
+        ({"rate_decay": "cosine", "warmup_steps": 9, "rate_decay_from": 5}, "train.rate_decay_from must be >= "),
+        ({"rate_decay": "inverse_sqrt"}, 'train.rate_decay_from must be > 0 with train.rate_decay = "inverse_sqrt"'),
+        ({"clip_norm": -1.0}, "train.clip_norm must be >= 0, not -1.0"),
+    ],
+)
+def test_settings_of_the_optimiser_that_change_nothing_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        TrainConfig(**changes)
+    assert TrainConfig(weight_decay=0.1).optimizer == "radam"

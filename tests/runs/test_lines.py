@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ict_backends.errors import CheckpointError
-from ict_backends.runs.lines import append_line, is_evaluation, is_log, read_lines
+from ict_backends.runs.lines import append_line, band_losses, is_evaluation, is_log, read_lines
 
 RECORDS = [{"step": step, "name": "a\u00e9\u2028b", "loss_bands": [0.5, None]} for step in (1, 2, 3)]
 CONTENT = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS).encode()
@@ -85,3 +85,9 @@ def test_bytes_that_are_no_text_are_a_damaged_line(tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(broken + b"\n" + CONTENT)
         with pytest.raises(CheckpointError, match="line 1 is damaged"):
             read_lines(tmp_path / "x")
+
+
+def test_bands_of_earlier_versions_are_a_list() -> None:
+    assert band_losses({"step": 1, "loss_bands": [0.5, None]}) == [0.5, None]
+    assert band_losses({"step": 1, "loss_bands": {"0.1_to_1": 0.5, "1_to_10": None}}) == [0.5, None]
+    assert band_losses({"step": 1}) == []
