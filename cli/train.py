@@ -222,6 +222,8 @@ def _new(
     recipe = recipe or recipe_for(dataset, str(_source(asked)), gpu=gpu)
     config = resolve_new(recipe.settings, asked, dataset, conditional=conditional)
     notes = recipe.notes()
+    if config.curriculum.schedule == "gap" and not init:
+        notes.append("the gap rule is for tuning a diffusion model (--init RUN); this run starts from scratch")
     if recipe.reason and dataset.num_classes > 1 and not config.network.num_classes:
         notes.append(f"the {dataset.num_classes} classes are not used; --conditional trains on them")
     return _Plan(out, config, dataset, notes)

@@ -146,7 +146,7 @@ def _where_it_ended(run: RunDir, curriculum: CurriculumConfig, levels: int) -> t
         levels: N(k) of its last step.
     """
     if not curriculum.has_teacher:
-        return {"schedule": "gap"}, "a diffusion model: this run tunes it"
+        return {"schedule": "gap", "gap_q": 32.0, "gap_stages": 1}, "a diffusion model: this run tunes it"
     if curriculum.has_grid:
         levels = levels if run.steps_done() else curriculum.s1 + 1
         reached = {"s0": min(curriculum.s0, levels - 1), "s1": levels - 1}

@@ -314,7 +314,12 @@ def test_runs_that_cannot_be_loaded_are_refused(tmp_path: Path, digits_run: Path
         (CheckpointError, f"^run {tmp_path / 'x'} does not exist$", tmp_path / "x", {}),
         (CheckpointError, "has no checkpoint of step 7; its steps are: 30", f"{digits_run}@7", {}),
         (CheckpointError, "has no best checkpoint", digits_run, {"weights": "best"}),
-        (UsageError, "^weights mean must be one of ema, raw, best$", digits_run, {"weights": "mean"}),
+        (
+            UsageError,
+            "^weights mean must be ema, raw or best, or the length of an average",
+            digits_run,
+            {"weights": "mean"},
+        ),
         (UsageError, "^unknown backend 'numpy'; there are torch, jax$", digits_run, {"backend": "numpy"}),
         (UsageError, "device", digits_run, {"device": "nowhere"}),
     ]

@@ -114,9 +114,16 @@ def test_bad_settings_of_the_gap_are_refused(refused: Refused, tmp_path: Path) -
         refused(2, says, "train", *TINY, *options)
 
 
+def test_the_gap_rule_from_scratch_is_said_to_be_that(ict: Ict, tmp_path: Path) -> None:
+    done = ict("train", *TINY, "--set", "curriculum.schedule=gap", "--out", tmp_path / "run", "--dry-run")
+    assert done.code == 0
+    assert "# the gap rule is for tuning a diffusion model (--init RUN); this run starts from scratch" in done.out
+
+
 def test_a_diffusion_model_is_tuned_by_default(ict: Ict, tmp_path: Path, diffusion_run: Path) -> None:
     options = ("--init", diffusion_run, "--steps", 2, "--device", "cpu", "--out", tmp_path / "tuned")
     done = ict("train", *options)
     assert done.code == 0, done.err
     assert "a diffusion model: this run tunes it" in done.out
+    assert "starts from scratch" not in done.out
     assert RunDir(tmp_path / "tuned").load_config().curriculum.schedule == "gap"

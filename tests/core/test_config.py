@@ -76,7 +76,7 @@ def test_diffusion_is_that_of_edm_and_tuning_that_of_ect(data: str) -> None:
     assert (diffusion.noise.p_mean, diffusion.noise.p_std) == (-1.2, 1.2)
     assert (diffusion.loss.distance, diffusion.loss.weighting) == ("l2", "edm")
     assert (tuning.noise.p_mean, tuning.noise.p_std, tuning.loss.weighting) == (-1.1, 2.0, "inverse_gap")
-    assert (tuning.curriculum.schedule, tuning.curriculum.gap_q, tuning.curriculum.gap_k) == ("gap", 2.0, 8.0)
+    assert (tuning.curriculum.schedule, tuning.curriculum.gap_k, tuning.curriculum.gap_b) == ("gap", 8.0, 1.0)
     assert replace(diffusion, network={"dropout": 0.0}).network == replace(tuning, network={"dropout": 0.0}).network
 
 

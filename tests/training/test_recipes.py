@@ -126,7 +126,7 @@ def test_fine_tuning_keeps_the_function_and_the_last_number_of_levels(tmp_path: 
 def test_a_diffusion_model_is_tuned_by_the_gap_rule(tmp_path: Path) -> None:
     run = source(tmp_path / "run", curriculum={"schedule": "diffusion"}, noise={"p_mean": -1.2, "p_std": 1.2})
     config = tuned(run, images(4))
-    assert (config.curriculum.schedule, config.curriculum.gap_q, config.curriculum.gap_stages) == ("gap", 2.0, 8)
+    assert (config.curriculum.schedule, config.curriculum.gap_q, config.curriculum.gap_stages) == ("gap", 32.0, 1)
     assert (config.noise.p_mean, config.noise.p_std) == (-1.1, 2.0)
     assert "a diffusion model: this run tunes it" in recipe_from(run, None).reason
 
