@@ -50,6 +50,7 @@ ict.pseudo_huber(x, x)
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which the package is installed as a user would, without what it depends on."""
+    pytest.importorskip("setuptools", reason="no setuptools here, which environments of Python 3.12 lack")
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for name in (*FOLDERS, "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
