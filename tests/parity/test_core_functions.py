@@ -23,10 +23,14 @@ from hypothesis import strategies as st
 from parity_profile import COMPILED
 
 from ict_core import (
+    Gap,
     colorize,
     consistency_loss,
     consistency_output,
     denoise,
+    guided,
+    heun_sample,
+    heun_sigmas,
     inpaint,
     interpolate_noise,
     interval_probabilities,
@@ -43,6 +47,7 @@ from ict_core import (
     squared_l2,
     stroke,
     super_resolve,
+    teacher_level,
 )
 from ict_core.loss import DISTANCES, WEIGHTINGS
 
@@ -155,6 +160,58 @@ def sampling_case(draw: st.DrawFn) -> Case:
 
 
 @st.composite
+def teacher_case(draw: st.DrawFn) -> Case:
+    """The teacher's level relative to the student's."""
+    rng, share, smin = np.random.default_rng(draw(seeds)), draw(log_uniform(1e-3, 1.0)), draw(sigma_mins)
+    k, b = draw(st.floats(0, 20)), draw(log_uniform(0.1, 10.0))
+    sigma = smin * 1.01 + np.exp(-1.1 + 2.0 * rng.standard_normal(draw(shapes)))
+
+    def call(xp: Any, sigma: Array) -> list[Array]:
+        return [teacher_level(sigma, share, k=k, b=b, sigma_min=smin, xp=xp) / sigma]
+
+    return Case(call, [sigma], [1 + k])
+
+
+@st.composite
+def gap_case(draw: st.DrawFn) -> Case:
+    """Levels and weights, where the weight and the upper level give the gap relative to it."""
+    rng, weighting = np.random.default_rng(draw(seeds)), draw(st.sampled_from(sorted(WEIGHTINGS)))
+    gap = Gap(share=draw(log_uniform(1e-3, 1.0)), sigma_min=draw(sigma_mins), weighting=weighting)
+    normals = rng.standard_normal(draw(shapes)[0])
+
+    def call(xp: Any, normals: Array) -> list[Array]:
+        low, high, weight = gap.levels(normals, xp=xp)
+        return [low / high, high, weight * high]
+
+    low, high, _ = gap.levels(normals)
+    return Case(call, [normals], [10, 0, float((high / (high - low)).max() ** 2)])
+
+
+@st.composite
+def heun_case(draw: st.DrawFn) -> Case:
+    rng, shape, end = np.random.default_rng(draw(seeds)), draw(shapes), draw(st.sampled_from([0.0, 0.002]))
+    levels, clip = heun_sigmas(draw(st.integers(1, 5)), sigma_min=draw(log_uniform(0.003, 0.1))), draw(st.booleans())
+
+    def call(xp: Any, noise: Array) -> list[Array]:
+        f = partial(consistency_output, network(xp), xp=xp)
+        return [heun_sample(f, noise, levels, sigma_end=end, clip=clip, xp=xp)]
+
+    return Case(call, [rng.standard_normal(shape)], [100.0])
+
+
+@st.composite
+def guided_case(draw: st.DrawFn) -> Case:
+    rng, shape, scale = np.random.default_rng(draw(seeds)), draw(shapes), draw(st.floats(0, 5))
+    sigma, _ = rising_levels(rng, shape[0], 0.002)
+
+    def call(xp: Any, x: Array, sigma: Array, labels: Array) -> list[Array]:
+        f, f_null = (partial(consistency_output, network(xp), condition=given, xp=xp) for given in (labels, None))
+        return [guided(f, f_null, scale)(x, sigma)]
+
+    return Case(call, [rng.standard_normal(shape), sigma, rng.random(shape[0])], [20 * (1 + scale)])
+
+
+@st.composite
 def edit_case(draw: st.DrawFn, function: Callable[..., Array]) -> Case:
     """Images, noise of two levels, and where the images are known."""
     rng, b, c, size = np.random.default_rng(draw(seeds)), draw(st.integers(1, 2)), 3, 2
@@ -191,6 +248,10 @@ CASES = {
     loss_weight: weight_case(),
     consistency_loss: loss_case(),
     multistep_sample: sampling_case(),
+    teacher_level: teacher_case(),
+    Gap: gap_case(),
+    heun_sample: heun_case(),
+    guided: guided_case(),
 }
 functions = pytest.mark.parametrize("function", CASES, ids=lambda function: function.__name__)
 dtypes = st.sampled_from(["float32", "float64"])
