@@ -12,7 +12,7 @@ operations are left:
   where they lie; an array that is resampled before a convolution is written for it.
 - Attention writes no scores, and computing them again for its gradient does not count.
 - A dropout mask, a byte an element, is written once, and read by each network and by the gradient.
-- RAdam and the averages go over all weights once.
+- The optimiser and the averages go over all weights once.
 
 Weights, their gradients, the noise embedding and the last convolution's input are float32 in every precision; all
 other activations have the precision of the network. In a network of less precision, the few float32 products (less
@@ -38,9 +38,10 @@ CONVOLUTIONS, PRODUCTS, ATTENTION = "convolutions", "1x1 convolutions, dense lay
 NORMS, RESAMPLING, SUMS = "norms and activations", "resampling", "sums of gradients"
 NOISE, IMAGES, OPTIMISER = "noise and masks", "images and loss", "optimiser and averages"
 _FLOAT32 = 4
-# The float32 numbers that are read and written for each weight: by RAdam (it reads gradient, weight and two moments,
-# and writes the last three), and by an average.
-_OF_RADAM, _OF_AVERAGE = 4 + 3, 2
+# The float32 numbers that are read and written for each weight: by RAdam, Adam or AdamW (which reads gradient, weight
+# and two moments, and writes the last three), and by an average.
+_OF_OPTIMIZER, _OF_AVERAGE = 4 + 3, 2
+_OPTIMIZERS = {"radam": "RAdam", "adam": "Adam", "adamw": "AdamW"}
 
 
 class Operation(NamedTuple):
@@ -341,7 +342,7 @@ def _update(config: Config, devices: int) -> list[Operation]:
         size = -(-size // devices)
     averages = count_averages(config)
     return [
-        Operation("RAdam", OPTIMISER, 0, _OF_RADAM * size),
+        Operation(_OPTIMIZERS[config.train.optimizer], OPTIMISER, 0, _OF_OPTIMIZER * size),
         Operation("averages", OPTIMISER, 0, _OF_AVERAGE * averages * size),
     ]
 

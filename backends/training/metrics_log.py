@@ -201,7 +201,7 @@ class Progress:
         where = f"N = {plan.n}{where}, seed {self._config.train.seed}"
         return (
             f"{what} at step {step + 1} ({where}); last good checkpoint: {self._last_good()} (--resume goes "
-            "on from it, also with another --seed, train.learning_rate or --on-nonfinite)"
+            "on from it, also with another --seed, train.learning_rate, train.clip_norm or --on-nonfinite)"
         )
 
     def _drop_later_metrics(self, first: int) -> None:

@@ -91,7 +91,8 @@ def test_what_follows_may_have_another_seed_and_rate(ict: Ict, refused: Refused,
 def test_a_run_that_stops_at_nan_says_how_it_can_go_on(ict: Ict, tmp_path: Path) -> None:
     stopped = ict("train", f"--out={tmp_path / 'run'}", *TINY, "--steps=40", "--set=train.learning_rate=1e30")
     assert stopped.code == 1
-    assert "--resume goes on from it, also with another --seed, train.learning_rate or --on-nonfinite" in stopped.err
+    others = "--seed, train.learning_rate, train.clip_norm or --on-nonfinite"
+    assert f"--resume goes on from it, also with another {others}" in stopped.err
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

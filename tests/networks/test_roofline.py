@@ -263,6 +263,15 @@ def test_a_teacher_of_its_own_has_an_average_and_perhaps_masks_more() -> None:
     assert after == before
 
 
+@pytest.mark.parametrize(
+    ("name", "train"), [("Adam", {"optimizer": "adam"}), ("AdamW", {"optimizer": "adamw", "weight_decay": 0.01})]
+)
+def test_every_optimiser_moves_as_much_under_its_own_name(name: str, train: dict[str, Any]) -> None:
+    config = load_preset("digits")
+    found = {op.name: op for op in operations(replace(config, train=train))}
+    assert found[name].bytes == {op.name: op for op in operations(config)}["RAdam"].bytes
+
+
 def test_each_operation_takes_the_larger_of_two_times() -> None:
     found = [Operation("a", "x", 100, 1), Operation("b", "x", 1, 100), Operation("c", "y", 0, 50)]
     assert least_seconds(found, 10.0, 5.0) == 10 + 20 + 10
