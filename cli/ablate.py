@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -335,7 +336,9 @@ def _carry_out(study: Study, runs: Sequence[StudyRun], jobs: int) -> dict[str, O
                 said = outcome.error or f"{study.metric} {outcome.value:.4g}"
                 click.echo(f"[{len(outcomes)}/{len(runs)}] {run.name}: {said}, {outcome.seconds:.0f} s")
                 free = [other for other in blocked if other.source == run.folder]
-                waiting |= {pool.submit(_do, study, other, children): other for other in free}
+                # The last checkpoint of a run that failed is not what the others are to start from.
+                do = _do if not outcome.error else partial(_leave_out, run.name)
+                waiting |= {pool.submit(do, study, other, children): other for other in free}
                 blocked = [other for other in blocked if other not in free]
     if interruption.number is not None:
         name = signal.Signals(interruption.number).name
@@ -428,6 +431,11 @@ def _do(study: Study, run: StudyRun, children: _Children) -> Outcome:
     outcome = Outcome(study.metric, study.num, value, time.perf_counter() - begin, steps=study.steps)
     write_outcome(run.folder, outcome)
     return outcome
+
+
+def _leave_out(source: str, study: Study, run: StudyRun, children: _Children) -> Outcome:
+    """The outcome of a run whose source, of this name, has failed."""
+    return Outcome(study.metric, study.num, None, 0.0, f"not started, because {source} failed", study.steps)
 
 
 def _last_line(log: Path) -> str:

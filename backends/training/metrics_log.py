@@ -25,6 +25,8 @@ from ict_core import Config
 BANDS = 8
 # A step counts as a spike if its loss is more than so many times the median loss of the steps logged together with it.
 _SPIKE = 4.0
+# What RAdam's first steps, which no second moment shortens, have done to the weights shows before this step.
+_EARLY = 10
 
 # Converts the results of k successive steps on the device to NumPy: losses [k, b], and norms of the gradient [k].
 ToNumpy = Callable[[Sequence[Any]], tuple[np.ndarray, np.ndarray]]
@@ -202,7 +204,14 @@ class Progress:
         return (
             f"{what} at step {step + 1} ({where}); last good checkpoint: {self._last_good()} (--resume goes "
             "on from it, also with another --seed, train.learning_rate, train.clip_norm or --on-nonfinite)"
+            f"{self._hint(step)}"
         )
+
+    def _hint(self, step: int) -> str:
+        """What to change where a step so early is not finite, or ""."""
+        if self._config.train.optimizer != "radam" or step >= _EARLY:
+            return ""
+        return "; RAdam's first steps are as long as the gradient: train.warmup_steps or train.optimizer=adam may help"
 
     def _drop_later_metrics(self, first: int) -> None:
         if not self._run.metrics_file.is_file():

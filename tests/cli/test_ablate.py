@@ -247,6 +247,23 @@ def test_data_that_is_not_there_is_one_line(refused: Refused, tmp_path: Path) ->
     refused(1, [], "ablate", "five-changes", f"--data={tmp_path / 'none'}", f"--out={tmp_path / 'out'}")
 
 
+def test_what_starts_from_a_run_that_failed_is_not_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor what starts from that, even if the run left a checkpoint before it diverged."""
+    plan = tmp_path / "tuned.toml"
+    plan.write_text(
+        'title = "Tuned"\npreset = "digits"\nreference = "first"\n'
+        "[variants.first]\ntrain = { learning_rate = 1e30, checkpoint_every = 1 }\n"
+        '[variants.second]\ninit = "first"\n[variants.third]\ninit = "second"\n'
+    )
+    out = tmp_path / "study"
+    assert ablate(plan, out, "--seeds=1", "--steps=3") == 1
+    said = capsys.readouterr().out
+    assert RunDir(out / "runs" / "first-0").checkpoints()
+    assert "second, seed 0: not started, because first, seed 0 failed" in said
+    assert "third, seed 0: not started, because second, seed 0 failed" in said
+    assert sorted(path.name for path in (out / "runs").iterdir()) == ["first-0", "first-0.log"]
+
+
 def test_a_variant_may_start_from_another_ones_run(tmp_path: Path) -> None:
     """With the weights of the same seed, after it; and two-step samples may be measured, of the same runs."""
     plan = tmp_path / "tuned.toml"

@@ -92,7 +92,9 @@ def test_a_run_that_stops_at_nan_says_how_it_can_go_on(ict: Ict, tmp_path: Path)
     stopped = ict("train", f"--out={tmp_path / 'run'}", *TINY, "--steps=40", "--set=train.learning_rate=1e30")
     assert stopped.code == 1
     others = "--seed, train.learning_rate, train.clip_norm or --on-nonfinite"
-    assert f"--resume goes on from it, also with another {others}" in stopped.err
+    assert f"--resume goes on from it, also with another {others})" in stopped.err
+    hint = "RAdam's first steps are as long as the gradient: train.warmup_steps or train.optimizer=adam may help"
+    assert hint in stopped.err
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
