@@ -299,7 +299,7 @@ def interpolate_command(
     """
     from ict_backends.images import save_grid, to_uint8
     from ict_backends.runs.folder import open_run
-    from ict_backends.sampling.choices import check_guidance, resolve_sigmas
+    from ict_backends.sampling.choices import check_guidance, resolve_sigmas, warn_of_edits
     from ict_backends.sampling.editing import interpolate
 
     place = open_run(run)
@@ -309,6 +309,7 @@ def interpolate_command(
     classes = _classes(place, config, "0" if labels is None and config.network.num_classes else labels, num)
     levels = resolve_sigmas(config, None, sigmas)
     check_guidance(config, guidance)
+    warn_of_edits(config)
     check_output(out, (".png",), create=True)
     model = open_backend(backend, device).load_model(run, weights=weights, device=device)
     images = interpolate(model, first, last, num, sigmas=levels, seed=seed, labels=classes, guidance=guidance)
@@ -319,10 +320,11 @@ def interpolate_command(
 def _config(request: EditRequest) -> Config:
     """The run's settings. Raises UsageError if --out or --guidance does not fit."""
     from ict_backends.runs.folder import open_run
-    from ict_backends.sampling.choices import check_guidance
+    from ict_backends.sampling.choices import check_guidance, warn_of_edits
 
     config = open_run(request.run).load_config()
     check_guidance(config, request.guidance)
+    warn_of_edits(config)
     if request.out.suffix.lower() != ".png":
         raise UsageError(f"--out {request.out} must end in .png")
     check_output(request.out, (".png",), create=False)

@@ -16,6 +16,7 @@ from ict_cli.options import (
     device_option,
     examples,
     open_backend,
+    weights_option,
 )
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ _SHOWN = 8
 )
 @click.argument("runs", metavar="RUN [RUN2]", type=PATH, nargs=-1, required=True)
 @click.option("--out", type=PATH, help="HTML file to write; needed for two runs.  [default: RUN/report.html]")
+@weights_option
 @backend_option
 @device_option
 @debug_option
-def report_command(runs: tuple[Path, ...], out: Path | None, backend: str, device: str) -> None:
+def report_command(runs: tuple[Path, ...], out: Path | None, weights: str, backend: str, device: str) -> None:
     """Write a page about a run, or about two side by side.
 
     It shows the data, the command and the versions of the libraries, samples over time, losses, evaluations, settings,
@@ -61,12 +63,12 @@ def report_command(runs: tuple[Path, ...], out: Path | None, backend: str, devic
         raise UsageError(f"--out {out} must end in .html")
     check_output(out, (".html",), create=False)
     engine = open_backend(backend, device)
-    shown = [_collect(engine, run, place, device) for run, place in zip(runs, places, strict=True)]
+    shown = [_collect(engine, run, place, weights, device) for run, place in zip(runs, places, strict=True)]
     write_atomically(out, build_report(shown).encode())
     click.echo(f"report: {out}")
 
 
-def _collect(engine: Backend[Any, Any], run: Path, place: RunDir, device: str) -> Reported:
+def _collect(engine: Backend[Any, Any], run: Path, place: RunDir, weights: str, device: str) -> Reported:
     """What the page says of a run; a warning where its data are not available."""
     from ict_backends.data.dataset import load_data_of
     from ict_backends.errors import UserError
@@ -75,7 +77,7 @@ def _collect(engine: Backend[Any, Any], run: Path, place: RunDir, device: str) -
     from ict_backends.sampling.batches import preview
 
     config, images = place.load_config(), None
-    model = engine.load_model(run, device=device)
+    model = engine.load_model(run, weights=weights, device=device)
     try:
         dataset = load_data_of(config.data)
         check_training_data(place, config, dataset)

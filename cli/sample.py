@@ -121,7 +121,8 @@ def sample_command(
     _check_output(out, recipe, trajectory, scale, create=not dry_run)
     model = open_backend(backend, device).load_model(checkpoint, weights=weights, device=device)
     if dry_run:
-        click.echo(f"would draw {num} images at sigmas {', '.join(f'{s:g}' for s in levels)} into {out}")
+        by = " by Heun's method" if solver == "heun" else ""
+        click.echo(f"would draw {num} images{by} at sigmas {', '.join(f'{s:g}' for s in levels)} into {out}")
         return
     if out.suffix.lower() != ".png":
         _write_many(model, drawing, recipe)

@@ -143,6 +143,8 @@ def search_sigmas_command(
     for i, step in enumerate(best, start=1):
         levels = ",".join(f"{s.sigma:.4g}" for s in best[:i])
         click.echo(f"{i} step{'s' * (i > 1)}: --sigmas {levels}   {name} {step.value:.5g}")
+    if not config.curriculum.has_teacher:
+        say("`ict sample` and `ict eval` use these levels of a diffusion model with --solver multistep only")
     if plot is not None:
         _plot(best, name, plot)
         click.echo(f"plot: {plot}")

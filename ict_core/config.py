@@ -421,7 +421,7 @@ class CurriculumConfig:
         gap_k: with "gap", how much wider the gap is at small levels, k.
         gap_b: with "gap", the steepness of the way from small levels to large ones, b.
         gap_stages: with "gap", the number of stages.
-        gap_limit: with "gap", where 1 - share stays.
+        gap_limit: with "gap", where 1 - share stays; a smaller share is lost in float32.
 
     Sources:
         iCT sec. 3.4: schedule, s0, s1, steps
@@ -437,7 +437,7 @@ class CurriculumConfig:
     gap_k: Annotated[float, Rule(">= 0", lambda k: k >= 0)] = 8.0
     gap_b: Annotated[float, above(0)] = 1.0
     gap_stages: Annotated[int, at_least(1, most=1000)] = 8
-    gap_limit: Annotated[float, Rule("in (0, 1)", lambda limit: 0 < limit < 1)] = 0.999
+    gap_limit: Annotated[float, Rule("in (0, 0.99999]", lambda limit: 0 < limit <= 0.99999)] = 0.999
 
     def __post_init__(self) -> None:
         check_ranges("curriculum", self)
@@ -654,7 +654,9 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Measuring while training: the pixels of one-step samples of the averaged weights, against the data.
+    """Measuring while training: the pixels of samples of the averaged weights against the data.
+
+    The samples are of one step, or of 18 of a diffusion model.
 
     Attributes:
         every: steps from one measurement to the next; if there are any, one follows the last step.

@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ict_core._arrays import Array, Namespace, check_count, check_number, constant, host_constant, namespace
+from ict_core._arrays import (
+    Array,
+    Namespace,
+    check_count,
+    check_floating,
+    check_number,
+    constant,
+    host_constant,
+    namespace,
+)
 from ict_core.grid import Levels
 from ict_core.loss import loss_weight
 
@@ -124,6 +133,9 @@ class Gap:
             `Levels`, each [b] in the dtype and on the device of `normals`: r, t and the weight of their gap.
         """
         xp = namespace("normals", normals, xp)
+        check_floating("normals", normals, xp)
+        check_number("p_mean", self.p_mean)
+        check_number("p_std", self.p_std, above=0.0)
         drawn = xp.exp(self.p_mean + self.p_std * normals)
         sigma = xp.maximum(drawn, constant(_ABOVE_MIN * self.sigma_min, normals, xp))
         below = teacher_level(sigma, self.share, k=self.k, b=self.b, sigma_min=self.sigma_min, xp=xp)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ict_core._arrays import Array, Namespace, check_floating, check_number, full_batch, namespace
+from ict_core._arrays import (
+    Array,
+    Namespace,
+    check_count,
+    check_floating,
+    check_number,
+    check_same,
+    full_batch,
+    namespace,
+)
 from ict_core.loss import ConsistencyFunction
 from ict_core.sampling import check_falling_sigmas, clip_images
 from ict_core.schedule import karras_sigmas
@@ -18,6 +27,7 @@ def heun_sigmas(steps: int = 18, *, sigma_min: float = 0.002, sigma_max: float =
         steps: >= 1; 18 is EDM's number for CIFAR-10, 40 for ImageNet at 64 pixels.
         sigma_min, sigma_max, rho: as for `karras_sigmas`.
     """
+    check_count("steps", steps, at_least=1)
     return karras_sigmas(steps + 1, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)[:0:-1].tolist()
 
 
@@ -61,13 +71,18 @@ def heun_sample(
     if levels[-1] == end:
         raise ValueError(f"sigmas must lie above sigma_end = {end:g}, which they reach by themselves")
 
+    def mean(x: Array, sigma: float) -> Array:
+        found = denoiser(x, full_batch(sigma, x, xp))
+        check_same("noise", x, "the denoiser's result", found)
+        return found
+
     def slope(x: Array, sigma: float) -> Array:
-        return (x - denoiser(x, full_batch(sigma, x, xp))) / (sigma - end)
+        return (x - mean(x, sigma)) / (sigma - end)
 
     x = noise * levels[0]
     for sigma, after in pairwise(levels):
         first = slope(x, sigma)
         second = slope(x + (after - sigma) * first, after)
         x = x + (after - sigma) * (0.5 * (first + second))
-    x = denoiser(x, full_batch(levels[-1], x, xp))
+    x = mean(x, levels[-1])
     return clip_images(x, xp) if clip else x

@@ -28,6 +28,7 @@ from ict_backends.sampling.choices import (
     resolve_labels,
     resolve_sigmas,
     small_factor,
+    warn_of_edits,
 )
 from ict_backends.sampling.editing import Editor, edit_levels, interpolate, lower
 from ict_core import Config
@@ -241,6 +242,7 @@ class Edits(NamedTuple):
     ) -> Editor:
         check_seed(seed)
         check_guidance(self._config, guidance)
+        warn_of_edits(self._config)
         return Editor(self.model, levels, seed=seed, labels=self._labels(count, labels), guidance=guidance)
 
     def _labels(self, count: int, labels: Labels | np.ndarray | None) -> np.ndarray | None:

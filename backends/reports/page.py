@@ -179,9 +179,10 @@ def _samples(run: RunDir) -> list[str]:
         return []
     last = len(frames) - 1
     slider = f'<input type="range" min="0" max="{last}" value="{last}" aria-label="step">' * (last > 0)
+    steps = "One step" if run.load_config().curriculum.has_teacher else "Several steps"
     return [
         "<h2>Samples</h2><div>",
-        "<p>One step each, from noise that is always the same"
+        f"<p>{steps} each, from noise that is always the same"
         + (", over the course of training:" if last else ":")
         + f" step <b>{frames[-1][0]}</b></p>",
         slider,

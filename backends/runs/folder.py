@@ -177,7 +177,9 @@ class RunDir:
         """
         if self.chosen is not None:
             if weights == "best" and self.chosen not in self.best_checkpoints():
-                raise CheckpointError(f"--weights best: {self.chosen} is another checkpoint; take ema or raw")
+                raise CheckpointError(
+                    f"--weights best: {self.chosen} is another checkpoint; take its other weights, such as ema"
+                )
             return self.chosen
         if weights != "best":
             return self.latest_checkpoint()

@@ -24,6 +24,8 @@ Labels = str | int | Sequence[int | str]
 # How noise becomes an image: by the consistency function, in a few steps; or by the ODE of a diffusion model.
 SOLVERS = ("multistep", "heun")
 _HEUN_STEPS = 18  # EDM, for CIFAR-10
+# More steps are a slip of the finger.
+_MOST_STEPS = 10_000
 # Warn of a first level below this share of sigma_max.
 _NEAR_FIRST = 0.5
 # More than anyone takes, and too little for an overflow.
@@ -79,10 +81,7 @@ def resolve_sigmas(
     """
     first, second = config.noise.sigma_max, config.sample.second_sigma
     if sigmas is None and solver == "heun":
-        check_at_least("steps", 1 if steps is None else steps, 1)
-        return heun_sigmas(
-            steps or _HEUN_STEPS, sigma_min=config.noise.sigma_min, sigma_max=first, rho=config.noise.rho
-        )
+        return _heun_levels(config, _HEUN_STEPS if steps is None else steps)
     if sigmas is None:
         known = (load_sigmas(run) if run else []) or [first, second]
         check_at_least("steps", 1 if steps is None else steps, 1)
@@ -103,12 +102,36 @@ def resolve_sigmas(
             raise ValueError(f"the last level must be > {levels[-1]:g} (noise.sigma_min) for --solver heun")
     except ValueError as error:
         raise UsageError(f"--sigmas {shown}: {error}") from error
+    if solver == "heun":
+        _warn_of_one(levels)
     if levels[0] < _NEAR_FIRST * first:
         warn(
             f"--sigmas {shown}: the first level is far below {first:g} (noise.sigma_max), where the first images are "
             "nothing but noise: they will have too little contrast"
         )
     return levels
+
+
+def _heun_levels(config: Config, steps: int) -> list[float]:
+    """The levels of so many steps of Heun's method. Raises UsageError if there are no such, or too many."""
+    check_at_least("steps", steps, 1)
+    if steps > _MOST_STEPS:
+        raise UsageError(f"--steps {steps} must be at most {_MOST_STEPS:,} for --solver heun")
+    noise = config.noise
+    levels = heun_sigmas(steps, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, rho=noise.rho)
+    _warn_of_one(levels)
+    return levels
+
+
+def _warn_of_one(levels: Sequence[float]) -> None:
+    if len(levels) == 1:
+        warn(f"in one step, a diffusion model gives blurred means of images; --steps {_HEUN_STEPS} is usual")
+
+
+def warn_of_edits(config: Config) -> None:
+    """Warn if a model whose samples are to be edited, or led from one to another, is a diffusion model."""
+    if not config.curriculum.has_teacher:
+        warn("the model is a diffusion model: edits take it for a consistency model, and give blurred means of images")
 
 
 def resolve_labels(

@@ -52,7 +52,7 @@ def read_evaluations(run: RunDir) -> list[dict[str, Any]]:
 
 
 class Evaluator:
-    """Measures one-step samples of the averaged weights during training.
+    """Measures samples of the averaged weights during training.
 
     Each evaluation adds a line to RUN/evals.jsonl; RUN/best holds the checkpoint with the smallest value so far. An
     evaluation that fails leads to a warning and does not stop the training.

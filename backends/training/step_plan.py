@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +26,9 @@ from ict_core import (
     power_decay,
     stages,
 )
+
+# Without a grid, so large a part of the law's levels must lie between sigma_min and sigma_max; 99% of the recipe's do.
+_LEAST_SHARE = 0.01
 
 
 class StepPlan(NamedTuple):
@@ -83,13 +88,27 @@ def levels_of(config: Config, step: int) -> Grid | Gap:
 
 
 def check_levels(config: Config) -> None:
-    """Raise ConfigError if the last stage has more levels than are distinct, or the law reaches none of them."""
+    """Raise ConfigError if the last stage has more levels than are distinct, or the law reaches none of them.
+
+    Without a grid, levels are drawn from all of the law, of which a part must lie between the run's levels.
+    """
     if not config.curriculum.has_grid:
+        _check_law(config.noise)
         return
     try:
         _grid(config.curriculum.s1 + 1, config.noise, config.loss.weighting)
     except ValueError as error:
         raise ConfigError(f"noise with curriculum.s1 = {config.curriculum.s1}: {error}") from error
+
+
+def _check_law(noise: NoiseConfig) -> None:
+    law = NormalDist(noise.p_mean, noise.p_std)
+    share = law.cdf(math.log(noise.sigma_max)) - law.cdf(math.log(noise.sigma_min))
+    if share < _LEAST_SHARE:
+        raise ConfigError(
+            f"noise.p_mean = {noise.p_mean:g} with noise.p_std = {noise.p_std:g}: {share:.2g} of the levels lie "
+            f"between noise.sigma_min and noise.sigma_max; it must be {_LEAST_SHARE:g} or more"
+        )
 
 
 def stages_of(config: Config) -> list[Stage]:

@@ -116,6 +116,15 @@ def test_the_page_shows_the_run_and_needs_nothing_else(ict: Ict, run: Path) -> N
     assert nearest.size == (5 * 36, 8 * 36)
 
 
+def test_the_nearest_images_are_those_of_the_weights_that_are_asked_for(ict: Ict, tmp_path: Path, run: Path) -> None:
+    found = []
+    for weights in ("ema", "raw"):
+        assert ict("report", run, "--weights", weights, "--out", tmp_path / "x.html", "--device", "cpu").code == 0
+        page = Page((tmp_path / "x.html").read_text(encoding="utf-8"))
+        found.append([attrs["src"] for tag, attrs in page.tags if tag == "img"][-1])
+    assert found[0] != found[1]
+
+
 def test_the_page_holds_no_file_from_elsewhere(ict: Ict, tmp_path: Path, run: Path) -> None:
     """Pages are given to others, runs are taken from others: a link in a run reaches no file of the reader."""
     picture_file = RunDir(run).samples_file(4)

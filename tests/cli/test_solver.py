@@ -52,6 +52,20 @@ def test_a_warning_says_what_a_diffusion_model_is_not_for(ict: Ict, tmp_path: Pa
     assert not np.array_equal(ode, one)
 
 
+def test_one_step_and_edits_of_a_diffusion_model_warn(
+    ict: Ict, tmp_path: Path, diffusion_run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for options in (("--steps", 1), ("--sigmas", 80)):
+        drawn(ict, tmp_path / "a.npz", diffusion_run, *options, says="in one step, a diffusion model gives blurred")
+    done = ict("edit", "interpolate", diffusion_run, "--num", 2, "--out", tmp_path / "x.png", "--device", "cpu")
+    says = "the model is a diffusion model: edits take it for a consistency model"
+    assert says in done.err
+    caplog.clear()
+    model = load(diffusion_run, device="cpu")
+    model.edit.denoise(model.sample(1), 0.5)
+    assert says in caplog.text
+
+
 def test_a_warning_says_what_heun_is_not_for(ict: Ict, tmp_path: Path, digits_run: Path) -> None:
     plain = drawn(ict, tmp_path / "a.npz", digits_run)
     np.testing.assert_array_equal(plain, drawn(ict, tmp_path / "b.npz", digits_run, "--solver", "multistep"))
@@ -96,6 +110,7 @@ def test_what_does_not_fit_is_refused(refused: Refused, tmp_path: Path, diffusio
     refused(2, "--clip-steps is for --solver multistep", *options, "--clip-steps")
     refused(2, "--trajectory shows the steps of --solver multistep", *options, "--trajectory")
     refused(2, r"the last level must be > 0.002 \(noise.sigma_min\)", *options, "--sigmas", "80,0.002")
+    refused(2, "--steps 10001 must be at most 10,000 for --solver heun", *options, "--steps", 10001)
     refused(2, "'euler' is not one of 'multistep', 'heun'", *options, "--solver", "euler")
 
 
@@ -108,10 +123,16 @@ def test_bad_settings_of_the_gap_are_refused(refused: Refused, tmp_path: Path) -
     for name, value, says in (
         ("gap_q", 1, "curriculum.gap_q must be > 1, not 1.0"),
         ("gap_stages", 0, "curriculum.gap_stages must be >= 1"),
-        ("gap_limit", 1, r"curriculum.gap_limit must be in \(0, 1\), not 1.0"),
+        ("gap_limit", 1, r"curriculum.gap_limit must be in \(0, 0.99999\], not 1.0"),
     ):
         options = ("--set", "curriculum.schedule=gap", "--set", f"curriculum.{name}={value}", "--out", tmp_path / "run")
         refused(2, says, "train", *TINY, *options)
+
+
+def test_a_law_that_draws_no_levels_of_the_run_is_refused(refused: Refused, tmp_path: Path) -> None:
+    for name, value in (("p_mean", 1000), ("p_mean", -1000), ("p_std", 1000)):
+        options = ("--set", "curriculum.schedule=gap", "--set", f"noise.{name}={value}", "--out", tmp_path / "run")
+        refused(2, "of the levels lie between noise.sigma_min and noise.sigma_max", "train", *TINY, *options)
 
 
 def test_the_gap_rule_from_scratch_is_said_to_be_that(ict: Ict, tmp_path: Path) -> None:

@@ -150,6 +150,8 @@ def test_the_presets_have_the_stages_of_the_released_code() -> None:
         (lambda: teacher_level(np.ones(1), 1.5), "share must be <= 1, not 1.5"),
         (lambda: teacher_level(np.ones(1), 0.5, k=-1.0), "k must be >= 0, not -1.0"),
         (lambda: Gap(share=0.5).draw(np.random.default_rng(0), 0), "batch must be >= 1, not 0"),
+        (lambda: Gap(share=0.5, p_std=-1.0).draw(np.random.default_rng(0), 1), "p_std must be > 0, not -1.0"),
+        (lambda: Gap(share=0.5, p_mean=np.nan).draw(np.random.default_rng(0), 1), "p_mean must be finite, not nan"),
     ],
 )
 def test_bad_arguments_are_named(call: object, message: str) -> None:

@@ -57,6 +57,14 @@ def test_eighteen_steps_take_thirty_five_evaluations_at_the_levels_of_edm(lib: L
     np.testing.assert_allclose(calls, [levels[0], *np.repeat(levels[1:], 2)])
 
 
+def test_a_denoiser_of_another_shape_is_refused_and_no_steps_are() -> None:
+    """What NumPy would broadcast."""
+    with pytest.raises(ValueError, match=r"the denoiser's result must have the shape of noise, \(2, 3\), not \(1, 3\)"):
+        heun_sample(lambda x, sigma: x[:1], np.ones((2, 3)), [80.0, 1.0])
+    with pytest.raises(ValueError, match="^steps must be >= 1, not 0"):
+        heun_sigmas(0)
+
+
 @given(seed=seeds, steps=st.integers(1, 6))
 def test_one_object_solves_to_its_smallest_level(lib: Library, seed: int, steps: int) -> None:
     noise = NoiseConfig(sigma_min=0.1, sigma_max=20.0, rho=3.0)
