@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import UsageError
-from ict_backends.runs.folder import RunDir
-from ict_backends.training.step_plan import levels_at
-from ict_core import Config, CurriculumConfig, load_preset
+from ict_backends.runs.folder import RunDir, step_of
+from ict_backends.training.step_plan import levels_at, share_at
+from ict_core import Config, load_preset
 from ict_core.settings import Tree, merge, preset_tree
 
 # The sizes of the presets for own images, and the largest images that each is taken for.
@@ -131,29 +131,34 @@ def recipe_from(run: RunDir, preset: str | None) -> Recipe:
     config, settings = run.load_config(), starting_settings(preset_tree(preset or FINETUNE), run)
     if preset not in (None, FINETUNE):
         return Recipe(preset, settings)
-    reached, reason = _where_it_ended(
-        run, config.curriculum, levels_at(config, run.steps_done() or config.train.total_steps)
-    )
+    reached, reason = _where_it_ended(config, _steps_done(run))
     return Recipe(FINETUNE, merge([settings, {"curriculum": reached}]), f"for the weights of {run.path}, {reason}")
 
 
-def _where_it_ended(run: RunDir, curriculum: CurriculumConfig, levels: int) -> tuple[dict[str, Any], str]:
-    """The curriculum of a run that goes on from the end of another one, and what that was, in words.
+def _steps_done(run: RunDir) -> int:
+    """The steps that a run's weights were trained for: those of its newest or chosen checkpoint."""
+    return run.steps_done() if run.chosen is None else step_of(run.chosen)
+
+
+def _where_it_ended(config: Config, done: int) -> tuple[dict[str, Any], str]:
+    """The curriculum of a run that goes on from where another one was, and what that was, in words.
 
     Args:
-        run: the other run.
-        curriculum: its curriculum.
-        levels: N(k) of its last step.
+        config: the other run's settings.
+        done: the steps that it had done; 0 of an imported one, whose weights have all of them behind them.
     """
+    curriculum, last = config.curriculum, (done or config.train.total_steps) - 1
     if not curriculum.has_teacher:
         return {"schedule": "gap", "gap_q": 32.0, "gap_stages": 1}, "a diffusion model: this run tunes it"
     if curriculum.has_grid:
-        levels = levels if run.steps_done() else curriculum.s1 + 1
+        levels = levels_at(config, last) if done else curriculum.s1 + 1
         reached = {"s0": min(curriculum.s0, levels - 1), "s1": levels - 1}
         return reached, f"which were trained with {levels} levels in the end"
-    last: dict[str, Any] = {"gap_q": float(levels), "gap_stages": 1, "gap_limit": curriculum.gap_limit}
-    shape: dict[str, Any] = {"schedule": "gap", "gap_k": curriculum.gap_k, "gap_b": curriculum.gap_b}
-    return shape | last, f"which were tuned with a gap of 1/{levels} in the end"
+    share = share_at(config, last)
+    # A limit next to 0 makes the share 1, which is that of no q: with any q, the limit then does the same again.
+    stage: dict[str, Any] = {"gap_q": 1 / share if share < 1 else curriculum.gap_q, "gap_stages": 1}
+    shape: dict[str, Any] = {name: getattr(curriculum, name) for name in ("schedule", "gap_k", "gap_b", "gap_limit")}
+    return shape | stage, f"which were tuned with a gap of 1/{1 / share:g} in the end"
 
 
 def moved_attention(old: Config, new: Config) -> str:

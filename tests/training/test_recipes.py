@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, DataError, UsageError
 from ict_backends.exchange.importing import weights_run
 from ict_backends.networks.families import parameter_shapes
-from ict_backends.runs.folder import RunDir, class_names, remember_data
+from ict_backends.runs.folder import RunDir, class_names, open_run, remember_data
 from ict_backends.training.recipes import moved_attention, recipe_for, recipe_from
 from ict_backends.training.resolve import averaged_weights, change_classes, resolve_new
+from ict_backends.training.step_plan import share_at
 from ict_core import Config, load_preset
 from ict_core.settings import Tree, build_config, preset_tree, replace
 
@@ -137,6 +139,38 @@ def test_a_tuned_model_is_tuned_on_with_its_last_gap(tmp_path: Path) -> None:
     assert (curriculum.schedule, curriculum.gap_q, curriculum.gap_stages) == ("gap", 16.0, 1)
     assert (curriculum.gap_k, curriculum.gap_limit) == (5.0, 0.99)
     assert "tuned with a gap of 1/16 in the end" in recipe_from(run, None).reason
+
+
+def test_a_wide_gap_and_a_limit_are_carried_as_they_are(tmp_path: Path) -> None:
+    """Shares that are no whole number's inverse, and one that the limit holds at 1."""
+    for q, stages, limit, says in (
+        (1.2, 1, 0.999, "a gap of 1/1.2 in the end"),
+        (2.0, 8, 0.7, "a gap of 1/3.33333 in the end"),
+        (2.0, 1, 1e-20, "a gap of 1/1 in the end"),
+    ):
+        curriculum = {"schedule": "gap", "gap_q": q, "gap_stages": stages, "gap_limit": limit}
+        run = source(tmp_path / str(limit), curriculum=curriculum)
+        config, old = tuned(run, images(4)), run.load_config()
+        assert share_at(config, 0) == pytest.approx(share_at(old, old.train.total_steps - 1), rel=1e-15)
+        assert says in recipe_from(run, None).reason
+
+
+@pytest.mark.parametrize(
+    ("step", "gap", "levels"),
+    [(5, 2.0, 5), (10, 2.0, 5), (11, 4.0, 9), (20, 4.0, 9), (21, 8.0, 17), (40, 16.0, 33)],
+)
+def test_a_chosen_checkpoint_gives_the_stage_of_its_last_step(
+    tmp_path: Path, step: int, gap: float, levels: int
+) -> None:
+    """Of four stages of ten steps: the checkpoint after a stage's end is still of that stage, not the newest one's."""
+    kinds: dict[str, dict[str, int]] = {"gap": {"gap_stages": 4}, "doubling": {"s0": 4, "s1": 32}}
+    for name, curriculum in kinds.items():
+        run = source(tmp_path / name, curriculum={"schedule": name, **curriculum}, train={"total_steps": 40})
+        first = run.checkpoint_folder(0)
+        shutil.copytree(first, run.checkpoint_folder(40))
+        shutil.copytree(first, run.checkpoint_folder(step), dirs_exist_ok=True)
+        reached = tuned(open_run(f"{run.path}@{step}"), images(4)).curriculum
+        assert (reached.gap_q == gap) if name == "gap" else (reached.s1 + 1 == levels)
 
 
 def test_a_preset_that_is_asked_for_gives_the_rest(tmp_path: Path) -> None:
