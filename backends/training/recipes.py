@@ -12,7 +12,7 @@ from ict_backends.errors import UsageError
 from ict_backends.runs.folder import RunDir, step_of
 from ict_backends.training.step_plan import levels_at, share_at
 from ict_core import Config, load_preset
-from ict_core.settings import Tree, merge, preset_tree
+from ict_core.settings import Tree, build_sections, merge, preset_tree
 
 # The sizes of the presets for own images, and the largest images that each is taken for.
 _SIZES = {16: 24, 32: 48, 64: 96}
@@ -105,9 +105,24 @@ def chosen_recipe(preset: str | None, init: RunDir | None, source: str | None) -
 
 
 def starting_settings(base: Tree, run: RunDir) -> Tree:
-    """The settings of a new run that starts from another one's weights: given ones, except those of the model."""
+    """The settings of a new run that starts from another one's weights: given ones, except those of the model.
+
+    Where the given ones have a section of the network, what it says of training stays: dropout, for instance.
+    """
     model = settings_of_model(run)
-    return merge([{**base, "network": model["network"]}, model])
+    return merge([{**base, "network": {}}, model, {"network": _of_training(base, model["network"])}])
+
+
+# What a network's weights and samples do not depend on.
+_OF_TRAINING = ("dropout", "dropout_resolution", "checkpoint")
+
+
+def _of_training(base: Tree, model: dict[str, object]) -> dict[str, object]:
+    """What given settings say of a network in training, for a model with a network of these ones."""
+    if "network" not in base:
+        return {}
+    given = dataclasses.asdict(build_sections({"network": base["network"]})["network"])
+    return {name: given[name] for name in _OF_TRAINING if name in given and name in model}
 
 
 def settings_of_model(run: RunDir) -> dict[str, dict[str, object]]:

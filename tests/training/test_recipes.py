@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from ict_backends.runs.folder import RunDir, class_names, open_run, remember_dat
 from ict_backends.training.recipes import moved_attention, recipe_for, recipe_from
 from ict_backends.training.resolve import averaged_weights, change_classes, resolve_new
 from ict_backends.training.step_plan import share_at
-from ict_core import Config, load_preset
+from ict_core import ADMConfig, Config, load_preset
 from ict_core.settings import Tree, build_config, preset_tree, replace
 
 CLASSES = ("leaf", "rock", "water")
@@ -101,7 +102,8 @@ def test_too_few_images_for_a_covariance_are_compared_by_kid(caplog: pytest.LogC
 
 def source(path: Path, *, classes: tuple[str, ...] = (), **sections: Tree) -> RunDir:
     """A run of weights that are all different, before its first step."""
-    config = build_config(smallest(network={"num_classes": len(classes)}, **{"data": {"shape": [3, 4, 4]}, **sections}))
+    network = {"num_classes": len(classes), **sections.pop("network", {})}
+    config = build_config(smallest(network=network, **{"data": {"shape": [3, 4, 4]}, **sections}))
     rng = np.random.default_rng(0)
     run = weights_run(
         {n: rng.normal(size=s).astype(np.float32) for n, s in parameter_shapes(config).items()}, config, path
@@ -178,6 +180,29 @@ def test_a_preset_that_is_asked_for_gives_the_rest(tmp_path: Path) -> None:
     config = resolve_new(recipe_from(run, "digits").settings, {}, images(4))
     assert (config.noise.sigma_data, config.network) == (0.3, run.load_config().network)
     assert (config.curriculum, config.train) == (load_preset("digits").curriculum, load_preset("digits").train)
+
+
+def test_a_preset_that_is_asked_for_keeps_its_dropout(tmp_path: Path) -> None:
+    """Weights and samples do not depend on it; without a preset, the run's stays."""
+    run = source(tmp_path / "run", network={"dropout": 0.13, "checkpoint": True})
+    old = run.load_config().network
+    for preset, dropout, checkpoint in (
+        ("cifar10-ect-hour", 0.2, False),
+        ("imagenet64", 0.2, load_preset("imagenet64").network.checkpoint),
+        ("finetune", 0.13, True),
+        (None, 0.13, True),
+    ):
+        network = resolve_new(recipe_from(run, preset).settings, {}, images(4)).network
+        assert network == dataclasses.replace(old, dropout=dropout, checkpoint=checkpoint)
+
+
+def test_where_dropout_is_comes_from_a_preset_of_the_same_family(tmp_path: Path) -> None:
+    adm = {"family": "adm", "channels": 32, "head_channels": 32, "dropout": 0.3, "dropout_resolution": 2}
+    run = source(tmp_path / "run", network=adm)
+    for preset, dropout, resolution in (("imagenet64", 0.2, 16), ("cifar10-tiny", 0.0, 2), (None, 0.3, 2)):
+        network = resolve_new(recipe_from(run, preset).settings, {}, images(4)).network
+        assert isinstance(network, ADMConfig)
+        assert (network.channels, network.dropout, network.dropout_resolution) == (32, dropout, resolution)
 
 
 def test_the_names_of_the_classes_are_kept(tmp_path: Path) -> None:
