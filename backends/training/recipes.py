@@ -164,7 +164,8 @@ def _where_it_ended(config: Config, done: int) -> tuple[dict[str, Any], str]:
     """
     curriculum, last = config.curriculum, (done or config.train.total_steps) - 1
     if not curriculum.has_teacher:
-        return {"schedule": "gap", "gap_q": 32.0, "gap_stages": 1}, "a diffusion model: this run tunes it"
+        tuning = {"schedule": "gap", "gap_q": 32.0, "gap_stages": 1}
+        return tuning, "which are a diffusion model's: tuned with a gap of 1/32 unless settings say otherwise"
     if curriculum.has_grid:
         levels = levels_at(config, last) if done else curriculum.s1 + 1
         reached = {"s0": min(curriculum.s0, levels - 1), "s1": levels - 1}

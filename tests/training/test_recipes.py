@@ -132,7 +132,9 @@ def test_a_diffusion_model_is_tuned_by_the_gap_rule(tmp_path: Path) -> None:
     config = tuned(run, images(4))
     assert (config.curriculum.schedule, config.curriculum.gap_q, config.curriculum.gap_stages) == ("gap", 32.0, 1)
     assert (config.noise.p_mean, config.noise.p_std) == (-1.1, 2.0)
-    assert "a diffusion model: this run tunes it" in recipe_from(run, None).reason
+    assert (
+        "a diffusion model's: tuned with a gap of 1/32 unless settings say otherwise" in recipe_from(run, None).reason
+    )
 
 
 def test_a_tuned_model_is_tuned_on_with_its_last_gap(tmp_path: Path) -> None:
