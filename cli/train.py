@@ -210,10 +210,13 @@ def _new(
         gpu: the run computes on an accelerator.
     """
     from ict_backends.runs.folder import free_run_path, open_run
-    from ict_backends.training.recipes import chosen_recipe, recipe_for
+    from ict_backends.training.recipes import check_family, chosen_recipe, recipe_for
     from ict_backends.training.resolve import read_data, resolve_new
 
-    recipe = chosen_recipe(preset, open_run(init) if init else None, _source(asked))
+    first = open_run(init) if init else None
+    recipe = chosen_recipe(preset, first, _source(asked))
+    if first is not None:
+        check_family(first, asked)
     name = f"{_name(recipe, asked)}-{backend}"
     if claims is not None:  # before the data are read, which may take long
         out = _claim(out, name, claims)

@@ -12,6 +12,7 @@ from ict_backends.errors import UsageError
 from ict_backends.runs.folder import RunDir, step_of
 from ict_backends.training.step_plan import levels_at, share_at
 from ict_core import Config, load_preset
+from ict_core.config import literal, require
 from ict_core.settings import Tree, build_sections, merge, preset_tree
 
 # The sizes of the presets for own images, and the largest images that each is taken for.
@@ -148,6 +149,13 @@ def recipe_from(run: RunDir, preset: str | None) -> Recipe:
         return Recipe(preset, settings)
     reached, reason = _where_it_ended(config, _steps_done(run))
     return Recipe(FINETUNE, merge([settings, {"curriculum": reached}]), f"for the weights of {run.path}, {reason}")
+
+
+def check_family(run: RunDir, asked: Tree) -> None:
+    """Raise ConfigError if the user asks for a network of another family than that of the run to start from."""
+    family = run.load_config().network.family
+    given = asked.get("network", {}).get("family", family)
+    require(given == family, "network.family", given, f"{literal(family)}, the architecture of --init {run.path}")
 
 
 def _steps_done(run: RunDir) -> int:

@@ -16,10 +16,10 @@ from ict_backends.errors import CheckpointError, DataError, UsageError
 from ict_backends.exchange.importing import weights_run
 from ict_backends.networks.families import parameter_shapes
 from ict_backends.runs.folder import RunDir, class_names, open_run, remember_data
-from ict_backends.training.recipes import moved_attention, recipe_for, recipe_from
+from ict_backends.training.recipes import check_family, moved_attention, recipe_for, recipe_from
 from ict_backends.training.resolve import averaged_weights, change_classes, resolve_new
 from ict_backends.training.step_plan import share_at
-from ict_core import ADMConfig, Config, load_preset
+from ict_core import ADMConfig, Config, ConfigError, load_preset
 from ict_core.settings import Tree, build_config, preset_tree, replace
 
 CLASSES = ("leaf", "rock", "water")
@@ -205,6 +205,14 @@ def test_where_dropout_is_comes_from_a_preset_of_the_same_family(tmp_path: Path)
         network = resolve_new(recipe_from(run, preset).settings, {}, images(4)).network
         assert isinstance(network, ADMConfig)
         assert (network.channels, network.dropout, network.dropout_resolution) == (32, dropout, resolution)
+
+
+def test_another_family_than_that_of_the_weights_is_refused(tmp_path: Path) -> None:
+    run = source(tmp_path / "run", network={"family": "adm", "channels": 32, "head_channels": 32})
+    for asked in ({}, {"network": {"dropout": 0.1}}, {"network": {"family": "adm"}}):
+        check_family(run, asked)
+    with pytest.raises(ConfigError, match=r'^network\.family must be "adm", the architecture of --init .*, not "ncsn'):
+        check_family(run, {"network": {"family": "ncsnpp"}})
 
 
 def test_the_names_of_the_classes_are_kept(tmp_path: Path) -> None:
