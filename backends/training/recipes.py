@@ -151,6 +151,13 @@ def recipe_from(run: RunDir, preset: str | None) -> Recipe:
     return Recipe(FINETUNE, merge([settings, {"curriculum": reached}]), f"for the weights of {run.path}, {reason}")
 
 
+def notes_on(config: Config, init: RunDir | None) -> list[str]:
+    """What there is to say of the settings of a new run, and the run that its first weights are from, if any."""
+    if config.curriculum.schedule != "gap" or init is not None:
+        return []
+    return ["the gap rule is for tuning a diffusion model (--init RUN); this run starts from scratch"]
+
+
 def check_family(run: RunDir, asked: Tree) -> None:
     """Raise ConfigError if the user asks for a network of another family than that of the run to start from."""
     family = run.load_config().network.family

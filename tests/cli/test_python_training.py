@@ -151,6 +151,19 @@ def test_settings_of_fine_tuning_say_nothing_of_the_network(tmp_path: Path, imag
     assert model.config.network == first.config.network
 
 
+def test_the_gap_rule_from_scratch_is_said_to_be_that(
+    tmp_path: Path, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the command says it; and not of a run that tunes another one."""
+    caplog.set_level("INFO")
+    settings = replace(SETTINGS, curriculum={"schedule": "gap"}, train={"total_steps": 1})
+    first = train(settings, images, out=tmp_path / "first", device="cpu")
+    assert "this run starts from scratch" in caplog.text
+    caplog.clear()
+    train(settings, images, out=tmp_path / "tuned", init=first.run.path, device="cpu")
+    assert "from scratch" not in caplog.text
+
+
 def test_what_the_listener_raises_ends_the_training(ict: Ict, tmp_path: Path, images: np.ndarray) -> None:
     """And the run goes on from its last checkpoint."""
 
