@@ -210,10 +210,13 @@ def _new(
         gpu: the run computes on an accelerator.
     """
     from ict_backends.runs.folder import free_run_path, open_run
-    from ict_backends.training.recipes import chosen_recipe, recipe_for
+    from ict_backends.training.recipes import check_family, chosen_recipe, notes_on, recipe_for
     from ict_backends.training.resolve import read_data, resolve_new
 
-    recipe = chosen_recipe(preset, open_run(init) if init else None, _source(asked))
+    first = open_run(init) if init else None
+    recipe = chosen_recipe(preset, first, _source(asked))
+    if first is not None:
+        check_family(first, asked)
     name = f"{_name(recipe, asked)}-{backend}"
     if claims is not None:  # before the data are read, which may take long
         out = _claim(out, name, claims)
@@ -221,9 +224,7 @@ def _new(
     dataset = read_data(merge([recipe.settings if recipe else {}, asked]))
     recipe = recipe or recipe_for(dataset, str(_source(asked)), gpu=gpu)
     config = resolve_new(recipe.settings, asked, dataset, conditional=conditional)
-    notes = recipe.notes()
-    if config.curriculum.schedule == "gap" and not init:
-        notes.append("the gap rule is for tuning a diffusion model (--init RUN); this run starts from scratch")
+    notes = recipe.notes() + notes_on(config, first)
     if recipe.reason and dataset.num_classes > 1 and not config.network.num_classes:
         notes.append(f"the {dataset.num_classes} classes are not used; --conditional trains on them")
     return _Plan(out, config, dataset, notes)

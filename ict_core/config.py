@@ -699,6 +699,9 @@ class Config:
         alone = not self.curriculum.has_teacher
         allowed = '0 with curriculum.schedule = "diffusion", which has no teacher'
         require(not (alone and self.teacher.averaged), "teacher.decay", self.teacher.decay, allowed)
+        law, schedule = self.noise.law, self.curriculum.schedule
+        allowed = f'"lognormal" with curriculum.schedule = "{schedule}", which has no grid of levels'
+        require(self.curriculum.has_grid or law == "lognormal", "noise.law", law, allowed)
         lo, hi = self.noise.sigma_min, self.noise.sigma_max
         require(
             lo <= self.sample.second_sigma < hi, "sample.second_sigma", self.sample.second_sigma, f"in [{lo:g}, {hi:g})"

@@ -22,9 +22,9 @@ from ict_backends.python.model import TrainedModel, load
 from ict_backends.python.words import in_python_words
 from ict_backends.runs.folder import RunDir, check_new_run, create_run, open_run
 from ict_backends.runs.lock import in_use
-from ict_backends.training.recipes import chosen_recipe, recipe_for, starting_settings
+from ict_backends.training.recipes import chosen_recipe, notes_on, recipe_for, starting_settings
 from ict_backends.training.resolve import averaged_weights, check_data, resolve_new, warn_of_average
-from ict_core import Config, DataConfig
+from ict_core import Config, DataConfig, NCSNppConfig
 from ict_core.settings import Tree
 
 
@@ -76,8 +76,8 @@ def train(
         config = _fitted(base, data, dataset, labelled=labels is not None)
         check_data(config, dataset)
         weights, replaced = (None, "") if first is None else averaged_weights(first, config, dataset)
-        if replaced:
-            say(replaced)
+        for note in filter(None, [*notes_on(config, first), replaced]):
+            say(note)
 
         def prepare(run: RunDir) -> None:
             if not isinstance(images, (str, Path)):
@@ -116,6 +116,8 @@ def _settings(settings: str | Config | None, init: RunDir | None, source: str, d
     """The settings to start from."""
     if isinstance(settings, Config):
         base = dataclasses.asdict(settings)
+        if settings.network == NCSNppConfig():  # as of "finetune", which says nothing of the network
+            del base["network"]
         return base if init is None else starting_settings(base, init)
     recipe = chosen_recipe(settings, init, source) or recipe_for(dataset, source, gpu=gpu)
     for note in recipe.notes():

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from ict_backends.console import warn
 from ict_backends.data.dataset import Dataset
 from ict_backends.errors import UsageError
-from ict_backends.runs.folder import RunDir
-from ict_backends.training.step_plan import levels_at
-from ict_core import Config, CurriculumConfig, load_preset
-from ict_core.settings import Tree, merge, preset_tree
+from ict_backends.runs.folder import RunDir, step_of
+from ict_backends.training.step_plan import levels_at, share_at
+from ict_core import Config, load_preset
+from ict_core.config import literal, require
+from ict_core.settings import Tree, build_sections, merge, preset_tree
 
 # The sizes of the presets for own images, and the largest images that each is taken for.
 _SIZES = {16: 24, 32: 48, 64: 96}
@@ -105,9 +106,24 @@ def chosen_recipe(preset: str | None, init: RunDir | None, source: str | None) -
 
 
 def starting_settings(base: Tree, run: RunDir) -> Tree:
-    """The settings of a new run that starts from another one's weights: given ones, except those of the model."""
+    """The settings of a new run that starts from another one's weights: given ones, except those of the model.
+
+    Where the given ones have a section of the network, what it says of training stays: dropout, for instance.
+    """
     model = settings_of_model(run)
-    return merge([{**base, "network": model["network"]}, model])
+    return merge([{**base, "network": {}}, model, {"network": _of_training(base, model["network"])}])
+
+
+# What a network's weights and samples do not depend on.
+_OF_TRAINING = ("dropout", "dropout_resolution", "checkpoint")
+
+
+def _of_training(base: Tree, model: dict[str, object]) -> dict[str, object]:
+    """What given settings say of a network in training, for a model with a network of these ones."""
+    if "network" not in base:
+        return {}
+    given = dataclasses.asdict(build_sections({"network": base["network"]})["network"])
+    return {name: given[name] for name in _OF_TRAINING if name in given and name in model}
 
 
 def settings_of_model(run: RunDir) -> dict[str, dict[str, object]]:
@@ -131,29 +147,49 @@ def recipe_from(run: RunDir, preset: str | None) -> Recipe:
     config, settings = run.load_config(), starting_settings(preset_tree(preset or FINETUNE), run)
     if preset not in (None, FINETUNE):
         return Recipe(preset, settings)
-    reached, reason = _where_it_ended(
-        run, config.curriculum, levels_at(config, run.steps_done() or config.train.total_steps)
-    )
+    reached, reason = _where_it_ended(config, _steps_done(run))
     return Recipe(FINETUNE, merge([settings, {"curriculum": reached}]), f"for the weights of {run.path}, {reason}")
 
 
-def _where_it_ended(run: RunDir, curriculum: CurriculumConfig, levels: int) -> tuple[dict[str, Any], str]:
-    """The curriculum of a run that goes on from the end of another one, and what that was, in words.
+def notes_on(config: Config, init: RunDir | None) -> list[str]:
+    """What there is to say of the settings of a new run, and the run that its first weights are from, if any."""
+    if config.curriculum.schedule != "gap" or init is not None:
+        return []
+    return ["the gap rule is for tuning a diffusion model (--init RUN); this run starts from scratch"]
+
+
+def check_family(run: RunDir, asked: Tree) -> None:
+    """Raise ConfigError if the user asks for a network of another family than that of the run to start from."""
+    family = run.load_config().network.family
+    given = asked.get("network", {}).get("family", family)
+    require(given == family, "network.family", given, f"{literal(family)}, the architecture of --init {run.path}")
+
+
+def _steps_done(run: RunDir) -> int:
+    """The steps that a run's weights were trained for: those of its newest or chosen checkpoint."""
+    return run.steps_done() if run.chosen is None else step_of(run.chosen)
+
+
+def _where_it_ended(config: Config, done: int) -> tuple[dict[str, Any], str]:
+    """The curriculum of a run that goes on from where another one was, and what that was, in words.
 
     Args:
-        run: the other run.
-        curriculum: its curriculum.
-        levels: N(k) of its last step.
+        config: the other run's settings.
+        done: the steps that it had done; 0 of an imported one, whose weights have all of them behind them.
     """
+    curriculum, last = config.curriculum, (done or config.train.total_steps) - 1
     if not curriculum.has_teacher:
-        return {"schedule": "gap", "gap_q": 32.0, "gap_stages": 1}, "a diffusion model: this run tunes it"
+        tuning = {"schedule": "gap", "gap_q": 32.0, "gap_stages": 1}
+        return tuning, "which are a diffusion model's: tuned with a gap of 1/32 unless settings say otherwise"
     if curriculum.has_grid:
-        levels = levels if run.steps_done() else curriculum.s1 + 1
+        levels = levels_at(config, last) if done else curriculum.s1 + 1
         reached = {"s0": min(curriculum.s0, levels - 1), "s1": levels - 1}
         return reached, f"which were trained with {levels} levels in the end"
-    last: dict[str, Any] = {"gap_q": float(levels), "gap_stages": 1, "gap_limit": curriculum.gap_limit}
-    shape: dict[str, Any] = {"schedule": "gap", "gap_k": curriculum.gap_k, "gap_b": curriculum.gap_b}
-    return shape | last, f"which were tuned with a gap of 1/{levels} in the end"
+    share = share_at(config, last)
+    # A limit next to 0 makes the share 1, which is that of no q: with any q, the limit then does the same again.
+    stage: dict[str, Any] = {"gap_q": 1 / share if share < 1 else curriculum.gap_q, "gap_stages": 1}
+    shape: dict[str, Any] = {name: getattr(curriculum, name) for name in ("schedule", "gap_k", "gap_b", "gap_limit")}
+    return shape | stage, f"which were tuned with a gap of 1/{1 / share:g} in the end"
 
 
 def moved_attention(old: Config, new: Config) -> str:

@@ -84,7 +84,7 @@ def levels_of(config: Config, step: int) -> Grid | Gap:
     noise, curriculum, weighting = config.noise, config.curriculum, config.loss.weighting
     if curriculum.has_grid:
         return _grid(levels_at(config, step), noise, weighting)
-    return noise.gap(_share_at(config, step), k=curriculum.gap_k, b=curriculum.gap_b, weighting=weighting)
+    return noise.gap(share_at(config, step), k=curriculum.gap_k, b=curriculum.gap_b, weighting=weighting)
 
 
 def check_levels(config: Config) -> None:
@@ -134,12 +134,12 @@ def levels_at(config: Config, step: int) -> int:
     """
     curriculum, steps = config.curriculum, _curriculum_steps(config)
     if not curriculum.has_grid:
-        return round(1 / _share_at(config, step))
+        return round(1 / share_at(config, step))
     at = min(step, steps - 1)
     return discretization_steps(at, steps, s0=curriculum.s0, s1=curriculum.s1, schedule=curriculum.schedule)
 
 
-def _share_at(config: Config, step: int) -> float:
+def share_at(config: Config, step: int) -> float:
     """The share of a large level by which the teacher's is lower: 1 in diffusion training, else as of the stage."""
     curriculum = config.curriculum
     if not curriculum.has_teacher:

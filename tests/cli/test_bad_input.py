@@ -223,6 +223,8 @@ def test_resuming_with_other_settings_or_data_is_refused(refused: Refused, tmp_p
 def test_starting_from_another_run_needs_one_that_fits(refused: Refused, tmp_path: Path, run_copy: Path) -> None:
     start = ["train", *TINY, "--out", tmp_path / "run", "--init"]
     refused(2, "--resume and --init exclude each other", *start, run_copy, "--resume")
+    family = r'network\.family must be "ncsnpp", the architecture of --init \S+/\S+, not "adm"'
+    refused(2, family, *start, run_copy, "--preset=digits", "--set=network.family=adm")
     refused(1, "does not exist", *start, tmp_path / "absent")
     refused(
         1,

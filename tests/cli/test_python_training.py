@@ -18,7 +18,7 @@ from ict_backends.images import save_dataset
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import open_run
 from ict_backends.runs.lines import read_lines
-from ict_core import Config, ConfigError
+from ict_core import Config, ConfigError, load_preset
 from ict_core.settings import build_config, replace
 
 # The averaged weights are far from the initial ones after six steps.
@@ -127,8 +127,9 @@ def test_a_source_is_read_as_by_the_command(tmp_path: Path, images: np.ndarray) 
 def test_it_starts_from_another_run_as_the_command_does(
     ict: Ict, tmp_path: Path, images: np.ndarray, backend: str
 ) -> None:
-    """With the network and the noise levels of that run, whatever the settings say of them."""
-    first = train(replace(SETTINGS, noise={"sigma_max": 40.0}), images, out=tmp_path / "first", device="cpu")
+    """With the network and the noise levels of that run, whatever the settings say of them, but for dropout."""
+    start = replace(SETTINGS, noise={"sigma_max": 40.0}, network={"dropout": 0.5})
+    first = train(start, images, out=tmp_path / "first", device="cpu")
     settings = replace(SETTINGS, network={"channels": 16}, train={"seed": 3, "total_steps": 3})
     out, other, data = tmp_path / "run", tmp_path / "other", tmp_path / "x.npz"
     model = train(settings, 255 - images, out=out, init=first.run.path, backend=backend, device="cpu")
@@ -140,6 +141,27 @@ def test_it_starts_from_another_run_as_the_command_does(
     done = ict("train", "--out", other, *options, *as_options(tree))
     assert done.code == 0, done
     assert_same_weights(out, other)
+
+
+def test_settings_of_fine_tuning_say_nothing_of_the_network(tmp_path: Path, images: np.ndarray) -> None:
+    """The preset as a configuration has a whole network, of the default settings; the run's dropout stays."""
+    first = train(replace(SETTINGS, network={"dropout": 0.5}), images, out=tmp_path / "first", device="cpu")
+    settings = replace(load_preset("finetune"), train={"total_steps": 1})
+    model = train(settings, images, out=tmp_path / "run", init=first.run.path, device="cpu")
+    assert model.config.network == first.config.network
+
+
+def test_the_gap_rule_from_scratch_is_said_to_be_that(
+    tmp_path: Path, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the command says it; and not of a run that tunes another one."""
+    caplog.set_level("INFO")
+    settings = replace(SETTINGS, curriculum={"schedule": "gap"}, train={"total_steps": 1})
+    first = train(settings, images, out=tmp_path / "first", device="cpu")
+    assert "this run starts from scratch" in caplog.text
+    caplog.clear()
+    train(settings, images, out=tmp_path / "tuned", init=first.run.path, device="cpu")
+    assert "from scratch" not in caplog.text
 
 
 def test_what_the_listener_raises_ends_the_training(ict: Ict, tmp_path: Path, images: np.ndarray) -> None:

@@ -145,6 +145,16 @@ def test_a_diffusion_model_is_tuned_by_default(ict: Ict, tmp_path: Path, diffusi
     options = ("--init", diffusion_run, "--steps", 2, "--device", "cpu", "--out", tmp_path / "tuned")
     done = ict("train", *options)
     assert done.code == 0, done.err
-    assert "a diffusion model: this run tunes it" in done.out
+    assert "a diffusion model's: tuned with a gap of 1/32 unless settings say otherwise" in done.out
     assert "starts from scratch" not in done.out
     assert RunDir(tmp_path / "tuned").load_config().curriculum.schedule == "gap"
+
+
+def test_a_diffusion_model_that_is_trained_on_as_one_is_not_said_to_be_tuned(
+    ict: Ict, tmp_path: Path, diffusion_run: Path
+) -> None:
+    options = ("--init", diffusion_run, "--set", "curriculum.schedule=diffusion", "--out", tmp_path / "x", "--dry-run")
+    done = ict("train", *options, "--device", "cpu")
+    assert done.code == 0, done.err
+    assert "which are a diffusion model's: tuned with a gap of 1/32 unless settings say otherwise" in done.out
+    assert "this run tunes" not in done.out

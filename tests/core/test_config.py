@@ -354,6 +354,15 @@ def test_an_adaptive_teacher_needs_a_decay() -> None:
     assert TeacherConfig(schedule="adaptive", decay=0.9).averaged
 
 
+@pytest.mark.parametrize("schedule", ["gap", "diffusion"])
+def test_the_law_of_intervals_is_refused_where_there_are_none(schedule: str) -> None:
+    says = f'noise.law must be "lognormal" with curriculum.schedule = "{schedule}", which has no grid'
+    with pytest.raises(ConfigError, match=says):
+        build_config({"noise": {"law": "uniform"}, "curriculum": {"schedule": schedule}})
+    build_config({"noise": {"law": "uniform"}, "curriculum": {"schedule": "cm"}})
+    build_config({"curriculum": {"schedule": schedule}})
+
+
 @pytest.mark.parametrize(
     ("tree", "says"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from ict_backends.data.dataset import Dataset
 from ict_backends.errors import CheckpointError, DataError, UsageError
 from ict_backends.exchange.importing import weights_run
 from ict_backends.networks.families import parameter_shapes
-from ict_backends.runs.folder import RunDir, class_names, remember_data
-from ict_backends.training.recipes import moved_attention, recipe_for, recipe_from
+from ict_backends.runs.folder import RunDir, class_names, open_run, remember_data
+from ict_backends.training.recipes import check_family, moved_attention, recipe_for, recipe_from
 from ict_backends.training.resolve import averaged_weights, change_classes, resolve_new
-from ict_core import Config, load_preset
+from ict_backends.training.step_plan import share_at
+from ict_core import ADMConfig, Config, ConfigError, load_preset
 from ict_core.settings import Tree, build_config, preset_tree, replace
 
 CLASSES = ("leaf", "rock", "water")
@@ -99,7 +102,8 @@ def test_too_few_images_for_a_covariance_are_compared_by_kid(caplog: pytest.LogC
 
 def source(path: Path, *, classes: tuple[str, ...] = (), **sections: Tree) -> RunDir:
     """A run of weights that are all different, before its first step."""
-    config = build_config(smallest(network={"num_classes": len(classes)}, **{"data": {"shape": [3, 4, 4]}, **sections}))
+    network = {"num_classes": len(classes), **sections.pop("network", {})}
+    config = build_config(smallest(network=network, **{"data": {"shape": [3, 4, 4]}, **sections}))
     rng = np.random.default_rng(0)
     run = weights_run(
         {n: rng.normal(size=s).astype(np.float32) for n, s in parameter_shapes(config).items()}, config, path
@@ -128,7 +132,9 @@ def test_a_diffusion_model_is_tuned_by_the_gap_rule(tmp_path: Path) -> None:
     config = tuned(run, images(4))
     assert (config.curriculum.schedule, config.curriculum.gap_q, config.curriculum.gap_stages) == ("gap", 32.0, 1)
     assert (config.noise.p_mean, config.noise.p_std) == (-1.1, 2.0)
-    assert "a diffusion model: this run tunes it" in recipe_from(run, None).reason
+    assert (
+        "a diffusion model's: tuned with a gap of 1/32 unless settings say otherwise" in recipe_from(run, None).reason
+    )
 
 
 def test_a_tuned_model_is_tuned_on_with_its_last_gap(tmp_path: Path) -> None:
@@ -139,11 +145,74 @@ def test_a_tuned_model_is_tuned_on_with_its_last_gap(tmp_path: Path) -> None:
     assert "tuned with a gap of 1/16 in the end" in recipe_from(run, None).reason
 
 
+def test_a_wide_gap_and_a_limit_are_carried_as_they_are(tmp_path: Path) -> None:
+    """Shares that are no whole number's inverse, and one that the limit holds at 1."""
+    for q, stages, limit, says in (
+        (1.2, 1, 0.999, "a gap of 1/1.2 in the end"),
+        (2.0, 8, 0.7, "a gap of 1/3.33333 in the end"),
+        (2.0, 1, 1e-20, "a gap of 1/1 in the end"),
+    ):
+        curriculum = {"schedule": "gap", "gap_q": q, "gap_stages": stages, "gap_limit": limit}
+        run = source(tmp_path / str(limit), curriculum=curriculum)
+        config, old = tuned(run, images(4)), run.load_config()
+        assert share_at(config, 0) == pytest.approx(share_at(old, old.train.total_steps - 1), rel=1e-15)
+        assert says in recipe_from(run, None).reason
+
+
+@pytest.mark.parametrize(
+    ("step", "gap", "levels"),
+    [(5, 2.0, 5), (10, 2.0, 5), (11, 4.0, 9), (20, 4.0, 9), (21, 8.0, 17), (40, 16.0, 33)],
+)
+def test_a_chosen_checkpoint_gives_the_stage_of_its_last_step(
+    tmp_path: Path, step: int, gap: float, levels: int
+) -> None:
+    """Of four stages of ten steps: the checkpoint after a stage's end is still of that stage, not the newest one's."""
+    kinds: dict[str, dict[str, int]] = {"gap": {"gap_stages": 4}, "doubling": {"s0": 4, "s1": 32}}
+    for name, curriculum in kinds.items():
+        run = source(tmp_path / name, curriculum={"schedule": name, **curriculum}, train={"total_steps": 40})
+        first = run.checkpoint_folder(0)
+        shutil.copytree(first, run.checkpoint_folder(40))
+        shutil.copytree(first, run.checkpoint_folder(step), dirs_exist_ok=True)
+        reached = tuned(open_run(f"{run.path}@{step}"), images(4)).curriculum
+        assert (reached.gap_q == gap) if name == "gap" else (reached.s1 + 1 == levels)
+
+
 def test_a_preset_that_is_asked_for_gives_the_rest(tmp_path: Path) -> None:
     run = source(tmp_path / "run", noise={"sigma_data": 0.3})
     config = resolve_new(recipe_from(run, "digits").settings, {}, images(4))
     assert (config.noise.sigma_data, config.network) == (0.3, run.load_config().network)
     assert (config.curriculum, config.train) == (load_preset("digits").curriculum, load_preset("digits").train)
+
+
+def test_a_preset_that_is_asked_for_keeps_its_dropout(tmp_path: Path) -> None:
+    """Weights and samples do not depend on it; without a preset, the run's stays."""
+    run = source(tmp_path / "run", network={"dropout": 0.13, "checkpoint": True})
+    old = run.load_config().network
+    for preset, dropout, checkpoint in (
+        ("cifar10-ect-hour", 0.2, False),
+        ("imagenet64", 0.2, load_preset("imagenet64").network.checkpoint),
+        ("finetune", 0.13, True),
+        (None, 0.13, True),
+    ):
+        network = resolve_new(recipe_from(run, preset).settings, {}, images(4)).network
+        assert network == dataclasses.replace(old, dropout=dropout, checkpoint=checkpoint)
+
+
+def test_where_dropout_is_comes_from_a_preset_of_the_same_family(tmp_path: Path) -> None:
+    adm = {"family": "adm", "channels": 32, "head_channels": 32, "dropout": 0.3, "dropout_resolution": 2}
+    run = source(tmp_path / "run", network=adm)
+    for preset, dropout, resolution in (("imagenet64", 0.2, 16), ("cifar10-tiny", 0.0, 2), (None, 0.3, 2)):
+        network = resolve_new(recipe_from(run, preset).settings, {}, images(4)).network
+        assert isinstance(network, ADMConfig)
+        assert (network.channels, network.dropout, network.dropout_resolution) == (32, dropout, resolution)
+
+
+def test_another_family_than_that_of_the_weights_is_refused(tmp_path: Path) -> None:
+    run = source(tmp_path / "run", network={"family": "adm", "channels": 32, "head_channels": 32})
+    for asked in ({}, {"network": {"dropout": 0.1}}, {"network": {"family": "adm"}}):
+        check_family(run, asked)
+    with pytest.raises(ConfigError, match=r'^network\.family must be "adm", the architecture of --init .*, not "ncsn'):
+        check_family(run, {"network": {"family": "ncsnpp"}})
 
 
 def test_the_names_of_the_classes_are_kept(tmp_path: Path) -> None:
