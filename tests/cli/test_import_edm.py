@@ -213,6 +213,27 @@ def test_plain_state_dicts_are_imported_by_settings(ict: Ict, tmp_path: Path, ki
     assert all(np.array_equal(same[name], array) for name, array in arrays.items())
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+def test_an_import_that_fails_leaves_nothing(
+    ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The folder can be used again, and counts as no run, which would be trained from random weights."""
+    settings = DDPMPP | {"model_channels": 8, "channel_mult": [1], "attn_resolutions": []}
+    weights, _ = make_weights("SongUNet", settings)
+    (tmp_path / "x.pkl").write_bytes(write_edm("SongUNet", settings, weights))
+
+    def fail(path: Path, arrays: object) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ict_backends.runs.checkpoint.write_safetensors", fail)
+        done = ict("import", "edm", tmp_path / "x.pkl", "--out", tmp_path / "run")
+    assert done.code not in (0, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pkl"]
+    imported(ict, tmp_path / "x.pkl", tmp_path / "run")
+
+
 def test_an_imported_model_is_tuned(ict: Ict, tmp_path: Path) -> None:
     """With its own classes, with fewer, and without any."""
     settings = DDPMPP | {"img_resolution": 8, "model_channels": 8, "label_dim": 3, "attn_resolutions": []}
