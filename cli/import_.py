@@ -165,7 +165,7 @@ def edm_command(file: Path, out: Path, config_file: Path | None) -> None:
     NCSN++ or ADM, with or without classes. It is read without executing the code that is in it. A plain state dict
     (.pt, .safetensors, .npz) needs --config.
     """
-    from ict_backends.exchange.edm import edm_config
+    from ict_backends.exchange.edm import TRAINED_BY, edm_config
     from ict_backends.exchange.edm_pickle import read_edm
     from ict_backends.exchange.importing import import_edm
 
@@ -179,7 +179,7 @@ def edm_command(file: Path, out: Path, config_file: Path | None) -> None:
     else:
         if config_file is None:
             raise UsageError(f"{file} is no pickle of EDM's (.pkl); describe its network with --config FILE.toml")
-        config = _read_config(config_file)
+        config = _read_config(config_file, TRAINED_BY)
         arrays, place = _read_state_dict(file)
     run, left_out = import_edm(arrays, config, out, str(file))
     _report(
@@ -221,8 +221,9 @@ def _check_file(file: Path) -> None:
         raise CheckpointError(f"{file} does not exist, or is no file")
 
 
-def _read_config(path: Path) -> Config:
-    return build_config(merge([{"data": {"source": "unknown"}}, _read_tree(path)]))
+def _read_config(path: Path, base: Tree | None = None) -> Config:
+    """The configuration of a file of settings, over those of `base` and the defaults."""
+    return build_config(merge([{"data": {"source": "unknown"}}, base or {}, _read_tree(path)]))
 
 
 def _read_tree(path: Path) -> Tree:

@@ -19,7 +19,7 @@ from ict_core import ADMConfig, Config, ConfigError, NCSNppConfig
 from ict_core.settings import Tree, build_config
 
 # How such a model was trained, EDM table 1: it tells the commands that it is a diffusion model.
-_TRAINED_BY: Mapping[str, Any] = {
+TRAINED_BY: Tree = {
     "noise": {"p_mean": -1.2, "p_std": 1.2},
     "curriculum": {"schedule": "diffusion"},
     "loss": {"distance": "l2", "weighting": "edm"},
@@ -97,8 +97,8 @@ def edm_config(file: EDMFile, what: str) -> Config:
         sections = _song(settings) if network.kind == "SongUNet" else _dhariwal(settings)
         size, channels = settings["img_resolution"], settings["in_channels"]
         data = {"shape": [channels, size, size], "source": "unknown"}
-        noise = {"sigma_data": float(whole.values["sigma_data"]), **_TRAINED_BY["noise"]}
-        return build_config({"data": data, "network": sections, **_TRAINED_BY, "noise": noise})
+        noise = {"sigma_data": float(whole.values["sigma_data"]), **TRAINED_BY["noise"]}
+        return build_config({"data": data, "network": sections, **TRAINED_BY, "noise": noise})
     except _OtherNetworkError as error:
         raise CheckpointError(f"{what} holds a {network.kind} that we do not have: {error}") from error
     except (ConfigError, TypeError, ValueError, ArithmeticError, LookupError) as error:

@@ -213,6 +213,22 @@ def test_plain_state_dicts_are_imported_by_settings(ict: Ict, tmp_path: Path, ki
     assert all(np.array_equal(same[name], array) for name, array in arrays.items())
 
 
+def test_a_plain_state_dict_is_a_diffusion_model_unless_its_settings_say_more(ict: Ict, tmp_path: Path) -> None:
+    settings = DDPMPP | {"model_channels": 8, "channel_mult": [1], "attn_resolutions": []}
+    weights, _ = make_weights("SongUNet", settings)
+    torch.save(dict(weights), tmp_path / "x.pt")
+    network = (
+        "[network]\nchannels = 8\nchannel_mult = [1]\nblocks = 1\nattention_resolutions = []\n"
+        'embedding = "positional"\nembedding_scale = 1.0\nfir_kernel = []\n'
+    )
+    for name, more in {"bare": "", "more": "[noise]\np_mean = -0.4\n[loss]\nweighting = 'one'\n"}.items():
+        (tmp_path / f"{name}.toml").write_text(f"[data]\nshape = [3, 16, 16]\n{network}{more}")
+        config, _, said = imported(ict, tmp_path / "x.pt", tmp_path / name, "--config", tmp_path / f"{name}.toml")
+        assert "It is a diffusion model" in said
+        assert (config.curriculum.schedule, config.loss.distance, config.noise.p_std) == ("diffusion", "l2", 1.2)
+        assert (config.noise.p_mean, config.loss.weighting) == ((-0.4, "one") if more else (-1.2, "edm"))
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
 def test_an_import_that_fails_leaves_nothing(
     ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
