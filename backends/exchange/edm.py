@@ -142,6 +142,7 @@ def _shared(settings: Mapping[str, Any]) -> Tree:
 
 
 def _song(settings: Mapping[str, Any]) -> Tree:
+    levels = [settings["img_resolution"] >> i for i in range(len(settings["channel_mult"]))]
     kind, encoder, taps = (settings[n] for n in ("embedding_type", "encoder_type", "resample_filter"))
     _demand(kind in _FEATURES, "embedding_type", kind, '"positional" or "fourier"')
     _demand(encoder in ("standard", "residual"), "encoder_type", encoder, '"standard" or "residual"')
@@ -154,7 +155,8 @@ def _song(settings: Mapping[str, Any]) -> Tree:
     plain = taps == [1, 1] and encoder == "standard"
     return {
         **_shared(settings),
-        "attention_resolutions": settings["attn_resolutions"],
+        # EDM's default is [16], which images of many sizes have no level for.
+        "attention_resolutions": [height for height in settings["attn_resolutions"] if height in levels],
         "embedding": kind,
         "fir_kernel": [] if plain else [float(tap) for tap in taps],
         "input_pyramid": encoder == "residual",

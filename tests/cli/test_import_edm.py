@@ -250,6 +250,20 @@ def test_an_import_that_fails_leaves_nothing(
     imported(ict, tmp_path / "x.pkl", tmp_path / "run")
 
 
+def test_attention_is_at_the_levels_that_the_network_has(ict: Ict, tmp_path: Path) -> None:
+    """EDM's default is a height of 16, which images of 24x24 have no level for: a run of them can be trained."""
+    settings = DDPMPP | {"img_resolution": 24, "model_channels": 8, "attn_resolutions": [16]}
+    weights, _ = make_weights("SongUNet", settings)
+    (tmp_path / "x.pkl").write_bytes(write_edm("SongUNet", settings, weights))
+    config, _, _ = imported(ict, tmp_path / "x.pkl", tmp_path / "run")
+    assert config.network.attention_resolutions == ()
+    np.savez(tmp_path / "images.npz", np.zeros((4, 24, 24, 3), np.uint8))
+    options = [option for option in TINY if "network." not in option] + ["--dry-run"]
+    data = f"--data={tmp_path / 'images.npz'}"
+    done = ict("train", *options, data, "--init", tmp_path / "run", "--out", tmp_path / "tuned")
+    assert done.code == 0, done.err
+
+
 def test_an_imported_model_is_tuned(ict: Ict, tmp_path: Path) -> None:
     """With its own classes, with fewer, and without any."""
     settings = DDPMPP | {"img_resolution": 8, "model_channels": 8, "label_dim": 3, "attn_resolutions": []}
