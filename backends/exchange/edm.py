@@ -98,7 +98,9 @@ def edm_config(file: EDMFile, what: str) -> Config:
         size, channels = settings["img_resolution"], settings["in_channels"]
         data = {"shape": [channels, size, size], "source": "unknown"}
         noise = {"sigma_data": float(whole.values["sigma_data"]), **TRAINED_BY["noise"]}
-        return build_config({"data": data, "network": sections, **TRAINED_BY, "noise": noise})
+        # Whether guidance fits the model depends on it; without classes, training refuses it.
+        train = {"label_dropout": float(settings["label_dropout"])} if settings["label_dim"] else {}
+        return build_config({"data": data, "network": sections, **TRAINED_BY, "noise": noise, "train": train})
     except _OtherNetworkError as error:
         raise CheckpointError(f"{what} holds a {network.kind} that we do not have: {error}") from error
     except (ConfigError, TypeError, ValueError, ArithmeticError, LookupError) as error:

@@ -162,6 +162,22 @@ def test_the_settings_are_those_of_the_file(tmp_path: Path) -> None:
     assert (config.data.shape, config.data.source, config.noise.sigma_data) == ((3, 16, 16), "unknown", 0.25)
 
 
+@pytest.mark.parametrize(("kind", "settings"), [("SongUNet", DDPMPP), ("DhariwalUNet", ADM)])
+def test_label_dropout_is_that_of_the_file_where_there_are_classes(
+    ict: Ict, tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    for classes, dropout in ((3, 0.1), (3, None), (0, 0.1)):
+        given = settings | {"label_dim": classes} | ({} if dropout is None else {"label_dropout": dropout})
+        weights, _ = make_weights(kind, given)
+        (tmp_path / "x.pkl").write_bytes(write_edm(kind, given, weights))
+        out = tmp_path / f"run-{classes}-{dropout}"
+        config, _, _ = imported(ict, tmp_path / "x.pkl", out)
+        assert config.train.label_dropout == (dropout or 0.0) * (classes > 0)
+    command = ("sample", tmp_path / "run-3-0.1", "--guidance", 2, "--num", 1, "--steps", 1, "--device", "cpu")
+    done = ict(*command, "--out", tmp_path / "samples.png")
+    assert (done.code, "guidance may harm" in done.err) == (0, False)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"protocol {p}": {"protocol": p} for p in (0, 2, 3, 5)},
     "first tensors": {"as_pickled": as_old_tensor},
@@ -265,11 +281,13 @@ def test_attention_is_at_the_levels_that_the_network_has(ict: Ict, tmp_path: Pat
 
 
 def test_an_imported_model_is_tuned(ict: Ict, tmp_path: Path) -> None:
-    """With its own classes, with fewer, and without any."""
+    """With its own classes, with fewer, and without any, where no label is there to be dropped."""
     settings = DDPMPP | {"img_resolution": 8, "model_channels": 8, "label_dim": 3, "attn_resolutions": []}
+    settings |= {"label_dropout": 0.1}
     weights, _ = make_weights("SongUNet", settings)
     (tmp_path / "x.pkl").write_bytes(write_edm("SongUNet", settings, weights))
-    _, arrays, _ = imported(ict, tmp_path / "x.pkl", tmp_path / "run")
+    config, arrays, _ = imported(ict, tmp_path / "x.pkl", tmp_path / "run")
+    assert config.train.label_dropout == 0.1
     rng, start = np.random.default_rng(0), [option for option in TINY if "network." not in option]
     for classes in (3, 2, 0):
         images = tmp_path / f"{classes}.npz"
