@@ -93,6 +93,8 @@ def edm_config(file: EDMFile, what: str) -> Config:
     for name, value in (*network.settings.items(), ("sigma_data", whole.values.get("sigma_data"))):
         if isinstance(value, str | bool) and not isinstance(_CLASSES[network.kind].get(name), str):
             raise CheckpointError(f"{what}: {network.kind} has {name} = {value!r:.40}, which is no number")
+    if "sigma_data" not in whole.values:
+        raise CheckpointError(f"{what}: its {whole.kind} has no sigma_data, the deviation of its images, as EDM's have")
     try:
         sections = _song(settings) if network.kind == "SongUNet" else _dhariwal(settings)
         size, channels = settings["img_resolution"], settings["in_channels"]

@@ -211,16 +211,17 @@ def test_every_way_of_writing_is_read(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
-@pytest.mark.parametrize("kind", ["pt", "safetensors", "npz"])
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "npz", "NPZ", "Safetensors"])
 def test_plain_state_dicts_are_imported_by_settings(ict: Ict, tmp_path: Path, kind: str, prefix: str) -> None:
     settings = DDPMPP | {"model_channels": 8, "channel_mult": [1]}
     weights, _ = make_weights("SongUNet", settings)
     (tmp_path / "x.pkl").write_bytes(write_edm("SongUNet", settings, weights))
-    _, arrays, _ = imported(ict, tmp_path / "x.pkl", tmp_path / "run")
+    _, arrays, _ = imported(ict, (tmp_path / "x.pkl").rename(tmp_path / "x.PKL"), tmp_path / "run")
     plain = {f"{prefix}{name}": tensor.numpy() for name, tensor in weights.items()}
     file = tmp_path / f"x.{kind}"
-    if kind == "npz":
-        np.savez(file, **plain)
+    if kind.lower() == "npz":
+        with open(file, "wb") as stream:
+            np.savez(stream, **plain)
     elif kind == "pt":
         torch.save({name: torch.from_numpy(array) for name, array in plain.items()}, file)
     else:
@@ -340,6 +341,14 @@ def test_networks_that_we_do_not_have_are_named(
 def test_other_preconditioning_is_named(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(write_edm("SongUNet", DDPMPP, {"a": torch.zeros(2)}, outer="VPPrecond"))
     refused(1, "holds VPPrecond around SongUNet", "import", "edm", tmp_path / "x.pkl", "--out", tmp_path / "run")
+
+
+def test_a_file_without_sigma_data_is_named(refused: Refused, tmp_path: Path) -> None:
+    content = write_edm("SongUNet", DDPMPP, {"a": torch.zeros(2)}, sigma_data=None)
+    (tmp_path / "x.pkl").write_bytes(content)
+    refused(
+        1, "x.pkl: its EDMPrecond has no sigma_data", "import", "edm", tmp_path / "x.pkl", "--out", tmp_path / "run"
+    )
 
 
 @pytest.mark.parametrize(
