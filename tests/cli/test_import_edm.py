@@ -447,6 +447,12 @@ class Touch:
         return Path.touch, (Path(TRACE),)
 
 
+# Numbers of one hash, 0: each would be compared with all before it.
+ALIKE = [i * (2**61 - 1) for i in range(1, 150_001)]
+ALIKE_VALUES = [b"\x8a\x0a" + number.to_bytes(10, "little") for number in ALIKE]
+ALIKE_ITEMS = b"".join(value + b"N" for value in ALIKE_VALUES)
+ALIKE_ONE_BY_ONE = b"".join(value + b"Ns" for value in ALIKE_VALUES)
+
 OTHERS: dict[str, tuple[bytes, str]] = {
     "of StyleGAN": (stylegan(), r"no member `ema`, but is a dict of G \(Generator\), D \(D\), G_ema \(Generator\)"),
     "numbers": (pickle.dumps({"ema": 3}), "ema is no module"),
@@ -463,6 +469,11 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "huge frame": (b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}.", "but is an empty dict"),
     "deep lists": (b"\x80\x04" + b"]" * 200_000 + b"a" * 199_999 + b".", "but is a list"),
     "deep tuples as a key": (b"\x80\x04})" + b"\x85" * 400_000 + b"K\x01s.", "a key is a tuple"),
+    "keys of one hash": (b"\x80\x04}(" + ALIKE_ITEMS + b"u.", "more than 1,000 keys that are no text"),
+    "keys of one hash, one by one": (b"\x80\x04}" + ALIKE_ONE_BY_ONE + b".", "keys that are no text"),
+    "keys of one hash, at once": (b"\x80\x04(" + ALIKE_ITEMS + b"d.", "more than 1,000 keys that are no text"),
+    "a set of one hash": (b"\x80\x04\x8f(" + ALIKE_ITEMS + b"\x90.", "but is a list"),
+    "values numbered by one hash": (b"N" + b"".join(b"p%d\n" % number for number in ALIKE) + b".", "is a NoneType"),
     "deep tuples": (b"\x80\x04)" + b"\x85" * 400_000 + b".", "but is a tuple"),
     "endless": (b"\x80\x04" + b"N" * 3_000_000 + b".", "more than 500,000 steps"),
     "marks": (b"\x80\x04" + b"(" * 400_000 + b".", "is no whole file of EDM's"),
