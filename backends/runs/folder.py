@@ -256,7 +256,7 @@ def open_run(path: str | Path) -> RunDir:
     match = re.fullmatch(r"(.+)@(\d{1,18})", path.name)
     if match is None or path.exists():
         return RunDir(path)
-    run, step = RunDir(path.with_name(match[1])), int(match[2])
+    run, step = RunDir(path.parent / match[1]), int(match[2])  # .@STEP is one of the working folder
     known = {step_of(each): each for each in [*run.best_checkpoints(), *run.checkpoints()]}
     if run.config_file.is_file() and step not in known:
         steps = ", ".join(map(str, sorted(known))) or "none"

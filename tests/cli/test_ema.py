@@ -210,6 +210,28 @@ def test_refusals(
     refused(code, says.replace("RUN_PLAIN", str(digits_run)), *map(placed, command))
 
 
+@pytest.mark.parametrize(
+    ("inside", "named", "made"),
+    [
+        (".", ".", "../run-ema-0.08"),
+        (".", ".@120", "../run-ema-0.08"),
+        ("checkpoints", "..", "../../run-ema-0.08"),
+        ("checkpoints", "../../run", "../../run-ema-0.08"),
+    ],
+)
+def test_the_average_lies_beside_its_run_however_that_is_named(
+    ict: Ict, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, named: str, made: str
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run" / inside)
+    done = ict("ema", named, "--sigma-rel", 0.08)
+    assert (done.code, done.err) == (0, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "run-ema-0.08"}
+    shown = Path(done.out.partition(":")[0])
+    assert shown.resolve() == Path(made).resolve()
+    assert shown.is_absolute() == (named != "../../run")
+
+
 @pytest.mark.parametrize("part", ["ict_backends.runs.checkpoint.write_safetensors", "write_atomically"])
 def test_a_failure_leaves_nothing(
     ict: Ict, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
