@@ -40,7 +40,7 @@ def ema_command(run: Path, sigma_rel: float, out: Path | None) -> None:
         raise UsageError(f"--sigma-rel must be {LENGTHS}, not {sigma_rel:g}")
     place = open_run(run)
     config = place.load_config()
-    new = out or place.path.with_name(f"{place.path.resolve().name}-ema-{sigma_rel:g}")
+    new = out or _beside(place.path, f"-ema-{sigma_rel:g}")
     check_new_run(new)
     mixture = find_mixture(place, config, sigma_rel)
     make_average(place, config, mixture, new)
@@ -50,3 +50,9 @@ def ema_command(run: Path, sigma_rel: float, out: Path | None) -> None:
         f"{len(mixture.parts)} checkpoints; misfit {mixture.misfit:.2g} (0 is exact)"
     )
     click.echo(f"More: ict eval {new}, ict sample {new} --out samples.png")
+
+
+def _beside(run: Path, ending: str) -> Path:
+    """The folder beside a run with its name and an ending, written as the run's is, if that shows where it lies."""
+    whole = run.resolve()
+    return (whole if run.name in ("", "..") else run).parent / f"{whole.name}{ending}"

@@ -43,6 +43,7 @@ def diffusers_command(run: Path, out: Path, weights: str) -> None:
     ConsistencyModelPipeline.from_pretrained loads it. The network must be of the family "adm": diffusers has no
     counterpart of NCSN++.
     """
+    from ict_backends.console import warn
     from ict_backends.exchange.diffusers_folder import write_diffusers
     from ict_backends.exchange.diffusers_names import check_exportable, nearest_timestep
     from ict_backends.networks.families import parameter_shapes
@@ -58,6 +59,11 @@ def diffusers_command(run: Path, out: Path, weights: str) -> None:
     arrays = checkpoint.weights(weights, f"checkpoint {folder}")
     check_arrays(f"checkpoint {folder}", parameter_shapes(config), arrays)
     write_diffusers(arrays, config, out)
+    if not config.curriculum.has_teacher:
+        warn(
+            "the model is a diffusion model: in one step or two, as ConsistencyModelPipeline draws, it gives blurred "
+            "means of images"
+        )
     second = nearest_timestep(config, config.sample.second_sigma)
     click.echo(f'{out}: pipe = diffusers.ConsistencyModelPipeline.from_pretrained("{out}")')
     _, height, width = config.data.shape

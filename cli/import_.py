@@ -116,7 +116,7 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
 
     _check_file(file)
     config = _read_config(config_file) if config_file else build_config(RELEASED_CIFAR10)
-    if file.suffix == ".npz":
+    if _ends(file, ".npz"):
         tree: dict[str, Any] = dict(_read_npz(file))
     else:
         tree = dict(load_backend("jax").read_arrays(file))
@@ -165,13 +165,13 @@ def edm_command(file: Path, out: Path, config_file: Path | None) -> None:
     NCSN++ or ADM, with or without classes. It is read without executing the code that is in it. A plain state dict
     (.pt, .safetensors, .npz) needs --config.
     """
-    from ict_backends.exchange.edm import edm_config
+    from ict_backends.exchange.edm import TRAINED_BY, edm_config
     from ict_backends.exchange.edm_pickle import read_edm
     from ict_backends.exchange.importing import import_edm
 
     _check_file(file)
     place = ""
-    if file.suffix == ".pkl":
+    if _ends(file, ".pkl"):
         if config_file is not None:
             raise UsageError(f"--config is for state dicts; {file} describes its network itself")
         found = read_edm(file)
@@ -179,7 +179,7 @@ def edm_command(file: Path, out: Path, config_file: Path | None) -> None:
     else:
         if config_file is None:
             raise UsageError(f"{file} is no pickle of EDM's (.pkl); describe its network with --config FILE.toml")
-        config = _read_config(config_file)
+        config = _read_config(config_file, TRAINED_BY)
         arrays, place = _read_state_dict(file)
     run, left_out = import_edm(arrays, config, out, str(file))
     _report(
@@ -197,9 +197,9 @@ def _read_state_dict(file: Path) -> tuple[Arrays, str]:
     from ict_backends.arrays import read_safetensors
     from ict_backends.exchange.state_dict import find_state_dict
 
-    if file.suffix == ".safetensors":
+    if _ends(file, ".safetensors"):
         tree: Mapping[str, Any] = read_safetensors(file)
-    elif file.suffix == ".npz":
+    elif _ends(file, ".npz"):
         tree = _read_npz(file)
     else:
         tree = load_backend("torch").read_arrays(file)
@@ -216,13 +216,19 @@ def _read_npz(file: Path) -> Arrays:
         raise CheckpointError(f"{file} is no readable .npz file of plain arrays: {error}") from error
 
 
+def _ends(file: Path, suffix: str) -> bool:
+    """True if a file's name has this ending, in letters of any case."""
+    return file.suffix.lower() == suffix
+
+
 def _check_file(file: Path) -> None:
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist, or is no file")
 
 
-def _read_config(path: Path) -> Config:
-    return build_config(merge([{"data": {"source": "unknown"}}, _read_tree(path)]))
+def _read_config(path: Path, base: Tree | None = None) -> Config:
+    """The configuration of a file of settings, over those of `base` and the defaults."""
+    return build_config(merge([{"data": {"source": "unknown"}}, base or {}, _read_tree(path)]))
 
 
 def _read_tree(path: Path) -> Tree:

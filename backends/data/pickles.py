@@ -65,9 +65,35 @@ _ALLOWED = {
 }
 
 
+# The most keys of dicts that are neither text nor bytes. Batches have none, and numbers can be chosen so that each
+# takes as long as all before it: text has hashes that nobody knows beforehand.
+_MOST_NUMBER_KEYS = 1_000
+
+
+class _Memo(dict[Any, Any]):
+    """The values of a pickle by their numbers, which are kept as text for the same reason."""
+
+    def __setitem__(self, number: int, value: Any) -> None:
+        super().__setitem__(str(number), value)
+
+    def __getitem__(self, number: int) -> Any:
+        return super().__getitem__(str(number))
+
+
+# What the standard unpickler does at each opcode.
+_PLAIN: dict[int, Any] = dict(pickle._Unpickler.dispatch)
+
+
 # The unpickler written in Python: the one in C allocates as much memory as a damaged length asks for.
 class _Unpickler(pickle._Unpickler):
     """An unpickler that builds dicts, lists, bytes, numbers and the stand-ins above, and refuses all else."""
+
+    stack: list[Any]
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.memo: dict[int, Any] = _Memo()
+        self._number_keys = 0
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _ALLOWED:
@@ -78,13 +104,47 @@ class _Unpickler(pickle._Unpickler):
         """Refuse what makes the unpickler allocate as many bytes as the pickle claims."""
         raise pickle.UnpicklingError("it holds a bytearray, which no batch of images needs")
 
-    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
+    def load_set(self) -> None:
+        """Refuse what hashes its members: a deep tuple cannot even be hashed, and numbers as slowly as keys."""
+        raise pickle.UnpicklingError("it holds a set, which no batch of images needs")
+
+    def load_setitem(self) -> None:
+        """Set one item of a dict, after a check of its key."""
+        self._check_keys(self.stack[-2:-1])
+        _PLAIN[pickle.SETITEM[0]](self)
+
+    def load_setitems(self) -> None:
+        """Set the items of a dict that are on the stack since the mark, after a check of their keys."""
+        self._check_keys(self.stack[::2])
+        _PLAIN[pickle.SETITEMS[0]](self)
+
+    def load_dict(self) -> None:
+        """Make a dict of the items on the stack since the mark, after a check of their keys."""
+        self._check_keys(self.stack[::2])
+        _PLAIN[pickle.DICT[0]](self)
+
+    def _check_keys(self, keys: list[Any]) -> None:
+        for key in keys:
+            if not isinstance(key, str | bytes | int | float | None):
+                raise pickle.UnpicklingError(f"a key is a {type(key).__name__}")
+        self._number_keys += sum(not isinstance(key, str | bytes) for key in keys)
+        if self._number_keys > _MOST_NUMBER_KEYS:
+            raise pickle.UnpicklingError(f"it has more than {_MOST_NUMBER_KEYS:,} keys that are no text")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **_PLAIN,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+        **dict.fromkeys((pickle.EMPTY_SET[0], pickle.ADDITEMS[0], pickle.FROZENSET[0]), load_set),
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+    }
 
 
 def unpickle(where: Path, name: str, content: bytes) -> dict[bytes, Any]:
     """The dict of a pickle, with its keys as bytes. Raises DataError where the pickle is anything else."""
     try:
-        members = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        members = _Unpickler(content).load()
     except Exception as error:  # a pickle can make the reader raise anything
         raise DataError(f"data {where}: {name} cannot be read: {str(error) or type(error).__name__}") from error
     if not isinstance(members, dict):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ict_backends.errors import CheckpointError
-from ict_backends.exchange.importing import weights_run
+from ict_backends.exchange.importing import start_from
 from ict_backends.files import write_atomically
 from ict_backends.networks.families import parameter_shapes, trained_shapes
 from ict_backends.protocols import Arrays
 from ict_backends.runs.checkpoint import check_finite, stream_averages
-from ict_backends.runs.folder import RunDir, check_new_run, step_of
+from ict_backends.runs.folder import RunDir, check_new_run, create_run, step_of
 from ict_core import Config, mixing_weights, power_exponent
 
 # A mixture whose profile is off by more is refused. Of 1% at most, the weights of digits were off by less than 0.1%.
@@ -112,7 +112,11 @@ def make_average(run: RunDir, config: Config, mixture: Mixture, out: Path) -> Ru
     check_new_run(out)
     arrays = mix(config, mixture)
     check_finite(f"run {run.path}", arrays)
-    made = weights_run(arrays, config, out)
-    if run.data_file.is_file():
-        write_atomically(made.data_file, run.data_file.read_bytes())
-    return made
+    return create_run(out, config, None, prepare=partial(_start, source=run, config=config, arrays=arrays))
+
+
+def _start(made: RunDir, *, source: RunDir, config: Config, arrays: Arrays) -> None:
+    """Write what is in a new run before its settings: its weights, and what another run says about its data."""
+    start_from(made, config, arrays)
+    if source.data_file.is_file():
+        write_atomically(made.data_file, source.data_file.read_bytes())

@@ -19,7 +19,7 @@ from ict_core import ADMConfig, Config, ConfigError, NCSNppConfig
 from ict_core.settings import Tree, build_config
 
 # How such a model was trained, EDM table 1: it tells the commands that it is a diffusion model.
-_TRAINED_BY: Mapping[str, Any] = {
+TRAINED_BY: Tree = {
     "noise": {"p_mean": -1.2, "p_std": 1.2},
     "curriculum": {"schedule": "diffusion"},
     "loss": {"distance": "l2", "weighting": "edm"},
@@ -93,12 +93,16 @@ def edm_config(file: EDMFile, what: str) -> Config:
     for name, value in (*network.settings.items(), ("sigma_data", whole.values.get("sigma_data"))):
         if isinstance(value, str | bool) and not isinstance(_CLASSES[network.kind].get(name), str):
             raise CheckpointError(f"{what}: {network.kind} has {name} = {value!r:.40}, which is no number")
+    if "sigma_data" not in whole.values:
+        raise CheckpointError(f"{what}: its {whole.kind} has no sigma_data, the deviation of its images, as EDM's have")
     try:
         sections = _song(settings) if network.kind == "SongUNet" else _dhariwal(settings)
         size, channels = settings["img_resolution"], settings["in_channels"]
         data = {"shape": [channels, size, size], "source": "unknown"}
-        noise = {"sigma_data": float(whole.values["sigma_data"]), **_TRAINED_BY["noise"]}
-        return build_config({"data": data, "network": sections, **_TRAINED_BY, "noise": noise})
+        noise = {"sigma_data": float(whole.values["sigma_data"]), **TRAINED_BY["noise"]}
+        # Whether guidance fits the model depends on it; without classes, training refuses it.
+        train = {"label_dropout": float(settings["label_dropout"])} if settings["label_dim"] else {}
+        return build_config({"data": data, "network": sections, **TRAINED_BY, "noise": noise, "train": train})
     except _OtherNetworkError as error:
         raise CheckpointError(f"{what} holds a {network.kind} that we do not have: {error}") from error
     except (ConfigError, TypeError, ValueError, ArithmeticError, LookupError) as error:
@@ -142,6 +146,7 @@ def _shared(settings: Mapping[str, Any]) -> Tree:
 
 
 def _song(settings: Mapping[str, Any]) -> Tree:
+    levels = [settings["img_resolution"] >> i for i in range(len(settings["channel_mult"]))]
     kind, encoder, taps = (settings[n] for n in ("embedding_type", "encoder_type", "resample_filter"))
     _demand(kind in _FEATURES, "embedding_type", kind, '"positional" or "fourier"')
     _demand(encoder in ("standard", "residual"), "encoder_type", encoder, '"standard" or "residual"')
@@ -154,7 +159,8 @@ def _song(settings: Mapping[str, Any]) -> Tree:
     plain = taps == [1, 1] and encoder == "standard"
     return {
         **_shared(settings),
-        "attention_resolutions": settings["attn_resolutions"],
+        # EDM's default is [16], which images of many sizes have no level for.
+        "attention_resolutions": [height for height in settings["attn_resolutions"] if height in levels],
         "embedding": kind,
         "fir_kernel": [] if plain else [float(tap) for tap in taps],
         "input_pyramid": encoder == "residual",

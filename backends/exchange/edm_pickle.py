@@ -28,6 +28,9 @@ _STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8"
 _NUMBERS = {"f2", "f4", "f8", "i4", "i8", "u1", "b1"}
 # Several times what a file of the largest network needs: steps of a pickle, modules, bytes of a line, dimensions.
 _MOST_STEPS, _MOST_MODULES, _LONGEST_LINE, _MOST_DIMENSIONS = 500_000, 20_000, 2**16, 8
+# The most keys of dicts that are neither text nor None. EDM's have none, and numbers can be chosen so that each
+# takes as long as all before it: text has hashes that nobody knows beforehand.
+_MOST_NUMBER_KEYS = 1_000
 # The opcodes that put a value of their own on the stack.
 _CONSTANTS: Mapping[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _VALUES = {op.name for op in pickletools.opcodes if op.arg and not op.stack_before and op.stack_after}
@@ -164,7 +167,8 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[str, Any] = {}  # by numbers as text, for the same reason as keys
+        self.number_keys = 0
 
     def step(self, name: str, arg: Any) -> None:
         """Do one operation. Raises an exception of any kind where it is not possible or not known."""
@@ -182,11 +186,11 @@ class _Machine:
             case "DUP":
                 stack.append(stack[-1])
             case "PUT" | "BINPUT" | "LONG_BINPUT":
-                self.memo[arg] = stack[-1]
+                self.memo[str(arg)] = stack[-1]
             case "MEMOIZE":
-                self.memo[len(self.memo)] = stack[-1]
+                self.memo[str(len(self.memo))] = stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(self.memo[arg])
+                stack.append(self.memo[str(arg)])
             case _ if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
             case _ if name in _VALUES:
@@ -248,9 +252,17 @@ class _Machine:
         if not isinstance(items, dict) or len(values) % 2:
             raise UnreadableError("it sets items of what has none")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, str | bytes | int | float | None):  # a deep tuple cannot even be hashed
-                raise UnreadableError(f"a key is a {type(key).__name__}")
+            self._check_key(key)
             items[key] = value
+
+    def _check_key(self, key: Any) -> None:
+        if isinstance(key, str | None):
+            return
+        if not isinstance(key, bytes | int | float):  # a deep tuple cannot even be hashed
+            raise UnreadableError(f"a key is a {type(key).__name__}")
+        self.number_keys += 1
+        if self.number_keys > _MOST_NUMBER_KEYS:
+            raise UnreadableError(f"it has more than {_MOST_NUMBER_KEYS:,} keys that are no text")
 
     def _record(self, name: str, arg: Any) -> bool:
         """Do one of the operations that would import or call something, which becomes a record; False if it is none."""

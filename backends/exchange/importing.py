@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -205,10 +206,11 @@ def _as_numbers(what: str, arrays: Arrays) -> Arrays:
 
 
 def weights_run(arrays: Arrays, config: Config, out: Path) -> RunDir:
-    """Make a run with these weights before its first step: its EMA equals the weights, and its moments are zero."""
-    run = create_run(out, config, None)
-    start_from(run, config, arrays)
-    return run
+    """Make a run with these weights before its first step: its EMA equals the weights, and its moments are zero.
+
+    Nothing is left of it where that fails or is interrupted: without its weights, a run would train from random ones.
+    """
+    return create_run(out, config, None, prepare=partial(start_from, config=config, arrays=arrays))
 
 
 def start_from(run: RunDir, config: Config, arrays: Arrays) -> None:

@@ -258,7 +258,7 @@ def open_run(path: str | Path) -> RunDir:
     match = re.fullmatch(r"(.+)@(\d{1,18})", path.name)
     if match is None or path.exists():
         return RunDir(path)
-    run, step = RunDir(path.with_name(match[1])), int(match[2])
+    run, step = RunDir(path.parent / match[1]), int(match[2])  # .@STEP is one of the working folder
     known = {step_of(each): each for each in [*run.best_checkpoints(), *run.checkpoints()]}
     if run.config_file.is_file() and step not in known:
         steps = ", ".join(map(str, sorted(known))) or "none"
@@ -300,17 +300,38 @@ def create_run(
         config: the resolved configuration.
         dataset: the data set of the run; None for a run that has not seen one yet.
         prepare: called with the run before its settings are written, which make the folder a run that can be resumed.
+            Where it fails or is interrupted, the checkpoint that it wrote is removed again.
 
     Raises:
         UsageError: the folder holds another run, or other files.
     """
     check_new_run(path)
-    run = RunDir(path)
+    run, fresh = RunDir(path), not path.exists()
     remove_leftovers(run)
-    prepare(run)
-    remember_data(run, config, dataset)
-    write_atomically(run.config_file, config.to_toml().encode())
+    discard(_checkpoints(path))
+    try:
+        remember_data(run, config, dataset)
+        prepare(run)
+        write_atomically(run.config_file, config.to_toml().encode())
+    except BaseException:
+        _remove_half_run(run, all_of_it=fresh)
+        raise
     return run
+
+
+def _checkpoints(path: Path) -> Path:
+    return path / "checkpoints"
+
+
+def _remove_half_run(run: RunDir, *, all_of_it: bool) -> None:
+    """Remove what a run has that was not made to the end; what others gave its folder stays."""
+    if run.config_file.exists():  # it is whole, and only the wait for the disk has failed
+        return
+    discard(_checkpoints(run.path))
+    if all_of_it:
+        run.data_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is something else in it
+            run.path.rmdir()
 
 
 def check_new_run(path: Path) -> None:
@@ -325,7 +346,14 @@ def check_new_run(path: Path) -> None:
 
 
 def _is_leftover(file: Path) -> bool:
+    if file.name == "checkpoints":
+        return not file.is_symlink() and file.is_dir() and all(map(_is_first, file.iterdir()))
     return file.name in (LOCK_FILE, "data.json", "images.npz") or file.match(".*.tmp")
+
+
+def _is_first(file: Path) -> bool:
+    """True for what an import or --init leaves that is killed: the checkpoint before the first step or a part."""
+    return file.match(".*.tmp") or (is_step(file) and step_of(file) == 0)
 
 
 def remember_data(run: RunDir, config: Config, dataset: Dataset | None) -> None:

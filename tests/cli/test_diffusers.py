@@ -134,6 +134,15 @@ def test_raw_weights_can_be_exported(ict: Ict, tmp_path: Path) -> None:
     np.testing.assert_array_equal(2 * found[0], found[1])
 
 
+def test_a_diffusion_model_is_exported_with_a_warning(ict: Ict, tmp_path: Path) -> None:
+    for name, schedule in {"model": "doubling", "diffusion": "diffusion"}.items():
+        make_run(tmp_path / name, curriculum={"schedule": schedule})
+        done = ict("export", "diffusers", tmp_path / name, "--out", tmp_path / f"pipe-{name}")
+        assert done.code == 0
+        assert done.err.count("\n") == (name == "diffusion"), done.err
+        assert done.err.startswith("Warning: the model is a diffusion model") == (name == "diffusion")
+
+
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_what_was_exported_is_imported_as_it_was(ict: Ict, tmp_path: Path, network: dict[str, object]) -> None:
     config = make_run(tmp_path / "run", network=network, noise={"sigma_max": 50.0})

@@ -210,6 +210,46 @@ def test_refusals(
     refused(code, says.replace("RUN_PLAIN", str(digits_run)), *map(placed, command))
 
 
+@pytest.mark.parametrize(
+    ("inside", "named", "made"),
+    [
+        (".", ".", "../run-ema-0.08"),
+        (".", ".@120", "../run-ema-0.08"),
+        ("checkpoints", "..", "../../run-ema-0.08"),
+        ("checkpoints", "../../run", "../../run-ema-0.08"),
+    ],
+)
+def test_the_average_lies_beside_its_run_however_that_is_named(
+    ict: Ict, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, named: str, made: str
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run" / inside)
+    done = ict("ema", named, "--sigma-rel", 0.08)
+    assert (done.code, done.err) == (0, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "run-ema-0.08"}
+    shown = Path(done.out.partition(":")[0])
+    assert shown.resolve() == Path(made).resolve()
+    assert shown.is_absolute() == (named != "../../run")
+
+
+@pytest.mark.parametrize("part", ["ict_backends.runs.checkpoint.write_safetensors", "write_atomically"])
+def test_a_failure_leaves_nothing(
+    ict: Ict, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Neither its weights nor what it says about its data may be missing in what counts as a run."""
+
+    def fail(path: Path, _: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    command = ("ema", run, "--sigma-rel", 0.08, "--out", tmp_path / "made")
+    with monkeypatch.context() as patch:
+        patch.setattr(part if "." in part else f"ict_backends.exchange.averages.{part}", fail)
+        assert ict(*command).code == 1
+    assert not list(tmp_path.iterdir())
+    assert ict(*command).code == 0
+    assert (tmp_path / "made" / "data.json").read_bytes() == (run / "data.json").read_bytes()
+
+
 @pytest.mark.parametrize("how", ["cut", "without one"])
 def test_a_damaged_checkpoint_is_named(refused: Refused, run: Path, tmp_path: Path, how: str) -> None:
     work = without(run, tmp_path / "run", [0.05, 0.1] if how == "cut" else [0.05, 0.12])

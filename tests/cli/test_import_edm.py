@@ -162,6 +162,22 @@ def test_the_settings_are_those_of_the_file(tmp_path: Path) -> None:
     assert (config.data.shape, config.data.source, config.noise.sigma_data) == ((3, 16, 16), "unknown", 0.25)
 
 
+@pytest.mark.parametrize(("kind", "settings"), [("SongUNet", DDPMPP), ("DhariwalUNet", ADM)])
+def test_label_dropout_is_that_of_the_file_where_there_are_classes(
+    ict: Ict, tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    for classes, dropout in ((3, 0.1), (3, None), (0, 0.1)):
+        given = settings | {"label_dim": classes} | ({} if dropout is None else {"label_dropout": dropout})
+        weights, _ = make_weights(kind, given)
+        (tmp_path / "x.pkl").write_bytes(write_edm(kind, given, weights))
+        out = tmp_path / f"run-{classes}-{dropout}"
+        config, _, _ = imported(ict, tmp_path / "x.pkl", out)
+        assert config.train.label_dropout == (dropout or 0.0) * (classes > 0)
+    command = ("sample", tmp_path / "run-3-0.1", "--guidance", 2, "--num", 1, "--steps", 1, "--device", "cpu")
+    done = ict(*command, "--out", tmp_path / "samples.png")
+    assert (done.code, "guidance may harm" in done.err) == (0, False)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"protocol {p}": {"protocol": p} for p in (0, 2, 3, 5)},
     "first tensors": {"as_pickled": as_old_tensor},
@@ -195,16 +211,17 @@ def test_every_way_of_writing_is_read(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
-@pytest.mark.parametrize("kind", ["pt", "safetensors", "npz"])
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "npz", "NPZ", "Safetensors"])
 def test_plain_state_dicts_are_imported_by_settings(ict: Ict, tmp_path: Path, kind: str, prefix: str) -> None:
     settings = DDPMPP | {"model_channels": 8, "channel_mult": [1]}
     weights, _ = make_weights("SongUNet", settings)
     (tmp_path / "x.pkl").write_bytes(write_edm("SongUNet", settings, weights))
-    _, arrays, _ = imported(ict, tmp_path / "x.pkl", tmp_path / "run")
+    _, arrays, _ = imported(ict, (tmp_path / "x.pkl").rename(tmp_path / "x.PKL"), tmp_path / "run")
     plain = {f"{prefix}{name}": tensor.numpy() for name, tensor in weights.items()}
     file = tmp_path / f"x.{kind}"
-    if kind == "npz":
-        np.savez(file, **plain)
+    if kind.lower() == "npz":
+        with open(file, "wb") as stream:
+            np.savez(stream, **plain)
     elif kind == "pt":
         torch.save({name: torch.from_numpy(array) for name, array in plain.items()}, file)
     else:
@@ -213,12 +230,65 @@ def test_plain_state_dicts_are_imported_by_settings(ict: Ict, tmp_path: Path, ki
     assert all(np.array_equal(same[name], array) for name, array in arrays.items())
 
 
-def test_an_imported_model_is_tuned(ict: Ict, tmp_path: Path) -> None:
-    """With its own classes, with fewer, and without any."""
-    settings = DDPMPP | {"img_resolution": 8, "model_channels": 8, "label_dim": 3, "attn_resolutions": []}
+def test_a_plain_state_dict_is_a_diffusion_model_unless_its_settings_say_more(ict: Ict, tmp_path: Path) -> None:
+    settings = DDPMPP | {"model_channels": 8, "channel_mult": [1], "attn_resolutions": []}
+    weights, _ = make_weights("SongUNet", settings)
+    torch.save(dict(weights), tmp_path / "x.pt")
+    network = (
+        "[network]\nchannels = 8\nchannel_mult = [1]\nblocks = 1\nattention_resolutions = []\n"
+        'embedding = "positional"\nembedding_scale = 1.0\nfir_kernel = []\n'
+    )
+    for name, more in {"bare": "", "more": "[noise]\np_mean = -0.4\n[loss]\nweighting = 'one'\n"}.items():
+        (tmp_path / f"{name}.toml").write_text(f"[data]\nshape = [3, 16, 16]\n{network}{more}")
+        config, _, said = imported(ict, tmp_path / "x.pt", tmp_path / name, "--config", tmp_path / f"{name}.toml")
+        assert "It is a diffusion model" in said
+        assert (config.curriculum.schedule, config.loss.distance, config.noise.p_std) == ("diffusion", "l2", 1.2)
+        assert (config.noise.p_mean, config.loss.weighting) == ((-0.4, "one") if more else (-1.2, "edm"))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+def test_an_import_that_fails_leaves_nothing(
+    ict: Ict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The folder can be used again, and counts as no run, which would be trained from random weights."""
+    settings = DDPMPP | {"model_channels": 8, "channel_mult": [1], "attn_resolutions": []}
     weights, _ = make_weights("SongUNet", settings)
     (tmp_path / "x.pkl").write_bytes(write_edm("SongUNet", settings, weights))
-    _, arrays, _ = imported(ict, tmp_path / "x.pkl", tmp_path / "run")
+
+    def fail(path: Path, arrays: object) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ict_backends.runs.checkpoint.write_safetensors", fail)
+        done = ict("import", "edm", tmp_path / "x.pkl", "--out", tmp_path / "run")
+    assert done.code not in (0, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pkl"]
+    imported(ict, tmp_path / "x.pkl", tmp_path / "run")
+
+
+def test_attention_is_at_the_levels_that_the_network_has(ict: Ict, tmp_path: Path) -> None:
+    """EDM's default is a height of 16, which images of 24x24 have no level for: a run of them can be trained."""
+    settings = DDPMPP | {"img_resolution": 24, "model_channels": 8, "attn_resolutions": [16]}
+    weights, _ = make_weights("SongUNet", settings)
+    (tmp_path / "x.pkl").write_bytes(write_edm("SongUNet", settings, weights))
+    config, _, _ = imported(ict, tmp_path / "x.pkl", tmp_path / "run")
+    assert config.network.attention_resolutions == ()
+    np.savez(tmp_path / "images.npz", np.zeros((4, 24, 24, 3), np.uint8))
+    options = [option for option in TINY if "network." not in option] + ["--dry-run"]
+    data = f"--data={tmp_path / 'images.npz'}"
+    done = ict("train", *options, data, "--init", tmp_path / "run", "--out", tmp_path / "tuned")
+    assert done.code == 0, done.err
+
+
+def test_an_imported_model_is_tuned(ict: Ict, tmp_path: Path) -> None:
+    """With its own classes, with fewer, and without any, where no label is there to be dropped."""
+    settings = DDPMPP | {"img_resolution": 8, "model_channels": 8, "label_dim": 3, "attn_resolutions": []}
+    settings |= {"label_dropout": 0.1}
+    weights, _ = make_weights("SongUNet", settings)
+    (tmp_path / "x.pkl").write_bytes(write_edm("SongUNet", settings, weights))
+    config, arrays, _ = imported(ict, tmp_path / "x.pkl", tmp_path / "run")
+    assert config.train.label_dropout == 0.1
     rng, start = np.random.default_rng(0), [option for option in TINY if "network." not in option]
     for classes in (3, 2, 0):
         images = tmp_path / f"{classes}.npz"
@@ -271,6 +341,14 @@ def test_networks_that_we_do_not_have_are_named(
 def test_other_preconditioning_is_named(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(write_edm("SongUNet", DDPMPP, {"a": torch.zeros(2)}, outer="VPPrecond"))
     refused(1, "holds VPPrecond around SongUNet", "import", "edm", tmp_path / "x.pkl", "--out", tmp_path / "run")
+
+
+def test_a_file_without_sigma_data_is_named(refused: Refused, tmp_path: Path) -> None:
+    content = write_edm("SongUNet", DDPMPP, {"a": torch.zeros(2)}, sigma_data=None)
+    (tmp_path / "x.pkl").write_bytes(content)
+    refused(
+        1, "x.pkl: its EDMPrecond has no sigma_data", "import", "edm", tmp_path / "x.pkl", "--out", tmp_path / "run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -369,6 +447,12 @@ class Touch:
         return Path.touch, (Path(TRACE),)
 
 
+# Numbers of one hash, 0: each would be compared with all before it.
+ALIKE = [i * (2**61 - 1) for i in range(1, 150_001)]
+ALIKE_VALUES = [b"\x8a\x0a" + number.to_bytes(10, "little") for number in ALIKE]
+ALIKE_ITEMS = b"".join(value + b"N" for value in ALIKE_VALUES)
+ALIKE_ONE_BY_ONE = b"".join(value + b"Ns" for value in ALIKE_VALUES)
+
 OTHERS: dict[str, tuple[bytes, str]] = {
     "of StyleGAN": (stylegan(), r"no member `ema`, but is a dict of G \(Generator\), D \(D\), G_ema \(Generator\)"),
     "numbers": (pickle.dumps({"ema": 3}), "ema is no module"),
@@ -385,6 +469,11 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "huge frame": (b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}.", "but is an empty dict"),
     "deep lists": (b"\x80\x04" + b"]" * 200_000 + b"a" * 199_999 + b".", "but is a list"),
     "deep tuples as a key": (b"\x80\x04})" + b"\x85" * 400_000 + b"K\x01s.", "a key is a tuple"),
+    "keys of one hash": (b"\x80\x04}(" + ALIKE_ITEMS + b"u.", "more than 1,000 keys that are no text"),
+    "keys of one hash, one by one": (b"\x80\x04}" + ALIKE_ONE_BY_ONE + b".", "keys that are no text"),
+    "keys of one hash, at once": (b"\x80\x04(" + ALIKE_ITEMS + b"d.", "more than 1,000 keys that are no text"),
+    "a set of one hash": (b"\x80\x04\x8f(" + ALIKE_ITEMS + b"\x90.", "but is a list"),
+    "values numbered by one hash": (b"N" + b"".join(b"p%d\n" % number for number in ALIKE) + b".", "is a NoneType"),
     "deep tuples": (b"\x80\x04)" + b"\x85" * 400_000 + b".", "but is a tuple"),
     "endless": (b"\x80\x04" + b"N" * 3_000_000 + b".", "more than 500,000 steps"),
     "marks": (b"\x80\x04" + b"(" * 400_000 + b".", "is no whole file of EDM's"),

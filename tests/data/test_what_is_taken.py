@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -571,6 +572,32 @@ def test_a_pickle_claims_no_memory(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", imagenet_pickles(range(1, 2)))
     (folder / "train_data_batch_1").write_bytes(b"\x80\x05" + pickle.BYTEARRAY8 + (2**40).to_bytes(8, "little"))
     check_refused(folder, "it holds a bytearray, which no batch of images needs")
+
+
+# Numbers of one hash, 0: each would be compared with all before it.
+ALIKE = [i * (2**61 - 1) for i in range(1, 100_001)]
+ALIKE_VALUES = [b"\x8a\x0a" + number.to_bytes(10, "little") for number in ALIKE]
+DEEP = b")" + b"\x85" * 400_000
+SLOW = {
+    "keys of one hash": (b"}(" + b"".join(value + b"N" for value in ALIKE_VALUES) + b"u.", "more than 1,000 keys"),
+    "one by one": (b"}" + b"".join(value + b"Ns" for value in ALIKE_VALUES) + b".", "more than 1,000 keys"),
+    "at once": (b"(" + b"".join(value + b"N" for value in ALIKE_VALUES) + b"d.", "more than 1,000 keys"),
+    "a set": (b"\x8f(" + b"".join(ALIKE_VALUES) + b"\x90.", "it holds a set"),
+    "a frozen set": (b"(" + b"".join(ALIKE_VALUES) + b"\x91.", "it holds a set"),
+    "numbered values": (b"N" + b"".join(b"p%d\n" % number for number in ALIKE) + b".", "it is no dict"),
+    "a deep key": (b"}" + DEEP + b"Ns.", "a key is a tuple"),
+    "deep keys": (b"}(" + DEEP + b"Nu.", "a key is a tuple"),
+    "a deep key at once": (b"(" + DEEP + b"Nd.", "a key is a tuple"),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_pickle_chooses_no_hashes(tmp_path: Path, name: str) -> None:
+    content, says = SLOW[name]
+    (tmp_path / "train_data_batch_1").write_bytes(b"\x80\x04" + content)
+    begin = time.process_time()
+    check_refused(tmp_path / "train_data_batch_1", says)
+    assert time.process_time() - begin < 10
 
 
 def test_images_of_many_pixels_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

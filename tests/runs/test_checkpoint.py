@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ict_backends.errors import CheckpointError, NonFiniteError
+from ict_backends.errors import CheckpointError, NonFiniteError, UsageError
 from ict_backends.runs.checkpoint import Checkpoint, check_arrays, load_checkpoint, load_newest, save_checkpoint
 from ict_backends.runs.folder import RunDir, create_run, remember_changes, remove_leftovers
 from ict_backends.runs.state import state_text
@@ -318,6 +318,22 @@ def test_leftovers_are_removed_and_not_what_they_point_to(tmp_path: Path) -> Non
     assert not [p for p in run.path.rglob(".*.tmp") if p.parent.name != "best"]
     assert load_checkpoint(other).step == 3
     assert (other.parent / ".mine.tmp").exists()
+
+
+def test_what_is_left_before_a_run_has_settings_is_no_hindrance(
+    tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    """A process that is killed while it makes a run leaves the first checkpoint or a part; no later one is lost."""
+    run = RunDir(tmp_path / "run")
+    save_checkpoint(run, checkpoint()._replace(step=0), keep=0)
+    (run.path / "checkpoints" / ".step_00000000.1.tmp").mkdir()
+    create_run(run.path, tiny_config(), None)
+    assert not list((run.path / "checkpoints").glob("*"))
+    run.config_file.unlink()
+    save_checkpoint(run, checkpoint(), keep=0)
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        create_run(run.path, tiny_config(), None)
+    assert load_checkpoint(run.latest_checkpoint()).step == 3
 
 
 def test_settings_that_lack_their_end_or_were_changed_are_refused(
