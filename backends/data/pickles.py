@@ -123,6 +123,12 @@ class _Unpickler(pickle._Unpickler):
         self._check_keys(self.stack[::2])
         _PLAIN[pickle.DICT[0]](self)
 
+    def load_build(self) -> None:
+        """Set the state of a stand-in: that of a function would outlast this file."""
+        if not isinstance(self.stack[-2], PickledArray | _PickledDtype):
+            raise pickle.UnpicklingError("it sets the state of what has none")
+        _PLAIN[pickle.BUILD[0]](self)
+
     def _check_keys(self, keys: list[Any]) -> None:
         for key in keys:
             if not isinstance(key, str | bytes | int | float | None):
@@ -135,6 +141,7 @@ class _Unpickler(pickle._Unpickler):
         **_PLAIN,
         pickle.BYTEARRAY8[0]: load_bytearray8,
         **dict.fromkeys((pickle.EMPTY_SET[0], pickle.ADDITEMS[0], pickle.FROZENSET[0]), load_set),
+        pickle.BUILD[0]: load_build,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.DICT[0]: load_dict,

@@ -30,6 +30,7 @@ from data_samples import (
 )
 from PIL import Image
 
+from ict_backends.data import pickles
 from ict_backends.data.dataset import Dataset, find_data, load_data
 from ict_backends.data.source import Located
 from ict_backends.errors import DataError
@@ -598,6 +599,16 @@ def test_a_pickle_chooses_no_hashes(tmp_path: Path, name: str) -> None:
     begin = time.process_time()
     check_refused(tmp_path / "train_data_batch_1", says)
     assert time.process_time() - begin < 10
+
+
+@pytest.mark.parametrize("name", ["_codecs encode", "numpy ndarray"])
+def test_a_pickle_changes_nothing_that_outlasts_it(tmp_path: Path, name: str) -> None:
+    """BUILD with a pair of states sets attributes, here the defaults of a function."""
+    module, attribute = (f"c{name.split()[0]}\n".encode(), f"{name.split()[1]}\n".encode())
+    state = b"(N(dV__defaults__\n(Vutf-8\ntst"
+    (tmp_path / "train_data_batch_1").write_bytes(b"\x80\x02" + module + attribute + state + b"b.")
+    check_refused(tmp_path / "train_data_batch_1", "it sets the state of what has none")
+    assert pickles._encode.__defaults__ == ("latin1",)
 
 
 def test_images_of_many_pixels_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
