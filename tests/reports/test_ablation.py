@@ -87,6 +87,7 @@ def test_the_plans_of_the_papers_claims_come_along() -> None:
         "dropout",
         "precision",
         "tuning",
+        "gap-rule",
     }
 
 
