@@ -42,9 +42,8 @@ def shaped(shape: tuple[int, ...], *, adm: bool) -> Config:
     return replace(config, data={"shape": shape}, network=changed | ({"normalize_qkv": True} if adm else {}))
 
 
-@pytest.mark.parametrize("shape", [WIDE, HIGH], ids=["wide", "high"])
-@pytest.mark.parametrize("adm", [False, True], ids=["ncsnpp", "adm"])
-def test_eight_steps_on_images_that_are_not_square_agree(shape: tuple[int, ...], adm: bool) -> None:
+@pytest.mark.parametrize(("adm", "shape"), [(False, WIDE), (True, HIGH)], ids=["ncsnpp-wide", "adm-high"])
+def test_eight_steps_on_images_that_are_not_square_agree(adm: bool, shape: tuple[int, ...]) -> None:
     """Losses, weights and averages, with the same dropout masks; of ADM, with normalised queries, keys and values."""
     config = shaped(shape, adm=adm)
     advance = jax.jit(jax_step.train_step, static_argnums=1)

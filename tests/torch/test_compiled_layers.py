@@ -23,8 +23,7 @@ CONFIGS = {
         data={"shape": [3, 8, 8]},
         network={"channel_mult": [1, 1], "fir_kernel": [], "skip_rescale": False, "input_pyramid": False},
     ),
-    "adm": small_adm_config(),
-    "adm, scale and shift": replace(small_adm_config(), network={"scale_shift": True, "channel_mult": (1, 2)}),
+    "adm": replace(small_adm_config(), network={"scale_shift": True, "channel_mult": (1, 2)}),
 }
 
 
