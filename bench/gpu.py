@@ -56,8 +56,11 @@ PARTS = {
     "jax-speed": Part(3, 100, "gpu_speed", "jax_speed"),
     "sampling": Part(4, 40, "gpu_speed", "sampling"),
     "training": Part(5, 60, "gpu_training", "train"),
+    "tuning": Part(6, 60, "gpu_training", "tune"),
 }
-# Seconds that the training part has beside the training: compiling the step, and then sampling and measuring.
+# Those that take part only if they are named, or rehearsed.
+ON_REQUEST = ("tuning",)
+# Seconds that each training has beside itself: compiling the step, and then sampling and measuring.
 BEFORE_TRAINING, AFTER_TRAINING = 60, 50
 
 
@@ -138,7 +141,7 @@ def environment(rehearse: bool) -> dict[str, str]:
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": "1",
             "OMP_NUM_THREADS": "1",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}",
         }
     return found
 
@@ -244,7 +247,7 @@ def _compile_without_a_compiler() -> None:
 
 @click.command()
 @click.option("--part", "chosen", type=click.Choice(list(PARTS)), multiple=True, help="This one alone; repeatable.")
-@click.option("--train", "seconds", default=10, show_default=True, help="Seconds of the training.")
+@click.option("--train", "seconds", default=10, show_default=True, help="Seconds of training, in each of its parts.")
 @click.option("--rehearse", is_flag=True, help="Everything at tiny sizes on the CPU.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: OUT, or bench/results/gpu]"
@@ -260,13 +263,14 @@ def main(
     if inner:
         run_inner(inner, Report(inner, out, rehearse, limit, time.monotonic()))
         return
-    own = {name: part.seconds for name, part in PARTS.items()} | {
-        "training": BEFORE_TRAINING + seconds + AFTER_TRAINING
-    }
+    beside = BEFORE_TRAINING + AFTER_TRAINING
+    own = {name: part.seconds for name, part in PARTS.items()}
+    own |= {"training": seconds + beside, "tuning": seconds + 2 * beside}
     if rehearse:  # which is not for its speed
         own = dict.fromkeys(PARTS, 600)
     limits = {name: min(float(most), limit) for name, most in own.items()}
-    names = [name for name in PARTS if not chosen or name in chosen]
+    usual = PARTS if rehearse else [name for name in PARTS if name not in ON_REQUEST]
+    names = [name for name in PARTS if name in (chosen or usual)]
     bad = run_parts(names, out, rehearse, limits)
     print(describe(out))
     if bad:

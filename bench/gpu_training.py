@@ -1,4 +1,4 @@
-"""The training part of bench/gpu.py: `cifar10-small` on CIFAR-10's images, for the time that is left."""
+"""The trainings of bench/gpu.py: `cifar10-small` on CIFAR-10's images, from scratch and as a tuned diffusion model."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ import json
 import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from gpu import AFTER_TRAINING, CARRIED, ROOT, Report, engine_of, records
+from gpu import AFTER_TRAINING, BEFORE_TRAINING, CARRIED, ROOT, Report, engine_of, records
 from gpu_speed import seconds_a_step
 from PIL import Image
 
 from ict_backends.data.dataset import Dataset, load_data
+from ict_backends.exchange.importing import start_from
 from ict_backends.images import to_float, to_uint8
 from ict_backends.measuring.distances import frechet_distance, moments
 from ict_backends.reports.benchmark import random_images
+from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
 from ict_backends.sampling.batches import sample_images
-from ict_core import Config, load_preset
+from ict_core import Config, heun_sigmas, load_preset
 from ict_core.settings import replace
+
+if TYPE_CHECKING:
+    from ict_backends.protocols import Arrays, Backend
 
 ARCHIVES = (CARRIED / "cifar10-train-jpeg.tar.xz", ROOT.parent / "shared" / "data" / "cifar10-train-jpeg.tar.xz")
 
@@ -47,26 +53,94 @@ def fastest(report: Report) -> tuple[str, bool]:
     return max(speeds, key=speeds.__getitem__, default=("jax", False))
 
 
-def train(report: Report) -> None:
-    """Train for as many steps as fit into the time; report pictures, losses by band and Frechet distances of pixels."""
+class Training(NamedTuple):
+    """What the trainings of a part have in common: the fastest backend, the preset's settings, and the images."""
+
+    backend: str
+    engine: Backend[Any, Any]
+    config: Config
+    dataset: Dataset
+
+
+def prepare(report: Report) -> Training:
+    """Load the backend that was fastest, the settings of `cifar10-small` in bf16, and the images."""
     backend, compiles = fastest(report)
-    engine = engine_of(report, backend)
     config = replace(load_preset("cifar10-small"), train={"precision": "bf16", "compile": compiles})
     if report.rehearse:
         tiny = {"channels": 8, "channel_mult": (1,), "blocks": 1, "attention_resolutions": ()}
         config = replace(config, network=tiny, data={"shape": (3, 8, 8)}, train={"batch_size": 8})
-    dataset = data_of(report, config)
-    config = planned(config, 8 if report.rehearse else steps_that_fit(report, engine, config, dataset))
+    return Training(backend, engine_of(report, backend), config, data_of(report, config))
+
+
+def train(report: Report) -> None:
+    """Train for as many steps as fit into the time; report pictures, losses by band and Frechet distances of pixels."""
+    training = prepare(report)
     with tempfile.TemporaryDirectory() as folder:
-        run = create_run(Path(folder) / "run", config, dataset)
-        start = time.monotonic()
-        engine.train(config, dataset, run, device=report.device)
-        seconds = time.monotonic() - start
-        describe_training(report, backend, config, run, seconds)
-        model = engine.load_model(run.path, device=report.device)
-        expected = None if report.rehearse else pixel_moments(to_float(dataset.images))
-        for levels in ([80.0], [80.0, 0.821]):
-            report.attempt(f"distance in {len(levels)} steps", lambda levels=levels: distance(model, levels, expected))
+        run = run_for(report, training, Path(folder) / "run", "training", time_to_train(report, 1))
+        measure(report, training, run, "distance", CONSISTENCY)
+
+
+# EDM's loss and law for the first half of `tune`; and for the second, what --init of a diffusion model takes.
+DIFFUSION: dict[str, dict[str, Any]] = {
+    "noise": {"p_mean": -1.2, "p_std": 1.2},
+    "curriculum": {"schedule": "diffusion"},
+    "loss": {"distance": "l2", "weighting": "edm"},
+    "train": {"optimizer": "adam"},
+}
+TUNING: dict[str, dict[str, Any]] = {"curriculum": {"schedule": "gap", "gap_q": 32.0, "gap_stages": 1}}
+
+
+def tune(report: Report) -> None:
+    """Train a diffusion model for half of the time that `train` has, tune it for the other half, and report both."""
+    training, half = prepare(report), time_to_train(report, 2) / 2
+    with tempfile.TemporaryDirectory() as folder:
+        first = training._replace(config=replace(training.config, **DIFFUSION))
+        source = run_for(report, first, Path(folder) / "diffusion", "diffusion", half)
+        measure(report, first, source, "distance of the diffusion model", HEUN)
+        second = training._replace(config=replace(training.config, **TUNING))
+        weights = load_checkpoint(source.latest_checkpoint()).ema
+        run = run_for(report, second, Path(folder) / "tuned", "tuning", half, weights)
+        measure(report, second, run, "distance", CONSISTENCY)
+
+
+def time_to_train(report: Report, trainings: int) -> float:
+    """The seconds of `--train`, of a part with this number of trainings, each with a time before and after it."""
+    return report.seconds - trainings * (BEFORE_TRAINING + AFTER_TRAINING)
+
+
+def run_for(
+    report: Report, training: Training, path: Path, name: str, seconds: float, weights: Arrays | None = None
+) -> RunDir:
+    """Train in a new folder for this time, or less if compiling took longer than it may, and report it by a name.
+
+    Args:
+        weights: those to begin with; random ones by default.
+    """
+    steps = 8 if report.rehearse else steps_that_fit(report, training, name, seconds)
+    config = planned(training.config, steps)
+    first = None if weights is None else partial(start_from, config=config, arrays=weights)
+    run = create_run(path, config, training.dataset, prepare=first or (lambda run: None))
+    start = time.monotonic()
+    training.engine.train(config, training.dataset, run, device=report.device, resume=weights is not None)
+    describe_training(report, training.backend, config, run, name, time.monotonic() - start)
+    return run
+
+
+# Solver -> the levels of each number of steps.
+CONSISTENCY = ("multistep", ([80.0], [80.0, 0.821]))
+HEUN = ("heun", (heun_sigmas(18),))
+
+
+def measure(
+    report: Report, training: Training, run: RunDir, what: str, sampler: tuple[str, tuple[list[float], ...]]
+) -> None:
+    """Report the Frechet distances of a run's samples, in each number of steps."""
+    model = training.engine.load_model(run.path, device=report.device)
+    expected = None if report.rehearse else pixel_moments(to_float(training.dataset.images))
+    solver, choices = sampler
+    for levels in choices:
+        name = f"{what} in {len(levels)} steps"
+        report.attempt(name, lambda levels=levels: distance(model, levels, solver, expected))
 
 
 def planned(config: Config, steps: int) -> Config:
@@ -79,15 +153,15 @@ def planned(config: Config, steps: int) -> Config:
     return replace(config, train={"total_steps": 4 * quarter, **every})
 
 
-def describe_training(report: Report, backend: str, config: Config, run: RunDir, seconds: float) -> None:
-    """Write the results of the training: the log, the pictures of the quarters side by side, the losses."""
+def describe_training(report: Report, backend: str, config: Config, run: RunDir, name: str, seconds: float) -> None:
+    """Write the results of a training by its name: the log, the pictures of the quarters side by side, the losses."""
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
-    shutil.copy(run.metrics_file, report.out / "training.jsonl")
+    shutil.copy(run.metrics_file, report.out / f"{name}.jsonl")
     total, images = config.train.total_steps, config.train.total_steps * config.train.batch_size
     pictures = [Image.open(run.samples_file(total * (i + 1) // 4)) for i in range(4)]
-    side_by_side(pictures).save(report.out / "training.png")
+    side_by_side(pictures).save(report.out / f"{name}.png")
     report.add(
-        "training",
+        name,
         backend=backend,
         compile=config.train.compile,
         steps=total,
@@ -98,16 +172,16 @@ def describe_training(report: Report, backend: str, config: Config, run: RunDir,
     )
 
 
-def steps_that_fit(report: Report, engine: Any, config: Config, dataset: Dataset) -> int:
-    """The number of training steps that fit, at least 40, from the measured time of 20.
+def steps_that_fit(report: Report, training: Training, name: str, seconds: float) -> int:
+    """The number of training steps that fit into a time, at least 40, from the measured time of 20.
 
     They use all images of the training, because XLA compiles for their number.
     """
-    trainer = engine.make_trainer(config, dataset.images, None, report.device)
+    trainer = training.engine.make_trainer(training.config, training.dataset.images, None, report.device)
     trainer.advance(trainer.stride)
     (each,) = seconds_a_step(trainer, 20, 1)
-    report.add("a step", ms=1000 * each)
-    return max(40, int((report.left - AFTER_TRAINING) / each / 1.05))
+    report.add(f"a step of {name}", ms=1000 * each)
+    return max(40, int(min(seconds, report.left - AFTER_TRAINING) / each / 1.05))
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:
@@ -120,14 +194,14 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
     return whole
 
 
-def distance(model: Any, levels: list[float], expected: Any) -> dict[str, Any]:
+def distance(model: Any, levels: list[float], solver: str, expected: Any) -> dict[str, Any]:
     """The Frechet distance in pixel space between samples and the data; in a rehearsal, the mean of the samples.
 
     Args:
         expected: the moments of the data, or None for a rehearsal.
     """
     num, batch = (32, 16) if expected is None else (5000, 1000)
-    images = sample_images(model, num, sigmas=levels, seed=0, labels=None, batch=batch)
+    images = sample_images(model, num, sigmas=levels, seed=0, labels=None, batch=batch, solver=solver)
     if expected is None:
         return {"num": num, "mean": float(images.mean())}
     return {"num": num, "pixel_fd": float(frechet_distance(pixel_moments(to_float(to_uint8(images))), expected))}

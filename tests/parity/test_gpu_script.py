@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["torch-checks", "jax-checks", "jax-compile", "torch-speed", "jax-speed", "sampling", "training"]
+PARTS = ["torch-checks", "jax-checks", "jax-compile", "torch-speed", "jax-speed", "sampling", "training", "tuning"]
 FIXTURES = ("the authors' ncsnpp", "the authors' adm")
 
 
@@ -79,14 +79,30 @@ def test_speeds_are_of_every_variant(rehearsal: Path) -> None:
     assert found["sampling", "50,000 images"]["num"] == 16
 
 
-def test_the_training_leaves_its_log_and_its_pictures(rehearsal: Path) -> None:
-    values = read(rehearsal)["training", "training"]
-    log = [json.loads(line) for line in (rehearsal / "training.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == list(range(1, values["steps"] + 1))
-    assert values["losses"] == [line["loss"] for line in log]
+TRAININGS = {"training": "training", "diffusion": "tuning", "tuning": "tuning"}
+
+
+def test_each_training_leaves_its_log_and_its_pictures(rehearsal: Path) -> None:
+    found = read(rehearsal)
+    for name, part in TRAININGS.items():
+        log = [json.loads(line) for line in (rehearsal / f"{name}.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in log] == list(range(1, found[part, name]["steps"] + 1))
+        assert found[part, name]["losses"] == [line["loss"] for line in log]
     names = {path.name for path in rehearsal.iterdir()}
-    assert names == {"results.jsonl", "report.txt", "log.txt", "training.jsonl", "training.png"}
+    pictures = {f"{name}.{ending}" for name in TRAININGS for ending in ("jsonl", "png")}
+    assert names == {"results.jsonl", "report.txt", "log.txt"} | pictures
     assert sum(path.stat().st_size for path in rehearsal.iterdir()) < 60 * 2**20
+
+
+def test_a_diffusion_model_is_tuned(rehearsal: Path) -> None:
+    """Without a teacher at first, then with gaps of a thirty-second; measured as what is trained from scratch is."""
+    found = read(rehearsal)
+    lines = {name: (rehearsal / f"{name}.jsonl").read_text().splitlines() for name in TRAININGS}
+    levels = {name: {json.loads(line)["n"] for line in each} for name, each in lines.items()}
+    assert (levels["diffusion"], levels["tuning"]) == ({1}, {32})
+    assert found["tuning", "distance of the diffusion model in 18 steps"]["num"] == 32
+    for steps in ("distance in 1 steps", "distance in 2 steps"):
+        assert found["tuning", steps].keys() == found["training", steps].keys()
 
 
 def test_a_part_that_takes_too_long_is_ended_and_what_it_found_is_kept(tmp_path: Path) -> None:
