@@ -26,7 +26,8 @@ os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
 # the first array is made, and stops at a flag that it does not know.
 _FLAGS = ["--xla_backend_optimization_level=0"]
 if jaxlib.__version__.startswith("0.10."):
-    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+    _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+    _FLAGS += ["--xla_llvm_disable_expensive_passes=true"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 
 # Speed is no property under test: neither deadlines nor the check on slow draws may fail a busy machine.

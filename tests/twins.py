@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from tiny import smallest
 from ict_backends.jax import state as jax_state
 from ict_backends.jax import step as jax_step
 from ict_backends.jax.device import check_device as jax_devices
+from ict_backends.jax.device import replicated
 from ict_backends.jax.weights import load_arrays as jax_load_arrays
 from ict_backends.jax.weights import to_arrays as jax_to_arrays
 from ict_backends.torch import state as torch_state
@@ -131,10 +133,10 @@ def torch_network(config: Config, dtype: str, seed: int = 0) -> UNet:
 
 
 def jax_weights(config: Config, network: UNet, dtype: str) -> tuple[nnx.State, nnx.State]:
-    """The weights and constants of a network, for JAX."""
+    """The weights and constants of a network, for JAX; its shapes are kept for settings of other trainings."""
     widened = [
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), state)
-        for state in jax_state.abstract_network(config)[1:]
+        for state in jax_state.abstract_network(replace(small_config(), network=config.network, data=config.data))[1:]
     ]
     params, constants = jax_load_arrays(widened, torch_to_arrays(network), jax_devices("cpu"), "twin")
     return params, constants
@@ -153,7 +155,9 @@ def twins(config: Config, dtype: str, seed: int = 0) -> Twins:
     teacher = jax.tree.map(jnp.copy, params) if config.teacher.averaged else None
     averages = {name: jax.tree.map(jnp.copy, params) for name in config.train.average_exponents}
     step = jnp.zeros((), jnp.int32)
-    return Twins(ours, jax_state.TrainState(step, params, ema, optimizer, constants, scale, teacher, averages))
+    theirs = jax_state.TrainState(step, params, ema, optimizer, constants, scale, teacher, averages)
+    # Where a step leaves it: for arrays that lie elsewhere, the first step would be compiled for itself.
+    return Twins(ours, jax.device_put(theirs, replicated(jax_devices("cpu"))))
 
 
 def numpy_batch(config: Config, step: int, dtype: str) -> dict[str, np.ndarray | None]:

@@ -82,8 +82,8 @@ def assert_networks_agree(actual: Result, expected: Result, dtype: str) -> None:
 @settings(COMPILED)
 @given(config=configs, seed=st.integers(0, 1000), batch=st.integers(1, 3))
 def test_networks_agree_forward_and_backward(config: Config, seed: int, batch: int) -> None:
-    # Each has to be compiled anew: float32, which proves less, of every second one.
-    for dtype in TOLERANCES if seed % 2 == 0 else ["float64"]:
+    # Each has to be compiled anew: float32, which proves less, of every fourth one.
+    for dtype in TOLERANCES if seed % 4 == 0 else ["float64"]:
         with jax.enable_x64(dtype == "float64"):
             network, inputs = torch_network(config, dtype, seed), draw_inputs(config, dtype, seed, batch)
             found = run_jax(jax_weights(config, network, dtype), config, inputs)
