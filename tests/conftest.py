@@ -33,7 +33,7 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 # Speed is no property under test: neither deadlines nor the check on slow draws may fail a busy machine.
 _UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=20, **_UNTIMED)
-settings.register_profile("ci", max_examples=100, derandomize=True, print_blob=True, **_UNTIMED)
+settings.register_profile("ci", max_examples=60, derandomize=True, print_blob=True, **_UNTIMED)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 # Tests read what commands show, though most call what a command calls and no command.
