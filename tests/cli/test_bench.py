@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -161,6 +162,7 @@ def test_bad_input_is_one_line(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, says: str, arguments: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of the plain versions, which Python would leave beside them
     (tmp_path / "there.json").mkdir()
     plain_files(tmp_path)
     refused(code, re.escape(says), "bench", *SMALL, *arguments)
