@@ -16,14 +16,17 @@ from gpu_speed import seconds_a_step
 from PIL import Image
 
 from ict_backends.data.dataset import Dataset, load_data
+from ict_backends.exchange.edm import TRAINED_BY
 from ict_backends.exchange.importing import start_from
 from ict_backends.images import to_float, to_uint8
 from ict_backends.measuring.distances import frechet_distance, moments
 from ict_backends.reports.benchmark import random_images
 from ict_backends.runs.checkpoint import load_checkpoint
 from ict_backends.runs.folder import RunDir, create_run
-from ict_backends.sampling.batches import sample_images
-from ict_core import Config, heun_sigmas, load_preset
+from ict_backends.sampling.batches import sample_images, usual_solver
+from ict_backends.sampling.choices import resolve_sigmas
+from ict_backends.training.recipes import TUNING
+from ict_core import Config, load_preset
 from ict_core.settings import replace
 
 if TYPE_CHECKING:
@@ -77,30 +80,21 @@ def train(report: Report) -> None:
     training = prepare(report)
     with tempfile.TemporaryDirectory() as folder:
         run = run_for(report, training, Path(folder) / "run", "training", time_to_train(report, 1))
-        measure(report, training, run, "distance", CONSISTENCY)
-
-
-# EDM's loss and law for the first half of `tune`; and for the second, what --init of a diffusion model takes.
-DIFFUSION: dict[str, dict[str, Any]] = {
-    "noise": {"p_mean": -1.2, "p_std": 1.2},
-    "curriculum": {"schedule": "diffusion"},
-    "loss": {"distance": "l2", "weighting": "edm"},
-    "train": {"optimizer": "adam"},
-}
-TUNING: dict[str, dict[str, Any]] = {"curriculum": {"schedule": "gap", "gap_q": 32.0, "gap_stages": 1}}
+        measure(report, training, run, "distance", moments_of(report, training))
 
 
 def tune(report: Report) -> None:
     """Train a diffusion model for half of the time that `train` has, tune it for the other half, and report both."""
     training, half = prepare(report), time_to_train(report, 2) / 2
     with tempfile.TemporaryDirectory() as folder:
-        first = training._replace(config=replace(training.config, **DIFFUSION))
+        first = training._replace(config=replace(training.config, **TRAINED_BY, train={"optimizer": "adam"}))
         source = run_for(report, first, Path(folder) / "diffusion", "diffusion", half)
-        measure(report, first, source, "distance of the diffusion model", HEUN)
-        second = training._replace(config=replace(training.config, **TUNING))
+        expected = moments_of(report, training)
+        measure(report, first, source, "distance of the diffusion model", expected)
+        second = training._replace(config=replace(training.config, curriculum=TUNING))
         weights = load_checkpoint(source.latest_checkpoint()).ema
         run = run_for(report, second, Path(folder) / "tuned", "tuning", half, weights)
-        measure(report, second, run, "distance", CONSISTENCY)
+        measure(report, second, run, "distance", expected)
 
 
 def time_to_train(report: Report, trainings: int) -> float:
@@ -126,19 +120,17 @@ def run_for(
     return run
 
 
-# Solver -> the levels of each number of steps.
-CONSISTENCY = ("multistep", ([80.0], [80.0, 0.821]))
-HEUN = ("heun", (heun_sigmas(18),))
+def moments_of(report: Report, training: Training) -> Any:
+    """The moments of the images, which take seconds; None for a rehearsal."""
+    return None if report.rehearse else pixel_moments(to_float(training.dataset.images))
 
 
-def measure(
-    report: Report, training: Training, run: RunDir, what: str, sampler: tuple[str, tuple[list[float], ...]]
-) -> None:
-    """Report the Frechet distances of a run's samples, in each number of steps."""
+def measure(report: Report, training: Training, run: RunDir, what: str, expected: Any) -> None:
+    """Report the Frechet distances of a run's samples: in one step and in two, or in the usual number by Heun."""
     model = training.engine.load_model(run.path, device=report.device)
-    expected = None if report.rehearse else pixel_moments(to_float(training.dataset.images))
-    solver, choices = sampler
-    for levels in choices:
+    solver, usual = usual_solver(model.config)
+    more = [resolve_sigmas(model.config, 2, None)] if model.config.curriculum.has_teacher else []
+    for levels in [usual, *more]:
         name = f"{what} in {len(levels)} steps"
         report.attempt(name, lambda levels=levels: distance(model, levels, solver, expected))
 

@@ -116,7 +116,7 @@ def jcm_command(file: Path, out: Path, config_file: Path | None) -> None:
 
     _check_file(file)
     config = _read_config(config_file) if config_file else build_config(RELEASED_CIFAR10)
-    if _ends(file, ".npz"):
+    if file.suffix.lower() == ".npz":
         tree: dict[str, Any] = dict(_read_npz(file))
     else:
         tree = dict(load_backend("jax").read_arrays(file))
@@ -171,7 +171,7 @@ def edm_command(file: Path, out: Path, config_file: Path | None) -> None:
 
     _check_file(file)
     place = ""
-    if _ends(file, ".pkl"):
+    if file.suffix.lower() == ".pkl":
         if config_file is not None:
             raise UsageError(f"--config is for state dicts; {file} describes its network itself")
         found = read_edm(file)
@@ -197,9 +197,9 @@ def _read_state_dict(file: Path) -> tuple[Arrays, str]:
     from ict_backends.arrays import read_safetensors
     from ict_backends.exchange.state_dict import find_state_dict
 
-    if _ends(file, ".safetensors"):
+    if file.suffix.lower() == ".safetensors":
         tree: Mapping[str, Any] = read_safetensors(file)
-    elif _ends(file, ".npz"):
+    elif file.suffix.lower() == ".npz":
         tree = _read_npz(file)
     else:
         tree = load_backend("torch").read_arrays(file)
@@ -214,11 +214,6 @@ def _read_npz(file: Path) -> Arrays:
             return dict(arrays)
     except Exception as error:  # each kind of damage has an exception of its own
         raise CheckpointError(f"{file} is no readable .npz file of plain arrays: {error}") from error
-
-
-def _ends(file: Path, suffix: str) -> bool:
-    """True if a file's name has this ending, in letters of any case."""
-    return file.suffix.lower() == suffix
 
 
 def _check_file(file: Path) -> None:

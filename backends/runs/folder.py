@@ -70,6 +70,8 @@ FREE_ON_RESUME = {
 }
 # The settings that a run's file may have otherwise than its checkpoints.
 _FREE = FREE_ON_RESUME | {"curriculum.steps"}
+# The name of the folder of checkpoints in a run's.
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,11 @@ class RunDir:
 
     def checkpoint_folder(self, step: int) -> Path:
         """RUN/checkpoints/step_N."""
-        return self.path / "checkpoints" / f"step_{step:08d}"
+        return self.path / _CHECKPOINTS / f"step_{step:08d}"
 
     def checkpoints(self) -> list[Path]:
         """The folders of the checkpoints, oldest first."""
-        return _step_folders(self.path / "checkpoints")
+        return _step_folders(self.path / _CHECKPOINTS)
 
     def latest_checkpoint(self) -> Path:
         """The newest checkpoint's folder. Raises CheckpointError where there is none."""
@@ -253,7 +255,7 @@ def open_run(path: str | Path) -> RunDir:
     if path.name == "config.toml" and path.is_file():
         return RunDir(path.parent)
     folder = path.parent if path.is_file() else path
-    if is_step(folder) and folder.parent.name in ("checkpoints", "best") and folder.is_dir():
+    if is_step(folder) and folder.parent.name in (_CHECKPOINTS, "best") and folder.is_dir():
         return RunDir(folder.parent.parent, folder)
     match = re.fullmatch(r"(.+)@(\d{1,18})", path.name)
     if match is None or path.exists():
@@ -308,7 +310,7 @@ def create_run(
     check_new_run(path)
     run, fresh = RunDir(path), not path.exists()
     remove_leftovers(run)
-    discard(_checkpoints(path))
+    discard(path / _CHECKPOINTS)
     try:
         remember_data(run, config, dataset)
         prepare(run)
@@ -319,15 +321,11 @@ def create_run(
     return run
 
 
-def _checkpoints(path: Path) -> Path:
-    return path / "checkpoints"
-
-
 def _remove_half_run(run: RunDir, *, all_of_it: bool) -> None:
     """Remove what a run has that was not made to the end; what others gave its folder stays."""
     if run.config_file.exists():  # it is whole, and only the wait for the disk has failed
         return
-    discard(_checkpoints(run.path))
+    discard(run.path / _CHECKPOINTS)
     if all_of_it:
         run.data_file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # there is something else in it
@@ -346,7 +344,7 @@ def check_new_run(path: Path) -> None:
 
 
 def _is_leftover(file: Path) -> bool:
-    if file.name == "checkpoints":
+    if file.name == _CHECKPOINTS:
         return not file.is_symlink() and file.is_dir() and all(map(_is_first, file.iterdir()))
     return file.name in (LOCK_FILE, "data.json", "images.npz") or file.match(".*.tmp")
 

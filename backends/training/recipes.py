@@ -15,6 +15,8 @@ from ict_core import Config, load_preset
 from ict_core.config import literal, require
 from ict_core.settings import Tree, build_sections, merge, preset_tree
 
+# How a diffusion model is tuned where nobody says how: at the gap of 1/32 from the first step on (docs/tuning.md).
+TUNING: dict[str, Any] = {"schedule": "gap", "gap_q": 32.0, "gap_stages": 1}
 # The sizes of the presets for own images, and the largest images that each is taken for.
 _SIZES = {16: 24, 32: 48, 64: 96}
 # A run on fewer images than this, long enough to see each of them hundreds of times, takes the paper's dropout.
@@ -179,8 +181,7 @@ def _where_it_ended(config: Config, done: int) -> tuple[dict[str, Any], str]:
     """
     curriculum, last = config.curriculum, (done or config.train.total_steps) - 1
     if not curriculum.has_teacher:
-        tuning = {"schedule": "gap", "gap_q": 32.0, "gap_stages": 1}
-        return tuning, "which are a diffusion model's: tuned with a gap of 1/32 unless settings say otherwise"
+        return TUNING, "which are a diffusion model's: tuned with a gap of 1/32 unless settings say otherwise"
     if curriculum.has_grid:
         levels = levels_at(config, last) if done else curriculum.s1 + 1
         reached = {"s0": min(curriculum.s0, levels - 1), "s1": levels - 1}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,23 +10,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from page_faults import PAGES, SOURCE
 
 from ict_backends.jax import device
 from ict_backends.jax.parallel import Processes
 from ict_backends.jax.train import report_first_call
 
 # In a process of its own: which blocks an allocator gives back depends on what was allocated before.
-FAULTS = """
-import resource, sys, torch
+FAULTS = f"""
+{SOURCE}
+import sys
 from ict_backends.torch.device import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
-for _ in range(10):  # until the heap has found its size
-    torch.ones(16 * 2**20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(16 * 2**20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults())
 """
 
 
@@ -37,9 +33,8 @@ def test_freed_memory_is_taken_again_without_new_pages() -> None:
         done = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    pages = 20 * 64 * 2**20 // resource.getpagesize()
-    assert faults("keep") < pages / 100
-    assert faults("") > pages / 2  # what it is without
+    assert faults("keep") < PAGES / 100
+    assert faults("") > PAGES / 2  # what it is without
 
 
 def test_compiled_steps_are_kept_where_nothing_else_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from page_faults import PAGES, SOURCE
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"ict_core": "ict_core", "backends": "ict_backends", "cli": "ict_cli"}
 # `__main__` runs the command line.
@@ -19,19 +21,10 @@ MODULES = [
 
 # What a program of somebody's own has set up before it imports ours, and finds afterwards.
 STATE = """
-import importlib, json, locale, logging, os, resource, signal, sys, threading, warnings
+import importlib, json, locale, logging, os, signal, sys, threading, warnings
 import array_api_compat.torch, einops, flax.nnx, jax, matplotlib, numpy, optax, torch, torch.distributed.fsdp
 import click, PIL.ImageCms, safetensors.numpy, tqdm
 torch.set_num_threads(1)
-
-def faults():
-    # An array of 64 MiB comes from the system each time, unless somebody has told the allocator to keep it.
-    for _ in range(10):  # until the heap has found its size
-        torch.ones(2**24)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def state():
     return {
@@ -49,7 +42,7 @@ def state():
                   torch.is_grad_enabled(), torch.get_float32_matmul_precision(), torch.initial_seed(),
                   torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()],
         "jax": {k: repr(v) for k, v in jax.config.values.items()},
-        "allocator keeps what is freed": faults() < 20 * 2**26 / resource.getpagesize() / 2,
+        "allocator keeps what is freed": faults() < PAGES / 2,
     }
 
 before = state()
@@ -62,7 +55,7 @@ print(json.dumps({name: [before[name], after[name]] for name in before if before
 
 def changes(*modules: str, extra: str = "") -> dict[str, object]:
     """What importing modules changes in a process of its own, by name: before and after."""
-    script = STATE.replace("after = state()", f"{extra}\nafter = state()")
+    script = f"{SOURCE}\nPAGES = {PAGES}\n" + STATE.replace("after = state()", f"{extra}\nafter = state()")
     done = subprocess.run([sys.executable, "-c", script, *modules], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
